@@ -1,0 +1,2 @@
+/* being written */
+typedef int nb_arena_translation_unit;

@@ -1,0 +1,2 @@
+/* being written */
+typedef int nb_file_translation_unit;

@@ -1,0 +1,2 @@
+/* being written */
+typedef int nb_progress_translation_unit;

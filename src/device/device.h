@@ -1,0 +1,376 @@
+/* The device: memory, copies, streams, events, and one function an op. Three devices implement the table: cpu (the readable
+ * specification), dry (counts, for planning) and later cuda.
+ *
+ * Rules for every op
+ *   - It only enqueues on `stream`: no allocation, no synchronization, no host read of device memory. The args struct is copied.
+ *   - The status it returns is about the arguments alone (NB_UNSUPPORTED, naming the op and the value); what goes wrong later
+ *     surfaces at nb_stream_wait.
+ *   - `step` and `slot` point at a struct nb_step / nb_slot in device memory. Sizes named _max are upper bounds known to the host;
+ *     the valid count stands in the slot. Rows beyond it are neither read for a result nor written.
+ *   - Activations are `activation` = F32 or BF16. Arithmetic inside is fp32; a result is rounded once, where it is stored.
+ *   - Strides are in elements. "may be x": the same pointer and stride may be given. Anything else does not alias.
+ *   - Pointers are aligned to 16 bytes, widths are multiples of 8 unless said otherwise. */
+#ifndef NB_DEVICE_DEVICE_H
+#define NB_DEVICE_DEVICE_H
+
+#include "base/status.h"
+#include "device/types.h"
+
+struct nb_device;
+struct nb_stream; /* work in order */
+struct nb_event;  /* a point in a stream's work */
+
+/* ---- tokens in, tokens out ---- */
+
+/* x[t] = table[ids[t]] * scale.    x [tokens, width] activation; table [vocabulary, width] bf16; ids [tokens] i32, in range. */
+struct nb_embedding {
+    nb_dptr table, ids, x, slot;
+    int tokens_max, width, vocabulary;
+    float scale;
+    enum nb_dtype activation;
+};
+
+/* y[i] = x[rows[i]] for i < slot->trained_rows - row_begin, at most rows_max: one chunk of the trained rows.
+ *   x [tokens, width]; rows [trained_rows] i32, ascending; y [rows_max, width]; activation dtype. */
+struct nb_gather_rows {
+    nb_dptr x, rows, y, slot;
+    int row_begin, rows_max, width;
+    enum nb_dtype activation;
+};
+
+/* y[rows[i]] = x[i], the reverse; other rows of y are left as they are. */
+struct nb_scatter_rows {
+    nb_dptr x, rows, y, slot;
+    int row_begin, rows_max, width;
+    enum nb_dtype activation;
+};
+
+/* ---- normalization and position ---- */
+
+/* y = w * round(x / rms(x)), rms(x)^2 = mean(x^2) + epsilon, row by row. Source: Zhang and Sennrich 2019, arXiv 1910.07467,
+ * eq. 4; the normalized row is rounded to the activation dtype before w multiplies, as in the Hugging Face Llama.
+ *   x [tokens, width], y the same, may be x;  w [width] bf16;  rms [tokens] fp32: 1/rms of each row, for the backward pass.
+ * Sums in 16 fixed lanes. `rows_from`: which count of the slot bounds the rows. */
+enum nb_row_count { NB_ROWS_TOKENS, NB_ROWS_TRAINED_CHUNK };
+struct nb_rmsnorm {
+    nb_dptr x, w, y, rms, slot;
+    int tokens_max, width;
+    float epsilon;
+    enum nb_dtype activation;
+    enum nb_row_count rows_from;
+    int row_begin; /* with NB_ROWS_TRAINED_CHUNK: rows are trained rows row_begin .. row_begin + tokens_max */
+};
+
+/* dx = (accumulate ? dx : 0) + the gradient of nb_rmsnorm with respect to x. The weight is frozen. x, rms as in the forward pass;
+ * dy [tokens, width]; dx may be dy when not accumulating. */
+struct nb_rmsnorm_backward {
+    nb_dptr x, w, rms, dy, dx, slot;
+    int tokens_max, width;
+    bool accumulate;
+    enum nb_dtype activation;
+    enum nb_row_count rows_from;
+    int row_begin;
+};
+
+/* Per head: optional RMS norm over head_dim (w bf16 [head_dim], as nb_rmsnorm; null w: none), then rotation of the pairs
+ * (i, i + head_dim/2) by the angle of positions[t]. Source: Su et al. 2021, arXiv 2104.09864, eq. 34, in the half-split order
+ * of the Hugging Face Llama.
+ *   x, y [tokens, heads, head_dim], row strides x_stride, y_stride; y may be x only without w;  positions [tokens] i32;
+ *   cosine, sine [positions_max, head_dim/2] fp32;  rms [tokens, heads] fp32, written when w is given. */
+struct nb_rope {
+    nb_dptr x, y, w, rms, positions, cosine, sine, slot;
+    int tokens_max, heads, head_dim, x_stride, y_stride;
+    float epsilon;
+    enum nb_dtype activation;
+};
+
+/* dx = gradient of nb_rope. dy, dx [tokens, heads, head_dim]; dx may be dy. x is the forward pass's input (needed with w only). */
+struct nb_rope_backward {
+    nb_dptr x, w, rms, dy, dx, positions, cosine, sine, slot;
+    int tokens_max, heads, head_dim, x_stride, dy_stride, dx_stride;
+    enum nb_dtype activation;
+};
+
+/* ---- linear ---- */
+
+/* A low-rank adapter on one weight: y += scale * (dropout(x) A^T) B^T.   a [rank, in], b [out, rank], in the activation dtype.
+ * Source: Hu et al. 2021, arXiv 2106.09685; dropout on the branch's input as in PEFT: kept where the Philox number of
+ * (step->random_step, module, slot->token_offset + token, feature) is >= dropout, and divided by (1 - dropout). The counter is
+ * {feature / 4, token, random_step, low 32 bits of module}, the key seed ^ high bits of module (both words' layout: nb_dropout_keep). */
+struct nb_lora {
+    nb_dptr a, b;        /* null a: no adapter */
+    nb_dptr t;           /* [tokens, rank] activation: dropout(x) A^T, written forward, read backward; t_stride == rank */
+    nb_dptr da, db;      /* fp32, as a and b; accumulated into. Backward only */
+    int rank;            /* 1 to 1024, any */
+    float scale, dropout;
+    uint64_t module;     /* nb_name_hash of the module's name */
+};
+
+enum { NB_LINEAR_PARTS = 3 };
+
+/* For each part: y = (accumulate ? y : 0) + round(output_scale * (x W^T + bias + lora)), W rows [row_begin, row_begin + out).
+ *   x [tokens, in], shared by the parts;  y [tokens, out], row stride y_stride;  bias [out] bf16 or null.
+ * Accumulated in fp32 over `in`, adapter and bias added in fp32, rounded once; accumulate adds to y in fp32 and rounds again.
+ * 4-bit weights are dequantized to bf16 (quant/matrix.h), whatever the activation. The result of a row depends on neither the
+ * other rows' values nor the thread count.
+ * rows_from and row_begin_chunk as in nb_rmsnorm. `in` and `out` are multiples of 8; a 4-bit weight's rows * columns is any. */
+struct nb_linear_part {
+    struct nb_weight weight;
+    int row_begin, out;
+    nb_dptr bias, y;
+    int y_stride;
+    bool accumulate;
+    float output_scale; /* 1 unless the family scales */
+    struct nb_lora lora;
+};
+struct nb_linear {
+    nb_dptr x, step, slot;
+    int tokens_max, in, x_stride, parts;
+    enum nb_dtype activation;
+    enum nb_row_count rows_from;
+    int row_begin_chunk;
+    struct nb_linear_part part[NB_LINEAR_PARTS];
+    struct nb_scratch scratch;
+};
+
+/* Backward of nb_linear, the weights frozen:
+ *   dx = (accumulate_dx ? dx : 0) + round(sum over parts of output_scale * (dy W + lora's share))
+ *   u = scale * dy B;  da += u^T dropout(x);  db += scale * dy^T t     (sums over tokens in tiles of NB_TILE_TOKENS, in order)
+ * part[i].y is dy here (read), stride y_stride. dx [tokens, in], null when not wanted; may not be x. */
+struct nb_linear_backward {
+    nb_dptr x, dx, step, slot;
+    int tokens_max, in, x_stride, dx_stride, parts;
+    bool accumulate_dx;
+    enum nb_dtype activation;
+    enum nb_row_count rows_from;
+    int row_begin_chunk;
+    struct nb_linear_part part[NB_LINEAR_PARTS];
+    struct nb_scratch scratch;
+};
+
+/* ---- attention ---- */
+
+/* o = softmax(soft_cap(scale * q k^T) + mask) v, sequence by sequence of one unpadded token buffer; softmax in fp32.
+ * Query i of a sequence with n queries and m keys stands at position m - n + i; key j is visible if j <= position (causal) and
+ * position - j < window (0: no window). soft_cap(s) = cap * tanh(s / cap), 0: none. Head h reads kv head h / (heads / kv_heads).
+ *   q, o [query tokens, heads, head_dim];  k, v [key tokens, kv_heads, head_dim];  row strides q_stride, ...
+ *   query_starts, key_starts [sequences + 1] i32 (cu_seqlens; the same pointer without a KV cache)
+ *   lse [heads, tokens_max] fp32: log of the sum of exponentials, natural, for the backward pass; may be null
+ * head_dim: a multiple of 8 up to 256. longest_max bounds a sequence's keys. Nothing of size longest x longest is kept. */
+struct nb_attention {
+    nb_dptr q, k, v, o, lse, query_starts, key_starts, slot;
+    int tokens_max, key_tokens_max, sequences_max, longest_max;
+    int heads, kv_heads, head_dim, q_stride, k_stride, v_stride, o_stride;
+    int window;
+    float scale, soft_cap;
+    enum nb_dtype activation;
+    struct nb_scratch scratch;
+};
+
+/* dq, dk, dv from d_o, given the forward pass's q, k, v, o, lse. dq, dk, dv have the layouts of q, k, v (own strides), are
+ * overwritten, and may not alias anything but: dq may be d_o's memory never. Deterministic. */
+struct nb_attention_backward {
+    nb_dptr q, k, v, o, lse, d_o, dq, dk, dv, query_starts, key_starts, slot;
+    int tokens_max, key_tokens_max, sequences_max, longest_max;
+    int heads, kv_heads, head_dim, q_stride, k_stride, v_stride, o_stride, d_o_stride, dq_stride, dk_stride, dv_stride;
+    int window;
+    float scale, soft_cap;
+    enum nb_dtype activation;
+    struct nb_scratch scratch;
+};
+
+/* Copies the new tokens' k and v rows to the cache at rows slot->cache_tokens ...    k, v [tokens, width] strides k_stride,
+ * v_stride;  k_cache, v_cache [capacity, width] contiguous. One sequence. */
+struct nb_kv_append {
+    nb_dptr k, v, k_cache, v_cache, slot;
+    int tokens_max, width, k_stride, v_stride, capacity;
+    enum nb_dtype activation;
+};
+
+/* ---- element by element ---- */
+
+/* y = silu(gate) * up, silu(g) = g / (1 + exp(-g)); silu rounded to the activation dtype before the product, as the reference
+ * does. All [tokens, width] contiguous; y may be gate or up. Source: Shazeer 2020, arXiv 2002.05202. */
+struct nb_swiglu {
+    nb_dptr gate, up, y, slot;
+    int tokens_max, width;
+    enum nb_dtype activation;
+};
+
+/* d_gate, d_up from dy. d_gate may be gate, d_up may be up. */
+struct nb_swiglu_backward {
+    nb_dptr gate, up, dy, d_gate, d_up, slot;
+    int tokens_max, width;
+    enum nb_dtype activation;
+};
+
+/* y = a + b, rounded once. [tokens, width]; y may be a or b. */
+struct nb_add {
+    nb_dptr a, b, y, slot;
+    int tokens_max, width;
+    enum nb_dtype activation;
+};
+
+/* ---- loss ---- */
+
+/* For each row of a chunk of logits: loss[row_begin + i] = logsumexp(logits[i]) - logits[i][labels[row_begin + i]], fp32; and, if
+ * `gradient`, logits[i] = softmax(logits[i]) - onehot(label), in place. Not divided by any count.
+ *   logits [rows_max, vocabulary], row stride logits_stride, activation dtype; labels [trained rows] i32; loss [trained rows] fp32.
+ * Rows: trained rows row_begin .. row_begin + rows_max that exist. vocabulary is any; logits_stride a multiple of 8. */
+struct nb_cross_entropy {
+    nb_dptr logits, labels, loss, slot;
+    int row_begin, rows_max, vocabulary, logits_stride;
+    bool gradient;
+    enum nb_dtype activation;
+};
+
+/* step->loss_sum += sum of loss[0 .. slot->trained_rows), in double, partial sums of NB_TILE_TOKENS rows added in order. */
+struct nb_loss_sum {
+    nb_dptr loss, step, slot;
+    int rows_max;
+};
+
+/* ---- optimizer ---- */
+
+/* partial[i] = sum of squares of gradient[i * 256 .. (i + 1) * 256), in 16 fixed lanes, fp32; count a multiple of 256. */
+struct nb_square_sum {
+    nb_dptr gradient, partial;
+    uint64_t count;
+};
+
+/* Reads partial[0 .. count), adds in order in double, and sets step->gradient_norm, clip_scale and finite. */
+struct nb_clip_scale {
+    nb_dptr partial, step;
+    uint64_t count;
+};
+
+/* One registered tensor's AdamW update (numerics.md's order; quant/adamw.h is the arithmetic), g = gradient * inverse_count *
+ * clip_scale; then copy = round(master). Does nothing if step->finite is 0. The gradient is zeroed either way.
+ *   master, gradient fp32 [count]; copy [count] in copy_dtype (F32 or BF16), may not alias master
+ *   moments fp32: m, v fp32 [count].   8-bit: m, v U8 codes [count]; m_absmax, v_absmax fp32 [ceil(count / 256)]; m_map, v_map
+ *   fp32 [256] (quant/dynamic_map.h, signed and unsigned). */
+struct nb_adamw {
+    nb_dptr master, gradient, copy, m, v, m_absmax, v_absmax, m_map, v_map, step;
+    uint64_t count;
+    float beta1, beta2, epsilon, weight_decay;
+    bool moments_8bit;
+    enum nb_dtype copy_dtype;
+};
+
+/* y[i] = x[i] in another dtype (F32 to BF16 or F32, BF16 to F32). */
+struct nb_cast {
+    nb_dptr x, y;
+    enum nb_dtype from, to;
+    uint64_t count;
+};
+
+/* ---- weights ---- */
+
+/* Quantizes w [rows, columns] bf16 into the parts of `to` (format NF4 or FP4, nested or not; quant/matrix.h), maps included.
+ * count of weights is any. */
+struct nb_quantize {
+    nb_dptr w;
+    struct nb_weight to;
+};
+
+/* w [rows, columns] bf16 = the matrix dequantized. */
+struct nb_dequantize {
+    struct nb_weight from;
+    nb_dptr w;
+};
+
+/* ---- generation ---- */
+
+/* next[0] = the id chosen from logits [vocabulary] (one row). temperature 0: the largest, the lowest id on a tie. Otherwise from
+ * softmax(logits / temperature) among the top_k largest (0: all) and, of these, the smallest set whose probability reaches top_p
+ * (1: all); uniform number: nb_random_uniform(seed, NB_RANDOM_SAMPLE, 0, slot->sample_index). */
+struct nb_sample {
+    nb_dptr logits, next, slot;
+    int vocabulary, top_k;
+    float temperature, top_p;
+    uint64_t seed;
+    enum nb_dtype activation;
+    struct nb_scratch scratch;
+};
+
+/* Every op, in the order of this header. One line an op: the table, the dry device, the check functions and the tests' coverage
+ * list come from it. */
+#define NB_OPS(OP)                                                                                                          \
+    OP(embedding) OP(gather_rows) OP(scatter_rows) OP(rmsnorm) OP(rmsnorm_backward) OP(rope) OP(rope_backward) OP(linear)   \
+    OP(linear_backward) OP(attention) OP(attention_backward) OP(kv_append) OP(swiglu) OP(swiglu_backward) OP(add)           \
+    OP(cross_entropy) OP(loss_sum) OP(square_sum) OP(clip_scale) OP(adamw) OP(cast) OP(quantize) OP(dequantize) OP(sample)
+
+/* The table. An op that is NULL is unsupported there and reported before a run starts (nb_device_require). */
+struct nb_device {
+    struct nb_device_profile profile;
+
+    /* Slabs: taken once, at set-up. 256-byte aligned, contents undefined. Errors: NB_MEMORY. */
+    nb_status (*memory_take)(struct nb_device *, uint64_t bytes, nb_dptr *);
+    void (*memory_give_back)(struct nb_device *, nb_dptr);
+    /* Host memory that copies can reach asynchronously (pinned where that means something). */
+    nb_status (*host_take)(struct nb_device *, uint64_t bytes, void **);
+    void (*host_give_back)(struct nb_device *, void *);
+
+    nb_status (*stream_create)(struct nb_device *, struct nb_stream **);
+    void (*stream_destroy)(struct nb_device *, struct nb_stream **); /* waits first */
+    nb_status (*event_create)(struct nb_device *, struct nb_event **);
+    void (*event_destroy)(struct nb_device *, struct nb_event **);
+    nb_status (*event_record)(struct nb_device *, struct nb_stream *, struct nb_event *);
+    nb_status (*stream_wait_event)(struct nb_device *, struct nb_stream *, struct nb_event *); /* the stream waits, the host goes on */
+    nb_status (*stream_wait)(struct nb_device *, struct nb_stream *); /* the host waits; errors of enqueued work surface here */
+
+    /* Enqueued copies. Host memory stays untouched by the host until the stream has passed them. */
+    nb_status (*upload)(struct nb_device *, struct nb_stream *, nb_dptr to, const void *from, uint64_t bytes);
+    nb_status (*download)(struct nb_device *, struct nb_stream *, void *to, nb_dptr from, uint64_t bytes);
+    nb_status (*copy)(struct nb_device *, struct nb_stream *, nb_dptr to, nb_dptr from, uint64_t bytes);
+    nb_status (*fill_zero)(struct nb_device *, struct nb_stream *, nb_dptr to, uint64_t bytes);
+
+    /* The ops, and what scratch each asks for with these args: plain C, reads shapes and the profile alone, callable without the
+     * device. Pointers in the args may be null there. */
+#define NB_OP_ENTRY(name)                                                                \
+    nb_status (*name)(struct nb_device *, struct nb_stream *, const struct nb_##name *); \
+    uint64_t (*name##_scratch_bytes)(const struct nb_device_profile *, const struct nb_##name *);
+    NB_OPS(NB_OP_ENTRY)
+#undef NB_OP_ENTRY
+
+    void (*destroy)(struct nb_device *);
+};
+
+/* Destroys whatever kind of device it is, and nulls the handle. Takes NULL. */
+void nb_device_destroy(struct nb_device **device);
+
+/* NB_UNSUPPORTED, naming device and op, if an op of the table is NULL. */
+nb_status nb_device_require_all(const struct nb_device *device);
+
+/* Checks shapes, dtypes and alignment of each op's args, the same for all devices (src/device/check.c): nb_check_rmsnorm, ... */
+#define NB_OP_CHECK(name) nb_status nb_check_##name(const struct nb_##name *args);
+NB_OPS(NB_OP_CHECK)
+#undef NB_OP_CHECK
+
+/* Options of the CPU device. */
+struct nb_cpu_options {
+    int threads;            /* 0: all */
+    bool deferred;          /* tests: work runs only when waited for, streams interleaved by `seed`, and device memory is unreadable
+                               outside of ops and copies: a forgotten event or a host dereference shows */
+    uint64_t deferred_seed;
+};
+
+nb_status nb_cpu_device_create(const struct nb_cpu_options *options, struct nb_device **device);
+
+/* The profile nb_cpu_device_create would have. */
+void nb_cpu_profile(const struct nb_cpu_options *options, struct nb_device_profile *profile);
+
+/* What the dry device counted. */
+struct nb_dry_counts {
+    uint64_t memory_bytes, host_bytes; /* taken now */
+    uint64_t ops;
+    double flops;                      /* of the linear and attention ops, for the time estimate */
+    uint64_t copied_bytes;
+};
+
+/* A device of `target`'s kind that owns no memory and runs nothing: addresses are invented, ops are checked (nb_check_*) and
+ * counted, scratch_bytes is the target kind's. Uploads and downloads touch no host memory. */
+nb_status nb_dry_device_create(const struct nb_device_profile *target, struct nb_device **device);
+const struct nb_dry_counts *nb_dry_device_counts(const struct nb_device *device);
+
+#endif

@@ -1,0 +1,1 @@
+#include "quant/dynamic_map.h"

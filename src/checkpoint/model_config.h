@@ -18,7 +18,7 @@ enum nb_rope_type {
     NB_ROPE_LLAMA3, /* frequencies scaled as in Llama 3.1: transformers' _compute_llama3_parameters */
 };
 
-struct nb_rope {
+struct nb_rope_spec {
     enum nb_rope_type type;
     double theta;
     /* of NB_ROPE_LLAMA3 alone, else 0 */
@@ -32,7 +32,7 @@ struct nb_model_config {
     const struct nb_family *family; /* static; its name is "llama", "mistral", "qwen2" or "qwen3" */
     int hidden, intermediate, layers, heads, kv_heads, head_dim, vocab, max_positions;
     float rms_epsilon;
-    struct nb_rope rope;
+    struct nb_rope_spec rope;
     int sliding_window;                         /* 0: no layer has one. Key j is visible to i if i - j < window. */
     bool layer_windowed[NB_MODEL_LAYERS_MAX];   /* whether layer l uses it */
     bool tied;                                  /* the head is the embedding */

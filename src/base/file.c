@@ -1,2 +1,464 @@
-/* being written */
-typedef int nb_file_translation_unit;
+#include "base/file.h"
+
+#include <errno.h>
+#include <fcntl.h>
+#include <ftw.h>
+#include <limits.h>
+#include <stdarg.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/mman.h>
+#include <sys/stat.h>
+#include <unistd.h>
+#include <zlib.h>
+
+enum { CHUNK_BYTES = 1 << 16, FOLDER_DEPTH_OPEN = 16 };
+
+/* Opens for reading; a folder is refused here, because read() and mmap() name it less clearly. */
+static nb_status open_for_reading(const char *path, int *descriptor, struct stat *status)
+{
+    int opened = open(path, O_RDONLY | O_CLOEXEC);
+    if (opened < 0)
+        return nb_fail_errno("%s: cannot open", path);
+    if (fstat(opened, status) != 0) {
+        nb_status failed = nb_fail_errno("%s: cannot stat", path);
+        close(opened);
+        return failed;
+    }
+    if (S_ISDIR(status->st_mode)) {
+        close(opened);
+        return nb_fail(NB_IO, "%s: is a folder, a file was expected", path);
+    }
+    *descriptor = opened;
+    return NB_OK;
+}
+
+nb_status nb_mapped_file_open(const char *path, struct nb_mapped_file *file)
+{
+    struct stat status;
+    int descriptor;
+    *file = (struct nb_mapped_file){0};
+    NB_TRY(open_for_reading(path, &descriptor, &status));
+    nb_status result = NB_OK;
+    void *data = NULL;
+    if (!S_ISREG(status.st_mode)) {
+        result = nb_fail(NB_IO, "%s: is not a regular file, so it cannot be mapped", path);
+    } else if (status.st_size > 0) {
+        data = mmap(NULL, (size_t)status.st_size, PROT_READ, MAP_PRIVATE, descriptor, 0);
+        if (data == MAP_FAILED) {
+            data = NULL;
+            result = nb_fail_errno("%s: cannot map %lld bytes", path, (long long)status.st_size);
+        }
+    }
+    close(descriptor);
+    if (result != NB_OK)
+        return result;
+    char *copy = strdup(path);
+    if (!copy) {
+        if (data)
+            munmap(data, (size_t)status.st_size);
+        return nb_fail(NB_MEMORY, "%s: out of memory", path);
+    }
+    *file = (struct nb_mapped_file){.data = data, .bytes = (uint64_t)status.st_size, .path = copy};
+    return NB_OK;
+}
+
+void nb_mapped_file_close(struct nb_mapped_file *file)
+{
+    if (file->data)
+        munmap((void *)(uintptr_t)file->data, (size_t)file->bytes);
+    free(file->path);
+    *file = (struct nb_mapped_file){0};
+}
+
+void nb_mapped_file_forget(const struct nb_mapped_file *file, uint64_t offset, uint64_t bytes)
+{
+    if (!file->data || offset >= file->bytes)
+        return;
+    if (bytes > file->bytes - offset)
+        bytes = file->bytes - offset;
+    uint64_t page = (uint64_t)sysconf(_SC_PAGESIZE);
+    uint64_t begin = offset / page * page; /* a neighbour on the first page is read again from the page cache */
+    /* Advice only: a refusal costs memory, never correctness. */
+    (void)madvise((void *)(uintptr_t)(file->data + begin), (size_t)(offset + bytes - begin), MADV_DONTNEED);
+}
+
+/* A text that grows up to a limit. There is always one byte of room for the terminating zero. */
+struct growing {
+    const char *path;
+    char *data;
+    size_t bytes, capacity;
+    uint64_t limit;
+};
+
+static nb_status growing_append(struct growing *growing, const void *data, size_t bytes)
+{
+    if (bytes > growing->limit - growing->bytes)
+        return nb_fail(NB_FORMAT, "%s: holds more than the %llu bytes that are allowed here", growing->path,
+            (unsigned long long)growing->limit);
+    if (bytes >= growing->capacity - growing->bytes) {
+        size_t capacity = growing->capacity;
+        while (bytes >= capacity - growing->bytes) {
+            if (capacity > SIZE_MAX / 2)
+                return nb_fail(NB_MEMORY, "%s: out of memory", growing->path);
+            capacity *= 2;
+        }
+        char *larger = realloc(growing->data, capacity);
+        if (!larger)
+            return nb_fail(NB_MEMORY, "%s: out of memory: %zu bytes were asked for", growing->path, capacity);
+        growing->data = larger;
+        growing->capacity = capacity;
+    }
+    memcpy(growing->data + growing->bytes, data, bytes);
+    growing->bytes += bytes;
+    return NB_OK;
+}
+
+/* Reads up to a full buffer; short only at the end of the file. */
+static nb_status read_chunk(int descriptor, const char *path, unsigned char *buffer, size_t *got)
+{
+    *got = 0;
+    while (*got < CHUNK_BYTES) {
+        ssize_t part = read(descriptor, buffer + *got, CHUNK_BYTES - *got);
+        if (part < 0 && errno == EINTR)
+            continue;
+        if (part < 0)
+            return nb_fail_errno("%s: cannot read", path);
+        if (part == 0)
+            break;
+        *got += (size_t)part;
+    }
+    return NB_OK;
+}
+
+static nb_status read_plain(int descriptor, unsigned char *input, size_t got, struct growing *text)
+{
+    while (got) {
+        NB_TRY(growing_append(text, input, got));
+        NB_TRY(read_chunk(descriptor, text->path, input, &got));
+    }
+    return NB_OK;
+}
+
+/* Unpacks one buffer of input. *inside says whether a member has begun and not ended: a file may hold several, one after another. */
+static nb_status inflate_chunk(z_stream *stream, bool *inside, struct growing *text)
+{
+    unsigned char output[CHUNK_BYTES];
+    do {
+        if (!*inside && stream->avail_in == 0)
+            return NB_OK;
+        if (!*inside && inflateReset(stream) != Z_OK)
+            return nb_fail(NB_FORMAT, "%s: zlib cannot restart", text->path);
+        *inside = true;
+        stream->next_out = output;
+        stream->avail_out = sizeof output;
+        int code = inflate(stream, Z_NO_FLUSH);
+        if (code == Z_MEM_ERROR)
+            return nb_fail(NB_MEMORY, "%s: out of memory", text->path);
+        if (code != Z_OK && code != Z_STREAM_END && code != Z_BUF_ERROR)
+            return nb_fail(NB_FORMAT, "%s: damaged gzip data after %zu unpacked bytes: %s", text->path, text->bytes,
+                stream->msg ? stream->msg : "not a deflate stream");
+        NB_TRY(growing_append(text, output, sizeof output - stream->avail_out));
+        *inside = code != Z_STREAM_END;
+    } while (stream->avail_in > 0 || stream->avail_out == 0);
+    return NB_OK;
+}
+
+static nb_status read_gzip(int descriptor, unsigned char *input, size_t got, struct growing *text)
+{
+    z_stream stream = {0};
+    if (inflateInit2(&stream, 16 + MAX_WBITS) != Z_OK)
+        return nb_fail(NB_MEMORY, "%s: out of memory", text->path);
+    nb_status status = NB_OK;
+    bool inside = true;
+    while (got && status == NB_OK) {
+        stream.next_in = input;
+        stream.avail_in = (uInt)got;
+        status = inflate_chunk(&stream, &inside, text);
+        if (status == NB_OK)
+            status = read_chunk(descriptor, text->path, input, &got);
+    }
+    if (status == NB_OK && inside)
+        status = nb_fail(NB_FORMAT, "%s: the gzip data ends early, after %zu unpacked bytes. The download may be incomplete",
+            text->path, text->bytes);
+    inflateEnd(&stream);
+    return status;
+}
+
+nb_status nb_file_read(const char *path, uint64_t limit, bool gunzip, char **data, size_t *bytes)
+{
+    struct stat status;
+    int descriptor;
+    unsigned char input[CHUNK_BYTES];
+    size_t got;
+    *data = NULL;
+    *bytes = 0;
+    NB_TRY(open_for_reading(path, &descriptor, &status));
+    struct growing text = {.path = path, .limit = limit, .capacity = CHUNK_BYTES};
+    if (S_ISREG(status.st_mode) && status.st_size >= CHUNK_BYTES && (uint64_t)status.st_size <= limit)
+        text.capacity = (size_t)status.st_size + 1;
+    text.data = malloc(text.capacity);
+    nb_status result = text.data ? NB_OK : nb_fail(NB_MEMORY, "%s: out of memory", path);
+    if (result == NB_OK)
+        result = read_chunk(descriptor, path, input, &got);
+    if (result == NB_OK && gunzip && got >= 2 && input[0] == 0x1f && input[1] == 0x8b)
+        result = read_gzip(descriptor, input, got, &text);
+    else if (result == NB_OK)
+        result = read_plain(descriptor, input, got, &text);
+    close(descriptor);
+    if (result != NB_OK) {
+        free(text.data);
+        return result;
+    }
+    text.data[text.bytes] = 0;
+    *data = text.data;
+    *bytes = text.bytes;
+    return NB_OK;
+}
+
+struct nb_writer {
+    char *path, *temporary; /* temporary is NULL where a device or pipe is written directly */
+    int descriptor;
+    int failed_errno; /* the first failure; 0 while there is none */
+    uint32_t crc;
+    uint64_t bytes;
+    size_t pending;
+    unsigned char buffer[CHUNK_BYTES];
+};
+
+static void writer_free(struct nb_writer **writer)
+{
+    struct nb_writer *w = *writer;
+    *writer = NULL;
+    if (!w)
+        return;
+    if (w->descriptor >= 0)
+        close(w->descriptor);
+    free(w->path);
+    free(w->temporary);
+    free(w);
+}
+
+nb_status nb_writer_open(const char *path, struct nb_writer **writer)
+{
+    struct stat status;
+    bool exists = stat(path, &status) == 0;
+    *writer = NULL;
+    if (exists && S_ISDIR(status.st_mode))
+        return nb_fail(NB_IO, "%s: is a folder, so no file of that name can be written", path);
+    struct nb_writer *w = calloc(1, sizeof *w);
+    if (!w)
+        return nb_fail(NB_MEMORY, "%s: out of memory", path);
+    w->descriptor = -1;
+    w->crc = (uint32_t)crc32_z(0, NULL, 0);
+    w->path = nb_format("%s", path);
+    /* Renaming over /dev/null or a pipe would replace it with a plain file, for every program on the machine. */
+    bool direct = exists && !S_ISREG(status.st_mode);
+    if (!direct)
+        w->temporary = nb_format("%s.tmp-%ld", path, (long)getpid());
+    int flags = O_WRONLY | O_CLOEXEC | (direct ? 0 : O_CREAT | O_TRUNC | O_NOFOLLOW);
+    w->descriptor = open(direct ? path : w->temporary, flags, 0666);
+    if (w->descriptor < 0) {
+        nb_status failed = nb_fail_errno("%s: cannot write", path);
+        writer_free(&w);
+        return failed;
+    }
+    *writer = w;
+    return NB_OK;
+}
+
+static nb_status writer_failure(const struct nb_writer *writer)
+{
+    return nb_fail(NB_IO, "%s: cannot write: %s", writer->path, strerror(writer->failed_errno));
+}
+
+static nb_status write_all(struct nb_writer *writer, const unsigned char *data, size_t bytes)
+{
+    while (bytes) {
+        ssize_t part = write(writer->descriptor, data, bytes);
+        if (part < 0 && errno == EINTR)
+            continue;
+        if (part < 0) {
+            writer->failed_errno = errno;
+            return writer_failure(writer);
+        }
+        data += part;
+        bytes -= (size_t)part;
+    }
+    return NB_OK;
+}
+
+static nb_status writer_flush(struct nb_writer *writer)
+{
+    size_t pending = writer->pending;
+    writer->pending = 0;
+    return write_all(writer, writer->buffer, pending);
+}
+
+nb_status nb_writer_write(struct nb_writer *writer, const void *data, size_t bytes)
+{
+    if (writer->failed_errno)
+        return writer_failure(writer);
+    if (!bytes)
+        return NB_OK;
+    if (bytes > CHUNK_BYTES - writer->pending)
+        NB_TRY(writer_flush(writer));
+    if (bytes >= CHUNK_BYTES) {
+        NB_TRY(write_all(writer, data, bytes));
+    } else {
+        memcpy(writer->buffer + writer->pending, data, bytes);
+        writer->pending += bytes;
+    }
+    writer->crc = (uint32_t)crc32_z(writer->crc, data, bytes);
+    writer->bytes += bytes;
+    return NB_OK;
+}
+
+uint32_t nb_writer_crc32(const struct nb_writer *writer)
+{
+    return writer->crc;
+}
+
+uint64_t nb_writer_bytes(const struct nb_writer *writer)
+{
+    return writer->bytes;
+}
+
+/* Devices, pipes and some network file systems cannot sync and say so; that is no failure to write. */
+static bool sync_failed(int descriptor)
+{
+    return fsync(descriptor) != 0 && errno != EINVAL && errno != ENOTSUP && errno != EROFS;
+}
+
+static nb_status sync_parent(const char *path)
+{
+    const char *slash = strrchr(path, '/');
+    if (!slash)
+        return nb_sync_folder(".");
+    char *folder = nb_format("%.*s", slash == path ? 1 : (int)(slash - path), path);
+    nb_status status = nb_sync_folder(folder);
+    free(folder);
+    return status;
+}
+
+nb_status nb_writer_finish(struct nb_writer **writer)
+{
+    struct nb_writer *w = *writer;
+    nb_status status = w->failed_errno ? writer_failure(w) : writer_flush(w);
+    if (status == NB_OK && sync_failed(w->descriptor))
+        status = nb_fail_errno("%s: cannot sync", w->path);
+    int descriptor = w->descriptor;
+    w->descriptor = -1;
+    if (close(descriptor) != 0 && status == NB_OK)
+        status = nb_fail_errno("%s: cannot close", w->path);
+    if (status == NB_OK && w->temporary && rename(w->temporary, w->path) != 0)
+        status = nb_fail_errno("%s: cannot rename %s into place", w->path, w->temporary);
+    if (status != NB_OK)
+        nb_writer_abandon(writer);
+    else if (w->temporary)
+        status = sync_parent(w->path);
+    writer_free(writer);
+    return status;
+}
+
+void nb_writer_abandon(struct nb_writer **writer)
+{
+    if (*writer && (*writer)->temporary)
+        unlink((*writer)->temporary);
+    writer_free(writer);
+}
+
+nb_status nb_file_write(const char *path, const void *data, size_t bytes)
+{
+    struct nb_writer *writer;
+    NB_TRY(nb_writer_open(path, &writer));
+    nb_status status = nb_writer_write(writer, data, bytes);
+    if (status != NB_OK) {
+        nb_writer_abandon(&writer);
+        return status;
+    }
+    return nb_writer_finish(&writer);
+}
+
+nb_status nb_make_folder(const char *path)
+{
+    char *copy = nb_format("%s", path);
+    nb_status status = NB_OK;
+    for (char *end = copy; *end && status == NB_OK;) {
+        end += strspn(end, "/");
+        end += strcspn(end, "/");
+        char kept = *end;
+        *end = 0;
+        if (mkdir(copy, 0777) != 0 && !nb_path_is_folder(copy))
+            status = nb_fail_errno("%s: cannot make the folder", copy);
+        *end = kept;
+    }
+    if (status == NB_OK && !nb_path_is_folder(path))
+        status = nb_fail(NB_IO, "\"%s\": is not a folder", path);
+    free(copy);
+    return status;
+}
+
+nb_status nb_sync_folder(const char *path)
+{
+    int descriptor = open(path, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+    if (descriptor < 0)
+        return nb_fail_errno("%s: cannot open the folder", path);
+    nb_status status = sync_failed(descriptor) ? nb_fail_errno("%s: cannot sync the folder", path) : NB_OK;
+    close(descriptor);
+    return status;
+}
+
+static int remove_entry(const char *path, const struct stat *status, int kind, struct FTW *place)
+{
+    (void)status;
+    (void)kind;
+    (void)place;
+    if (remove(path) == 0 || errno == ENOENT)
+        return 0;
+    nb_fail_errno("%s: cannot remove", path);
+    return 1;
+}
+
+nb_status nb_remove_folder(const char *path)
+{
+    if (!nb_path_exists(path))
+        return NB_OK;
+    /* FTW_PHYS: a link is removed, never followed out of the folder. */
+    int code = nftw(path, remove_entry, FOLDER_DEPTH_OPEN, FTW_DEPTH | FTW_PHYS);
+    if (code < 0)
+        return nb_fail_errno("%s: cannot remove the folder", path);
+    return code ? NB_IO : NB_OK;
+}
+
+bool nb_path_exists(const char *path)
+{
+    struct stat status;
+    return lstat(path, &status) == 0;
+}
+
+bool nb_path_is_folder(const char *path)
+{
+    struct stat status;
+    return stat(path, &status) == 0 && S_ISDIR(status.st_mode);
+}
+
+char *nb_path_join(const char *folder, const char *name)
+{
+    size_t bytes = strlen(folder);
+    bool separated = bytes == 0 || folder[bytes - 1] == '/';
+    return nb_format("%s%s%s", folder, separated ? "" : "/", name);
+}
+
+char *nb_format(const char *format, ...)
+{
+    va_list arguments;
+    char *text;
+    va_start(arguments, format);
+    int bytes = vasprintf(&text, format, arguments);
+    va_end(arguments);
+    if (bytes < 0)
+        abort();
+    return text;
+}

@@ -29,7 +29,8 @@ void nb_mapped_file_forget(const struct nb_mapped_file *file, uint64_t offset, u
  * Refuses more than `limit` bytes (unpacked). The caller frees *data. Errors: NB_IO, NB_FORMAT (damaged gzip), NB_MEMORY. */
 nb_status nb_file_read(const char *path, uint64_t limit, bool gunzip, char **data, size_t *bytes);
 
-/* A file written to "PATH.tmp-PID" beside its place, synced and renamed by nb_writer_finish; an unfinished one leaves nothing. */
+/* A file written to "PATH.tmp-PID" beside its place, synced and renamed by nb_writer_finish; an unfinished one leaves nothing.
+ * Where a device or a pipe already stands at PATH (/dev/stdout), it is written directly. */
 struct nb_writer;
 
 /* Errors: NB_IO naming the path. */

@@ -1,0 +1,113 @@
+/* A decoder on a device: its description layer by layer, its weights in units, and the two directions through ranges of layers.
+ *
+ * Layers are counted with embedding and head: 0 is the embedding, 1 .. L the blocks, L + 1 the final norm, head and loss. */
+#ifndef NB_MODEL_MODEL_H
+#define NB_MODEL_MODEL_H
+
+#include <stdbool.h>
+#include <stdint.h>
+
+#include "adapter/adapter.h"
+#include "base/arena.h"
+#include "base/status.h"
+#include "checkpoint/checkpoint.h"
+#include "device/device.h"
+
+struct nb_progress;
+
+/* What may differ from layer to layer. */
+struct nb_layer_spec {
+    enum nb_residual { NB_RESIDUAL_SERIAL } residual; /* norm, attention, add, norm, MLP, add */
+    enum nb_mlp { NB_MLP_SWIGLU } mlp;
+    int rope_table; /* which of the model's tables turns q and k */
+    int window;     /* 0: none */
+    bool head_norms, attention_bias;
+};
+
+struct nb_model_options {
+    enum nb_weight_format linear_format; /* of the blocks' linears: BF16, NF4, FP4 */
+    bool nested;
+    enum nb_dtype activation;
+};
+
+struct nb_model;
+
+/* Describes the model and lays out its units; takes no device memory. `checkpoint` must outlive the model until nb_model_load is done.
+ * A checkpoint that is quantized already must be opened with its own type. Errors: NB_UNSUPPORTED. */
+nb_status nb_model_create(struct nb_device *device, const struct nb_checkpoint *checkpoint, const struct nb_model_options *options,
+                          struct nb_model **model);
+void nb_model_destroy(struct nb_model **model);
+
+const struct nb_model_config *nb_model_config_of(const struct nb_model *model);
+const struct nb_layer_spec *nb_model_layer(const struct nb_model *model, int block);
+struct nb_device *nb_model_device(const struct nb_model *model);
+const struct nb_model_options *nb_model_options_of(const struct nb_model *model);
+
+/* Takes the units' memory and the rope tables (positions_max rows) from the arena. */
+nb_status nb_model_allocate(struct nb_model *model, struct nb_arena *arena, int positions_max);
+
+/* Reads every weight from the checkpoint into its unit: bf16 sources are quantized on the device, 4-bit ones copied as they are
+ * (their own maps). `arena` gives the transient scratch. On a dry device only the memory is counted. Never more than two
+ * tensors of host memory besides. `progress` may be NULL. Waits for the stream. */
+nb_status nb_model_load(struct nb_model *model, struct nb_stream *stream, struct nb_arena *arena, struct nb_progress *progress);
+
+/* ---- micro-batches ---- */
+
+/* Upper bounds that every buffer of a pass is sized for. */
+struct nb_batch_limits {
+    int tokens, sequences, longest, trained_rows;
+    int loss_rows; /* rows of logits at a time, a multiple of NB_TILE_TOKENS */
+};
+
+/* A micro-batch on the host: sequences one after the other, unpadded. Labels are already shifted: trained row i says that position
+ * row[i] (ascending, an index into the tokens) shall predict label[i]. Does not own. */
+struct nb_micro_batch {
+    struct nb_slot counts;
+    const int32_t *ids, *positions; /* [tokens] */
+    const int32_t *starts;          /* [sequences + 1] */
+    const int32_t *trained_row, *label; /* [trained_rows] */
+};
+
+/* Which activations a block keeps from its forward pass. */
+enum nb_keep {
+    NB_KEEP_INPUT,      /* gradient_checkpointing: true: the block's input; the rest is computed again */
+    NB_KEEP_EVERYTHING, /* gradient_checkpointing: false */
+    NB_KEEP_NOTHING,    /* evaluation, generation: forward only */
+};
+
+/* The activations of up to `slots` micro-batches in flight through a model with an adapter (or NULL). */
+struct nb_pass;
+
+struct nb_pass_options {
+    struct nb_batch_limits limits;
+    enum nb_keep keep;
+    int slots;
+    int cache_tokens; /* > 0: a key-value cache of so many tokens, one sequence; keep is NB_KEEP_NOTHING */
+};
+
+/* Takes everything the pass will use from the arena, which it keeps for its frames: forward and backward take and release their live
+ * sets there, and never more than at planning. `step` is a struct nb_step on the device. */
+nb_status nb_pass_create(struct nb_model *model, const struct nb_adapter *adapter, const struct nb_pass_options *options,
+                         struct nb_arena *arena, struct nb_stream *stream, nb_dptr step, struct nb_pass **pass);
+
+/* Releases the pass's memory (LIFO with what was taken after it). */
+void nb_pass_destroy(struct nb_pass **pass);
+
+/* Enqueues the upload of a micro-batch into a slot; its arrays are copied to the pass's pinned memory before return. Errors: NB_USAGE when
+ * it exceeds the limits. */
+nb_status nb_pass_set_batch(struct nb_pass *pass, int slot, const struct nb_micro_batch *batch);
+
+/* Enqueue layers first .. last (inclusive) for a slot. The head's forward computes the loss of every trained row, adds their sum
+ * to step->loss_sum and, unless NB_KEEP_NOTHING, leaves dX of its input; backward ranges then run from the head's successor
+ * down: nb_pass_backward(pass, slot, L, 0) with first >= last. Block 1 computes no dX unless something below it trains. */
+nb_status nb_pass_forward(struct nb_pass *pass, int slot, int first, int last);
+nb_status nb_pass_backward(struct nb_pass *pass, int slot, int first, int last);
+
+/* Enqueues the download of the slot's losses, fp32 [trained rows], in the order of trained_row. */
+nb_status nb_pass_download_losses(struct nb_pass *pass, int slot, float *losses);
+
+/* Enqueues the logits of one token row of the slot (after a forward of layers 0 .. L) into the pass's logits row, [vocab] in the
+ * activation dtype; and their address. For generation and tests. */
+nb_status nb_pass_logits(struct nb_pass *pass, int slot, int token, nb_dptr *logits);
+
+#endif

@@ -58,11 +58,12 @@ struct nb_rmsnorm {
     float epsilon;
     enum nb_dtype activation;
     enum nb_row_count rows_from;
-    int row_begin; /* with NB_ROWS_TRAINED_CHUNK: rows are trained rows row_begin .. row_begin + tokens_max */
+    int row_begin; /* with NB_ROWS_TRAINED_CHUNK: row i of the buffers is trained row row_begin + i, i < tokens_max */
 };
 
-/* dx = (accumulate ? dx : 0) + the gradient of nb_rmsnorm with respect to x. The weight is frozen. x, rms as in the forward pass;
- * dy [tokens, width]; dx may be dy when not accumulating. */
+/* dx = (accumulate ? dx : 0) + the gradient of nb_rmsnorm with respect to x, rounded once. With n = x * rms and d = w * dy:
+ * rms * (d - n * mean(d * n)). The weight is frozen. x, rms as in the forward pass; dy [tokens, width]; dx may be dy when not
+ * accumulating. */
 struct nb_rmsnorm_backward {
     nb_dptr x, w, rms, dy, dx, slot;
     int tokens_max, width;
@@ -72,8 +73,8 @@ struct nb_rmsnorm_backward {
     int row_begin;
 };
 
-/* Per head: optional RMS norm over head_dim (w bf16 [head_dim], as nb_rmsnorm; null w: none), then rotation of the pairs
- * (i, i + head_dim/2) by the angle of positions[t]. Source: Su et al. 2021, arXiv 2104.09864, eq. 34, in the half-split order
+/* Per head: optional RMS norm over head_dim (w bf16 [head_dim], as nb_rmsnorm, rounded as there; null w: none), then rotation of
+ * the pairs (i, i + head_dim/2) by the angle of positions[t]: y_i = x_i cos - x_j sin, y_j = x_j cos + x_i sin, rounded once. Source: Su et al. 2021, arXiv 2104.09864, eq. 34, in the half-split order
  * of the Hugging Face Llama.
  *   x, y [tokens, heads, head_dim], row strides x_stride, y_stride; y may be x only without w;  positions [tokens] i32;
  *   cosine, sine [positions_max, head_dim/2] fp32;  rms [tokens, heads] fp32, written when w is given. */
@@ -197,7 +198,8 @@ struct nb_swiglu {
     enum nb_dtype activation;
 };
 
-/* d_gate, d_up from dy. d_gate may be gate, d_up may be up. */
+/* With s = 1 / (1 + exp(-gate)): d_up = dy * round(gate * s), d_gate = dy * up * s * (1 + gate * (1 - s)).
+ * d_gate may be gate, d_up may be up. */
 struct nb_swiglu_backward {
     nb_dptr gate, up, dy, d_gate, d_up, slot;
     int tokens_max, width;
@@ -252,7 +254,7 @@ struct nb_clip_scale {
 struct nb_adamw {
     nb_dptr master, gradient, copy, m, v, m_absmax, v_absmax, m_map, v_map, step;
     uint64_t count;
-    float beta1, beta2, epsilon, weight_decay;
+    double beta1, beta2, epsilon, weight_decay; /* doubles: 1 - 0.999f is off by 1e-5 of itself */
     bool moments_8bit;
     enum nb_dtype copy_dtype;
 };
@@ -266,11 +268,12 @@ struct nb_cast {
 
 /* ---- weights ---- */
 
-/* Quantizes w [rows, columns] bf16 into the parts of `to` (format NF4 or FP4, nested or not; quant/matrix.h), maps included.
- * count of weights is any. */
+/* Quantizes w [rows, columns] bf16 into the parts of `to` (format NF4 or FP4, nested or not; quant/matrix.h), maps and offset
+ * included. count of weights is any. A weight that is not finite is NB_FORMAT at nb_stream_wait. */
 struct nb_quantize {
     nb_dptr w;
     struct nb_weight to;
+    struct nb_scratch scratch; /* nested: the scales before they are quantized */
 };
 
 /* w [rows, columns] bf16 = the matrix dequantized. */
@@ -282,8 +285,9 @@ struct nb_dequantize {
 /* ---- generation ---- */
 
 /* next[0] = the id chosen from logits [vocabulary] (one row). temperature 0: the largest, the lowest id on a tie. Otherwise from
- * softmax(logits / temperature) among the top_k largest (0: all) and, of these, the smallest set whose probability reaches top_p
- * (1: all); uniform number: nb_random_uniform(seed, NB_RANDOM_SAMPLE, 0, slot->sample_index). */
+ * softmax(logits / temperature) among the top_k largest (0: all) and, of these, the smallest set whose share reaches top_p (1: all),
+ * larger logits first, lower ids first on a tie. The chosen set is walked by rising id until the running probability, in double,
+ * exceeds uniform * total; uniform: nb_random_uniform(seed, NB_RANDOM_SAMPLE, 0, slot->sample_index). */
 struct nb_sample {
     nb_dptr logits, next, slot;
     int vocabulary, top_k;

@@ -74,8 +74,8 @@ struct nb_rmsnorm_backward {
 };
 
 /* Per head: optional RMS norm over head_dim (w bf16 [head_dim], as nb_rmsnorm, rounded as there; null w: none), then rotation of
- * the pairs (i, i + head_dim/2) by the angle of positions[t]: y_i = x_i cos - x_j sin, y_j = x_j cos + x_i sin, rounded once. Source: Su et al. 2021, arXiv 2104.09864, eq. 34, in the half-split order
- * of the Hugging Face Llama.
+ * the pairs (i, j = i + head_dim/2) by the angle of positions[t]: y_i = x_i cos - x_j sin, y_j = x_j cos + x_i sin, rounded
+ * once. Source: Su et al. 2021, arXiv 2104.09864, eq. 34, in the half-split order of the Hugging Face Llama.
  *   x, y [tokens, heads, head_dim], row strides x_stride, y_stride; y may be x only without w;  positions [tokens] i32;
  *   cosine, sine [positions_max, head_dim/2] fp32;  rms [tokens, heads] fp32, written when w is given. */
 struct nb_rope {

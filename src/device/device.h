@@ -307,6 +307,7 @@ struct nb_sample {
 /* The table. An op that is NULL is unsupported there and reported before a run starts (nb_device_require). */
 struct nb_device {
     struct nb_device_profile profile;
+    bool dry; /* owns no memory and runs nothing: what host_take gave is not to be touched, what downloads would bring does not come */
 
     /* Slabs: taken once, at set-up. 256-byte aligned, contents undefined. Errors: NB_MEMORY. */
     nb_status (*memory_take)(struct nb_device *, uint64_t bytes, nb_dptr *);

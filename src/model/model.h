@@ -82,6 +82,8 @@ struct nb_pass_options {
     struct nb_batch_limits limits;
     enum nb_keep keep;
     int slots;
+    int batches;      /* how often nb_pass_set_batch may be called between two waits for the stream, at least slots (0: slots): each
+                         call has pinned memory of its own until the wait. The trainer waits once a step */
     int cache_tokens; /* > 0: a key-value cache of so many tokens, one sequence; keep is NB_KEEP_NOTHING */
 };
 

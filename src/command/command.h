@@ -69,6 +69,7 @@ int nb_option_index(const struct nb_command *command, const char *name);
 
 /* `nibble` alone: one screen. `nibble help`: the verbs. `nibble help VERB`, `nibble help config`. */
 void nb_help_screen(FILE *out);
+void nb_help_commands(FILE *out);
 void nb_help_command(const struct nb_command *command, FILE *out);
 
 /* nibble(1) in roff. */

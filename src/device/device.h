@@ -114,7 +114,8 @@ enum { NB_LINEAR_PARTS = 3 };
  * Accumulated in fp32 over `in`, adapter and bias added in fp32, rounded once; accumulate adds to y in fp32 and rounds again.
  * 4-bit weights are dequantized to bf16 (quant/matrix.h), whatever the activation. The result of a row depends on neither the
  * other rows' values nor the thread count.
- * rows_from and row_begin_chunk as in nb_rmsnorm. `in` and `out` are multiples of 8; a 4-bit weight's rows * columns is any. */
+ * rows_from and row_begin_chunk as in nb_rmsnorm. `in` and the strides are multiples of 8 (and t_stride is rank); `out` is any (a
+ * vocabulary's), and so is a 4-bit weight's rows * columns. */
 struct nb_linear_part {
     struct nb_weight weight;
     int row_begin, out;

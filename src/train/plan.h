@@ -1,0 +1,41 @@
+/* What a training run will take, measured by running its set-up, one step, one evaluation and one save on the dry device. */
+#ifndef NB_TRAIN_PLAN_H
+#define NB_TRAIN_PLAN_H
+
+#include <stdio.h>
+
+#include "base/arena.h"
+#include "train/setup.h"
+
+enum { NB_PLAN_NOTES_MAX = 8 };
+
+struct nb_plan {
+    uint64_t peak_bytes;                     /* high-water mark of the arena: what the run takes, to the byte */
+    uint64_t category_bytes[NB_CATEGORY_COUNT]; /* at the peak; they add up to it */
+    uint64_t host_bytes;                     /* staging and batches beside it */
+    uint64_t available_bytes;                /* what the device has in all */
+    uint64_t trainable_parameters, parameters; /* of the adapter; of the base model */
+    uint64_t rows, eval_rows;
+    uint64_t epoch_tokens, epoch_trained_tokens; /* one epoch's */
+    int64_t steps_per_epoch, steps, warmup_steps;
+    int rows_per_step;                       /* bins with sample_packing */
+    double step_flops;                       /* at most: of a step with every buffer full */
+    char *note[NB_PLAN_NOTES_MAX];           /* sentences; owned */
+    int notes;
+};
+
+/* Measures. Errors: those of a step that cannot be run on this device; NB_MEMORY. Destroy with nb_plan_destroy. */
+nb_status nb_plan_make(const struct nb_run *run, struct nb_plan *plan);
+
+/* Frees what the plan owns. Takes a zeroed one. */
+void nb_plan_destroy(struct nb_plan *plan);
+
+/* A table for people. */
+void nb_plan_print(const struct nb_run *run, const struct nb_plan *plan, FILE *out);
+
+/* One JSON object and a newline: "peak_bytes", "categories" {name: bytes}, "host_bytes", "available_bytes", "trainable_parameters",
+ * "parameters", "rows", "eval_rows", "epoch_tokens", "epoch_trained_tokens", "steps_per_epoch", "steps", "warmup_steps",
+ * "rows_per_step", "step_flops", "fits", "notes" [text]. */
+nb_status nb_plan_print_json(const struct nb_plan *plan, FILE *out);
+
+#endif

@@ -1,0 +1,43 @@
+/* What a run has on a device: one arena taken at once, and in it the model, the adapter and the step struct. The same code opens it
+ * on the real device and, to plan, on the dry one. */
+#ifndef NB_TRAIN_SESSION_H
+#define NB_TRAIN_SESSION_H
+
+#include "base/arena.h"
+#include "train/setup.h"
+
+struct nb_session {
+    const struct nb_run *run;
+    bool dry;
+    struct nb_device *device;
+    struct nb_stream *stream;
+    struct nb_arena *arena;
+    nb_dptr slab;
+    struct nb_model *model;
+    struct nb_adapter *adapter; /* NULL without one */
+    void *staging;              /* nb_adapter_staging_bytes of host memory; NULL without an adapter */
+    nb_dptr step;               /* struct nb_step */
+};
+
+struct nb_session_args {
+    bool dry;
+    uint64_t capacity;    /* of the arena, to the byte; ignored when dry */
+    int positions_max;    /* rows of the rope tables */
+    bool shows_progress;  /* of loading */
+};
+
+/* Takes the memory, loads the model, makes or loads the adapter (run->start_folder), sets the step struct to zero. The stream has
+ * passed everything on return. Errors: NB_MEMORY when the machine has less than `capacity` or the plan does not hold; those of
+ * loading. On an error *session is NULL. */
+nb_status nb_session_open(const struct nb_run *run, const struct nb_session_args *args, struct nb_session **session);
+
+/* Takes NULL; nulls the handle. Passes and generators made in the arena are destroyed before. */
+void nb_session_close(struct nb_session **session);
+
+/* The same work twice: first on a dry session, whose high-water mark is the capacity of the second, the real one. `body` must do the
+ * same allocations on both; session->dry tells it not to look at results. `planned` (may be NULL) receives the capacity.
+ * For evaluate and generate; train does the same through nb_plan_make. */
+typedef nb_status nb_session_body(struct nb_session *session, void *context);
+nb_status nb_session_run(const struct nb_run *run, int positions_max, nb_session_body *body, void *context, uint64_t *planned);
+
+#endif

@@ -1,0 +1,82 @@
+/* Everything that a configuration opens on the host: checkpoint, tokenizer, chat template, data, and the sizes and options that
+ * follow from them. One path serves train, plan, evaluate and generate; no device memory is touched here. */
+#ifndef NB_TRAIN_SETUP_H
+#define NB_TRAIN_SETUP_H
+
+#include <stdbool.h>
+#include <stdint.h>
+
+#include "adapter/adapter.h"
+#include "adapter/peft.h"
+#include "base/status.h"
+#include "checkpoint/checkpoint.h"
+#include "config/config.h"
+#include "model/model.h"
+#include "text/chat_template.h"
+#include "text/dataset.h"
+#include "text/pack.h"
+#include "text/tokenizer.h"
+
+enum nb_purpose {
+    NB_PURPOSE_TRAIN,    /* data of the config, an adapter that trains; also for plan */
+    NB_PURPOSE_EVALUATE, /* one data file, no gradients */
+    NB_PURPOSE_GENERATE, /* no data */
+};
+
+/* What to open. Strings are only read during the call, but the config must outlive the run. */
+struct nb_run_args {
+    const struct nb_config *config; /* NB_PURPOSE_TRAIN: validated (nb_config_validate_train) */
+    enum nb_purpose purpose;
+    const char *model;   /* NULL: the config's base_model */
+    const char *adapter; /* outside train: an adapter folder, or NULL. In train the config's lora_model_dir counts */
+    const char *data;    /* NB_PURPOSE_EVALUATE: the data file */
+};
+
+/* How long a training run is. */
+struct nb_run_length {
+    int64_t steps_per_epoch, steps, warmup_steps;
+    int64_t eval_every, save_every; /* in steps; 0: at each epoch's end */
+};
+
+struct nb_run {
+    const struct nb_config *config;
+    enum nb_purpose purpose;
+    struct nb_checkpoint *checkpoint;
+    struct nb_tokenizer *tokenizer; /* NULL where the model has none: rows of tokens need none */
+    char *tokenizer_problem;        /* then: why, for messages */
+    struct nb_chat_template *chat_template; /* NULL where there is none */
+    char *chat_template_problem;
+
+    struct nb_peft_config *start; /* the adapter folder's configuration, or NULL */
+    char *start_folder;
+    bool has_adapter;
+    struct nb_adapter_options adapter; /* its target list points into config or start */
+    struct nb_model_options model;
+    struct nb_cpu_options cpu;
+    struct nb_device_profile profile;
+    int sequence_len;
+
+    struct nb_dataset *data;      /* what trains, or what is evaluated; NULL for NB_PURPOSE_GENERATE */
+    struct nb_dataset *test_data; /* of test_datasets, or NULL */
+    uint32_t *train_rows, *eval_rows; /* of data; of eval_data */
+    uint32_t train_count, eval_count; /* eval_count 0: nothing is evaluated during training */
+    const struct nb_dataset *eval_data; /* data or test_data */
+    struct nb_batch_plan *batches;      /* NB_PURPOSE_TRAIN */
+    struct nb_batch_limits limits;      /* of a micro-batch, also of an evaluation's */
+    struct nb_run_length length;
+};
+
+/* Opens, reads, checks and splits. Warnings go to nb_warn. Errors: NB_USAGE, NB_UNSUPPORTED, NB_FORMAT, NB_IO, NB_MEMORY, each with
+ * file, place and remedy; then *run is NULL. */
+nb_status nb_run_open(const struct nb_run_args *args, struct nb_run **run);
+
+/* Takes NULL; nulls the handle. */
+void nb_run_destroy(struct nb_run **run);
+
+/* Why a run of this config computes in the dtype it does, where the user may wonder ("bf16: auto is fp32 here ..."); NULL if not. */
+const char *nb_run_precision_note(const struct nb_run *run);
+
+/* Trained positions of the kept rows of a list; *tokens receives all positions. */
+uint64_t nb_run_trained_tokens(const struct nb_dataset *dataset, const uint32_t *rows, uint32_t count, uint64_t *tokens);
+
+#endif

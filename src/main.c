@@ -13,7 +13,7 @@ static nb_status run_help(int argc, char **argv)
     }
     if (strcmp(argv[0], "config") == 0) {
         if (argc > 1)
-            return nb_config_help_key(argv[1], stdout);
+            return nb_config_help_key(stdout, argv[1]);
         nb_config_help_text(stdout);
         return NB_OK;
     }

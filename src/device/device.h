@@ -199,7 +199,7 @@ struct nb_swiglu {
     enum nb_dtype activation;
 };
 
-/* With s = 1 / (1 + exp(-gate)): d_up = dy * round(gate * s), d_gate = dy * up * s * (1 + gate * (1 - s)).
+/* With s = 1 / (1 + exp(-gate)): d_up = dy * round(silu(gate)), d_gate = dy * up * s * (1 + gate * (1 - s)).
  * d_gate may be gate, d_up may be up. */
 struct nb_swiglu_backward {
     nb_dptr gate, up, dy, d_gate, d_up, slot;

@@ -11,6 +11,7 @@
 #include "base/simd.h"
 #include "device/cpu/math.h"
 #include "device/device.h"
+#include "quant/adamw.h"
 
 struct nb_cpu_queue;
 struct nb_products;
@@ -20,6 +21,7 @@ struct nb_cpu {
     int threads;           /* >= 1 */
     struct nb_cpu_queue *queue;   /* deferred mode's; NULL in immediate mode */
     struct nb_products *products; /* the matrix products' kernels (product.h), made at first use */
+    struct nb_adamw8_coders adamw8; /* made once: half a millisecond */
     struct nb_stream *running;    /* whose work is being done; takes its errors */
 };
 

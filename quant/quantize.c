@@ -8,13 +8,29 @@
 
 enum { INFINITY_BITS = 0x7f800000 };
 
+/* The code of a scaled weight x: first, plus the rise of each threshold below x. Sums vectorize where a table would not. */
+struct staircase {
+    float thresholds[NB_QUANT_CODES - 1];
+    int32_t first, rises[NB_QUANT_CODES - 1];
+};
+
+static struct staircase staircase_of(enum nb_quant_type type)
+{
+    struct staircase staircase;
+    uint8_t codes[NB_QUANT_CODES];
+    nb_quant_thresholds(type, staircase.thresholds, codes);
+    staircase.first = codes[0];
+    for (int k = 0; k < NB_QUANT_CODES - 1; k++)
+        staircase.rises[k] = codes[k + 1] - codes[k];
+    return staircase;
+}
+
 /* What quantizing a matrix reads: w is bf16 or fp32, the other is NULL. */
 struct source {
     const nb_bf16 *narrow;
     const float *wide;
     uint64_t count;
-    float thresholds[NB_QUANT_CODES - 1];
-    uint8_t codes[NB_QUANT_CODES];
+    struct staircase staircase;
 };
 
 /* Weights of one block, zeros after its end. */
@@ -31,13 +47,13 @@ static void load_block(const struct source *source, uint64_t block, float x[NB_Q
         x[i] = 0.0f;
 }
 
-/* Scales x to [-1, 1], returns its absmax and sets rank to the number of thresholds below each x. An absmax that is not finite is
- * returned before ranks are set. */
+/* Packs one block, scaling x to [-1, 1] in place, and returns its absmax. One that is not finite is returned before x or packed is
+ * written. */
 NB_QUANT_CLONES
-static float rank_block(const float *thresholds, float *restrict x, int32_t *restrict rank)
+static float quantize_block(const struct staircase *staircase, float *restrict x, uint8_t *restrict packed)
 {
-    int32_t maximum = 0; /* magnitudes compare as integers, which vectorizes where a maximum of floats does not */
-    for (int i = 0; i < NB_QUANT_BLOCK; i++) {
+    int32_t maximum = 0, codes[NB_QUANT_BLOCK];
+    for (int i = 0; i < NB_QUANT_BLOCK; i++) { /* as integers, which vectorizes where a maximum of floats does not */
         int32_t magnitude = (int32_t)(nb_float_bits(x[i]) & 0x7fffffffu);
         maximum = magnitude > maximum ? magnitude : maximum;
     }
@@ -50,12 +66,16 @@ static float rank_block(const float *thresholds, float *restrict x, int32_t *res
     else if (maximum != 0)
         for (int i = 0; i < NB_QUANT_BLOCK; i++)
             x[i] = x[i] * inverse;
-    for (int i = 0; i < NB_QUANT_BLOCK; i++) {
-        int32_t below = 0;
-        for (int k = 0; k < NB_QUANT_CODES - 1; k++)
-            below += x[i] > thresholds[k];
-        rank[i] = below;
+    for (int i = 0; i < NB_QUANT_BLOCK; i++)
+        codes[i] = staircase->first;
+    for (int k = 0; k < NB_QUANT_CODES - 1; k++) {
+        float threshold = staircase->thresholds[k];
+        int32_t rise = staircase->rises[k];
+        for (int i = 0; i < NB_QUANT_BLOCK; i++)
+            codes[i] += x[i] > threshold ? rise : 0;
     }
+    for (int i = 0; i < NB_QUANT_BLOCK / 2; i++)
+        packed[i] = (uint8_t)(codes[2 * i] << 4 | codes[2 * i + 1]);
     return absmax;
 }
 
@@ -73,16 +93,13 @@ static uint64_t quantize_range(const struct source *source, uint64_t begin, uint
 {
     for (uint64_t block = begin; block < end; block++) {
         float x[NB_QUANT_BLOCK];
-        int32_t rank[NB_QUANT_BLOCK];
+        uint8_t bytes[NB_QUANT_BLOCK / 2];
+        uint64_t left = nb_quant_packed_bytes(source->count - block * NB_QUANT_BLOCK);
         load_block(source, block, x);
-        absmax[block] = rank_block(source->thresholds, x, rank);
+        absmax[block] = quantize_block(&source->staircase, x, bytes);
         if (!isfinite(absmax[block]))
             return first_bad(x, block);
-        uint64_t left = nb_quant_packed_bytes(source->count - block * NB_QUANT_BLOCK);
-        int bytes = left < NB_QUANT_BLOCK / 2 ? (int)left : NB_QUANT_BLOCK / 2;
-        uint8_t *out = packed + block * (NB_QUANT_BLOCK / 2);
-        for (int i = 0; i < bytes; i++)
-            out[i] = (uint8_t)(source->codes[rank[2 * i]] << 4 | source->codes[rank[2 * i + 1]]);
+        memcpy(packed + block * sizeof bytes, bytes, left < sizeof bytes ? left : sizeof bytes);
     }
     return UINT64_MAX;
 }
@@ -122,7 +139,7 @@ static nb_status quantize(enum nb_quant_type type, bool nested, struct source *s
     struct nb_quant_layout layout; /* checks the shape */
     NB_TRY(nb_quant_matrix_layout(type, nested, rows, columns, &layout));
     source->count = rows * columns;
-    nb_quant_thresholds(type, source->thresholds, source->codes);
+    source->staircase = staircase_of(type);
     memcpy(parts->codebook, nb_quant_codebook(type), NB_QUANT_CODES * sizeof *parts->codebook);
     uint64_t blocks = nb_quant_blocks(source->count), bad = UINT64_MAX;
     int64_t ranges = (int64_t)nb_quant_superblocks(blocks);

@@ -56,6 +56,10 @@ const struct nb_trainable *nb_adapter_trainable(const struct nb_adapter *adapter
 uint64_t nb_adapter_elements(const struct nb_adapter *adapter);   /* of the flat order, padding included */
 uint64_t nb_adapter_parameters(const struct nb_adapter *adapter); /* without padding: what users call trainable parameters */
 
+/* Uploads one tensor's values, which the caller has put into `staging` as fp32 [rows, columns]: the compute copy, and where it trains
+ * the master. Waits for the stream, so that the staging is free again. On a dry device nothing of the staging is touched. */
+nb_status nb_adapter_put(struct nb_adapter *adapter, struct nb_stream *stream, void *staging, int trainable);
+
 /* Takes copies, and if it trains masters, gradients and moments, from the arena, and enqueues their initial values: A uniform in
  * +-1/sqrt(in) (PEFT's kaiming-uniform with a = sqrt(5)), a function of (seed, tensor name, element); B, gradients and moments zero;
  * padding zero. On a dry device nothing is computed. `staging` is host memory from device->host_take of at least
@@ -68,8 +72,9 @@ nb_status nb_adapter_initialize(struct nb_adapter *adapter, struct nb_stream *st
 struct nb_adapter_memory {
     nb_dptr copy;                /* [elements] activation dtype */
     nb_dptr master, gradient;    /* [elements] fp32 */
-    nb_dptr m, v;                /* per tensor at its place: fp32 [elements] offsets in 4-byte units, or U8 codes; see nb_adapter_moments */
-    nb_dptr m_map, v_map;        /* fp32 [256] each */
+    nb_dptr m, v;                /* each tensor's fp32 values or U8 codes, one after the other: ask nb_adapter_bind_adamw */
+    nb_dptr m_absmax, v_absmax;  /* fp32 scales of the 8-bit ones, the same */
+    nb_dptr m_map, v_map;        /* fp32 [256] each; null without 8-bit moments */
 };
 const struct nb_adapter_memory *nb_adapter_memory_of(const struct nb_adapter *adapter);
 

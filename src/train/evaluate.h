@@ -26,7 +26,7 @@ struct nb_evaluate_args {
     const volatile sig_atomic_t *stop;  /* may be NULL; nonzero: NB_INTERRUPTED */
 };
 
-/* Makes a forward-only pass in the session's arena for run->limits and releases it. A row's loss depends on the row alone, not on
+/* Makes a forward-only pass in the session's arena for run->eval_limits and releases it. A row's loss depends on the row alone, not on
  * how rows are grouped. On a dry device one group is enqueued. Errors: NB_NUMERIC naming a row whose loss is not finite. */
 nb_status nb_evaluate(const struct nb_evaluate_args *args, struct nb_evaluation *evaluation);
 

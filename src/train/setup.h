@@ -62,7 +62,8 @@ struct nb_run {
     uint32_t train_count, eval_count; /* eval_count 0: nothing is evaluated during training */
     const struct nb_dataset *eval_data; /* data or test_data */
     struct nb_batch_plan *batches;      /* NB_PURPOSE_TRAIN */
-    struct nb_batch_limits limits;      /* of a micro-batch, also of an evaluation's */
+    struct nb_batch_limits limits;      /* of a micro-batch: micro_batch_size x sequence_len, every position trained */
+    struct nb_batch_limits eval_limits; /* of an evaluation's: as many tokens, but more and shorter rows */
     struct nb_run_length length;
 };
 

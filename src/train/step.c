@@ -1,0 +1,155 @@
+#include "train/step.h"
+
+#include <stdlib.h>
+
+#include "train/batch.h"
+
+struct nb_stepper {
+    struct nb_session *session; /* not owned */
+    struct nb_stepper_options options;
+    uint64_t frame; /* of the arena, before everything here */
+    nb_dptr partial;
+    struct nb_pass *pass;
+    struct nb_batch *batch;
+    struct nb_step *up, *down; /* host memory that copies reach */
+};
+
+static nb_status create(struct nb_stepper *s)
+{
+    struct nb_session *session = s->session;
+    struct nb_device *device = session->device;
+    struct nb_pass_options pass = {
+        .limits = session->run->limits, .keep = s->options.keep, .slots = 1, .batches = s->options.micro_batches};
+    uint64_t partials = nb_adapter_elements(session->adapter) / NB_TILE_ELEMENTS;
+    void *up = NULL, *down = NULL;
+    NB_TRY(device->host_take(device, sizeof *s->up, &up));
+    s->up = up;
+    NB_TRY(device->host_take(device, sizeof *s->down, &down));
+    s->down = down;
+    NB_TRY(nb_batch_create(&session->run->limits, &s->batch));
+    NB_TRY(nb_arena_take(session->arena, NB_CATEGORY_SCRATCH, "squares of the gradients", partials * sizeof(float),
+                         &s->partial.address));
+    return nb_pass_create(session->model, session->adapter, &pass, session->arena, session->stream, session->step, &s->pass);
+}
+
+nb_status nb_stepper_create(struct nb_session *session, const struct nb_stepper_options *options, struct nb_stepper **stepper)
+{
+    struct nb_stepper *s = calloc(1, sizeof *s);
+    *stepper = NULL;
+    if (!s)
+        return nb_fail(NB_MEMORY, "no memory for a training step");
+    s->session = session;
+    s->options = *options;
+    s->frame = nb_arena_frame(session->arena);
+    nb_status status = create(s);
+    if (status != NB_OK)
+        nb_stepper_destroy(&s);
+    *stepper = s;
+    return status;
+}
+
+void nb_stepper_destroy(struct nb_stepper **stepper)
+{
+    struct nb_stepper *s = *stepper;
+    if (!s)
+        return;
+    struct nb_device *device = s->session->device;
+    nb_pass_destroy(&s->pass);
+    nb_batch_destroy(&s->batch);
+    if (s->up)
+        device->host_give_back(device, s->up);
+    if (s->down)
+        device->host_give_back(device, s->down);
+    nb_arena_release_to(s->session->arena, s->frame);
+    free(s);
+    *stepper = NULL;
+}
+
+/* Tokens of a step, and how many of them train. */
+static void count_rows(const struct nb_dataset *dataset, const struct nb_step_rows *rows, struct nb_step_result *result)
+{
+    for (uint32_t i = rows->bin_first[0]; i < rows->bin_first[rows->bin_count]; i++) {
+        const struct nb_row *row = &dataset->rows[rows->rows[i]];
+        result->tokens += row->count;
+        result->trained_tokens += row->trained_count;
+    }
+}
+
+static nb_status upload_step(struct nb_stepper *s, int64_t step, double learning_rate, uint64_t trained_tokens)
+{
+    struct nb_session *session = s->session;
+    if (!session->dry)
+        *s->up = (struct nb_step){
+            .step = (uint32_t)step,
+            .random_step = (uint32_t)step,
+            .learning_rate = (float)learning_rate,
+            .max_grad_norm = s->options.max_grad_norm,
+            .inverse_count = (float)(1.0 / (double)trained_tokens),
+            .seed = {(uint32_t)s->options.seed, (uint32_t)(s->options.seed >> 32)},
+        };
+    return session->device->upload(session->device, session->stream, session->step, s->up, sizeof *s->up);
+}
+
+/* Bins [first, last) as one micro-batch, forward and back. */
+static nb_status run_micro_batch(struct nb_stepper *s, const struct nb_dataset *dataset, const struct nb_step_rows *rows,
+                                 uint32_t first, uint32_t last, uint32_t *token_offset)
+{
+    int head = nb_model_config_of(s->session->model)->layers + 1;
+    nb_batch_clear(s->batch, *token_offset);
+    for (uint32_t i = rows->bin_first[first]; i < rows->bin_first[last]; i++)
+        NB_TRY(nb_batch_add(s->batch, dataset, rows->rows[i]));
+    *token_offset += nb_batch_view(s->batch)->counts.tokens;
+    NB_TRY(nb_pass_set_batch(s->pass, 0, nb_batch_view(s->batch)));
+    NB_TRY(nb_pass_forward(s->pass, 0, 0, head));
+    return nb_pass_backward(s->pass, 0, head - 1, 0);
+}
+
+static nb_status update(struct nb_stepper *s)
+{
+    struct nb_session *session = s->session;
+    struct nb_device *device = session->device;
+    uint64_t elements = nb_adapter_elements(session->adapter);
+    struct nb_square_sum squares = {
+        .gradient = nb_adapter_memory_of(session->adapter)->gradient, .partial = s->partial, .count = elements};
+    struct nb_clip_scale clip = {.partial = s->partial, .step = session->step, .count = elements / NB_TILE_ELEMENTS};
+    NB_TRY(device->square_sum(device, session->stream, &squares));
+    NB_TRY(device->clip_scale(device, session->stream, &clip));
+    for (int i = 0; i < nb_adapter_trainable_count(session->adapter); i++) {
+        struct nb_adamw adamw = {
+            .step = session->step,
+            .beta1 = s->options.beta1,
+            .beta2 = s->options.beta2,
+            .epsilon = s->options.epsilon,
+            .weight_decay = s->options.weight_decay,
+        };
+        nb_adapter_bind_adamw(session->adapter, i, &adamw);
+        NB_TRY(device->adamw(device, session->stream, &adamw));
+    }
+    return NB_OK;
+}
+
+nb_status nb_stepper_run(struct nb_stepper *stepper, const struct nb_dataset *dataset, const struct nb_step_rows *rows, int64_t step,
+                         double learning_rate, struct nb_step_result *result)
+{
+    struct nb_session *session = stepper->session;
+    struct nb_device *device = session->device;
+    uint32_t bins = (uint32_t)stepper->options.micro_batch_size, offset = 0;
+    *result = (struct nb_step_result){0};
+    count_rows(dataset, rows, result);
+    if (result->trained_tokens == 0)
+        return nb_fail(NB_USAGE, "step %lld: none of its %u rows has a token that trains", (long long)step, rows->row_count);
+    NB_TRY(upload_step(stepper, step, learning_rate, result->trained_tokens));
+    for (uint32_t first = 0; first < rows->bin_count; first += bins) {
+        uint32_t last = rows->bin_count - first < bins ? rows->bin_count : first + bins;
+        NB_TRY(run_micro_batch(stepper, dataset, rows, first, last, &offset));
+    }
+    NB_TRY(update(stepper));
+    NB_TRY(device->download(device, session->stream, stepper->down, session->step, sizeof *stepper->down));
+    NB_TRY(device->stream_wait(device, session->stream));
+    if (session->dry)
+        return NB_OK;
+    result->loss = stepper->down->loss_sum / (double)result->trained_tokens;
+    result->grad_norm = stepper->down->gradient_norm;
+    result->finite = stepper->down->finite != 0;
+    return NB_OK;
+}

@@ -19,6 +19,7 @@
         const struct nb_linear_backward *: SCRATCH_OF(linear_backward, args),       \
         const struct nb_attention *: SCRATCH_OF(attention, args),                   \
         const struct nb_attention_backward *: SCRATCH_OF(attention_backward, args), \
+        const struct nb_quantize *: SCRATCH_OF(quantize, args),                     \
         const struct nb_sample *: SCRATCH_OF(sample, args),                         \
         default: UINT64_MAX)
 

@@ -86,6 +86,13 @@ void checkop_fill_uniform(struct checkop *c, struct checkop_buffer *b, double lo
 void checkop_fill_value(struct checkop_buffer *b, uint64_t begin, uint64_t count, double value);
 /* Integers in [0, bound). */
 void checkop_fill_below(struct checkop *c, struct checkop_buffer *b, uint32_t bound);
+/* What numerics trip over: the usual, huge values (their squares still fit fp32), zeros, subnormal values, one constant, and
+ * magnitudes from 1e-6 to 1e6 beside each other with zeros of both signs. */
+enum checkop_pattern {
+    CHECKOP_NORMAL, CHECKOP_HUGE, CHECKOP_ZERO, CHECKOP_SUBNORMAL, CHECKOP_CONSTANT, CHECKOP_MIXED, CHECKOP_PATTERNS
+};
+const char *checkop_pattern_name(enum checkop_pattern pattern);
+void checkop_fill_pattern(struct checkop *c, struct checkop_buffer *b, enum checkop_pattern pattern);
 uint32_t checkop_random_below(struct checkop *c, uint32_t bound);
 double checkop_random_normal(struct checkop *c);
 
@@ -121,6 +128,15 @@ struct checkop_tolerance {
 /* Elements [begin, begin + count) of b after the run, against want[0 .. count); claims them. */
 void checkop_expect(struct checkop *c, struct checkop_buffer *b, uint64_t begin, uint64_t count, const double *want,
                     struct checkop_tolerance tolerance);
+/* For results in an activation dtype whose `want` was rounded at the same points. F32: within `relative` and `absolute`, and 2 ulp of
+ * a subnormal. BF16: the same, widened by 2 ulp, since a value next to a tie may round the other way where fp32 and double differ; such
+ * ones are rare, so of 100 or more elements 97 in 100 have to be equal. */
+void checkop_expect_activation(struct checkop *c, struct checkop_buffer *b, uint64_t begin, uint64_t count, const double *want,
+                               double relative, double absolute);
+/* A member of a struct, `offset` bytes into a U8 buffer: got within relative * |want|. Claims it. */
+enum checkop_member { CHECKOP_MEMBER_F32, CHECKOP_MEMBER_F64, CHECKOP_MEMBER_U32 };
+void checkop_expect_member(struct checkop *c, struct checkop_buffer *b, uint64_t offset, enum checkop_member type, double want,
+                           double relative);
 /* The same bytes as `want` holds, elements of b's dtype; claims them. */
 void checkop_expect_bytes(struct checkop *c, struct checkop_buffer *b, uint64_t begin, uint64_t count, const void *want);
 /* The root mean square of got - want is at most `relative` times that of want: for sums whose elements cancel. Does not claim. */

@@ -1,0 +1,129 @@
+/* checkop [--seed N] [--only OP]... [--bench [--threads N]] | --coverage OP... | --self-test */
+#include <inttypes.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "harness.h"
+
+static int usage(const char *what)
+{
+    fprintf(stderr, "checkop: %s\nusage: checkop [--seed N] [--only OP]... [--bench [--threads N]] | --coverage OP... | --self-test\n",
+            what);
+    return 2;
+}
+
+static int op_of(const char *name)
+{
+    for (int op = 0; op < CHECKOP_OPS; op++)
+        if (strcmp(name, checkop_entry((enum checkop_op)op)->name) == 0)
+            return op;
+    return -1;
+}
+
+/* Every op of the table has a check, and the names given (the build's list of tests) are the table's. */
+static int check_coverage(char **name, int names)
+{
+    bool listed[CHECKOP_OPS] = {false};
+    int missing = 0;
+    for (int i = 0; i < names; i++) {
+        int op = op_of(name[i]);
+        if (op < 0) {
+            missing++;
+            fprintf(stderr, "checkop: %s is tested, but no op of NB_OPS\n", name[i]);
+        } else {
+            listed[op] = true;
+        }
+    }
+    for (int op = 0; op < CHECKOP_OPS; op++) {
+        const struct checkop_entry *entry = checkop_entry((enum checkop_op)op);
+        if (!entry->check)
+            fprintf(stderr, "checkop: %s has no check (tests/checkop/%s.c: checkop_%s)\n", entry->name, entry->name, entry->name);
+        if (!listed[op])
+            fprintf(stderr, "checkop: %s is missing from the ops of tests/checkop/meson.build\n", entry->name);
+        missing += !entry->check || !listed[op];
+    }
+    printf("%d ops, %d without a check\n", CHECKOP_OPS, missing);
+    return missing ? 1 : 0;
+}
+
+/* Runs one op's check. Returns whether it passed. */
+static bool run_check(struct checkop *c, enum checkop_op op)
+{
+    const struct checkop_entry *entry = checkop_entry(op);
+    c->op = op;
+    c->cases = c->failures = c->messages = c->case_number = 0;
+    snprintf(c->case_name, sizeof c->case_name, "start");
+    if (!entry->check) {
+        printf("%-18s FAILED: no check\n", entry->name);
+        return false;
+    }
+    entry->check(c);
+    if (c->in_case)
+        checkop_abort(c, "the last case has no checkop_end");
+    if (c->bench)
+        return true;
+    if (c->runs[op] == 0)
+        checkop_fail(c, "the check never ran the op");
+    if (c->failures)
+        printf("%-18s FAILED: %" PRIu64 " failures in %" PRIu64 " cases\n", entry->name, c->failures, c->cases);
+    else
+        printf("%-18s ok, %" PRIu64 " cases on %d devices\n", entry->name, c->cases, c->targets);
+    fflush(stdout);
+    return c->failures == 0;
+}
+
+static bool parse_number(const char *text, uint64_t *value)
+{
+    char *end = NULL;
+    if (!text || *text < '0' || *text > '9')
+        return false;
+    *value = strtoull(text, &end, 10);
+    return *end == 0;
+}
+
+int main(int argument_count, char **argument)
+{
+    static const uint64_t default_seed = 1;
+    bool only[CHECKOP_OPS] = {false}, any_only = false;
+    uint64_t threads = 0;
+    struct checkop *c = checkop_allocate(sizeof *c);
+    c->seed = default_seed;
+    for (int i = 1; i < argument_count; i++) {
+        const char *value = i + 1 < argument_count ? argument[i + 1] : NULL;
+        if (strcmp(argument[i], "--coverage") == 0) {
+            free(c);
+            return check_coverage(argument + i + 1, argument_count - i - 1);
+        }
+        if (strcmp(argument[i], "--self-test") == 0) {
+            int missed = checkop_self_test(c->seed);
+            free(c);
+            return missed ? 1 : 0;
+        }
+        if (strcmp(argument[i], "--bench") == 0) {
+            c->bench = true;
+            continue;
+        }
+        if (strcmp(argument[i], "--only") == 0 && value && op_of(value) >= 0)
+            only[op_of(value)] = any_only = true;
+        else if (!(strcmp(argument[i], "--seed") == 0 && parse_number(value, &c->seed)) &&
+                 !(strcmp(argument[i], "--threads") == 0 && parse_number(value, &threads) && threads <= 4096))
+            return usage(argument[i]);
+        i++;
+    }
+    c->bench_threads = (int)threads;
+    checkop_add_cpu_targets(c);
+    int passed = 0, failed = 0;
+    for (int op = 0; op < CHECKOP_OPS; op++)
+        if (!any_only || only[op]) {
+            if (run_check(c, (enum checkop_op)op))
+                passed++;
+            else
+                failed++;
+        }
+    checkop_remove_targets(c);
+    if (!c->bench)
+        printf("%d passed, %d failed (seed %" PRIu64 ")\n", passed, failed, c->seed);
+    free(c);
+    return failed ? 1 : 0;
+}

@@ -1,0 +1,387 @@
+/* Devices: running an op on each, looking after guards and inputs, and timing it. */
+#include <inttypes.h>
+#include <math.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <time.h>
+
+#include "harness.h"
+
+/* Bytes of 0xff in front of and behind each buffer. As fp32 or bf16 they are NaN, as indices -1, so a read beyond shows too. Under the
+ * address sanitizer nothing stands behind: the allocation's own end does. */
+enum { GUARD_FRONT = 256 };
+#ifdef __SANITIZE_ADDRESS__
+enum { GUARD_BEHIND = 0 };
+#else
+enum { GUARD_BEHIND = 256 };
+#endif
+
+/* ---- the table ---- */
+
+#define CHECKOP_WEAK(name) void checkop_##name(struct checkop *c) __attribute__((weak));
+NB_OPS(CHECKOP_WEAK)
+
+#define CHECKOP_ERASE(name)                                                                                  \
+    static nb_status accept_##name(const void *args)                                                         \
+    {                                                                                                        \
+        return nb_check_##name(args);                                                                        \
+    }                                                                                                        \
+    static nb_status call_##name(struct nb_device *device, struct nb_stream *stream, const void *args)       \
+    {                                                                                                        \
+        return device->name(device, stream, args);                                                           \
+    }                                                                                                        \
+    static uint64_t scratch_bytes_##name(struct nb_device *device, const void *args)                         \
+    {                                                                                                        \
+        return device->name##_scratch_bytes(&device->profile, args);                                         \
+    }
+NB_OPS(CHECKOP_ERASE)
+
+const struct checkop_entry *checkop_entry(enum checkop_op op)
+{
+#define CHECKOP_ROW(name) {#name, checkop_##name, accept_##name, call_##name, scratch_bytes_##name},
+    static const struct checkop_entry entry[CHECKOP_OPS] = {NB_OPS(CHECKOP_ROW)};
+    return &entry[op];
+}
+
+/* ---- targets ---- */
+
+static void must(struct checkop *c, const struct checkop_target *t, nb_status status, const char *what)
+{
+    if (status != NB_OK)
+        checkop_abort(c, "%s: %s: %s", t->name, what, nb_status_message());
+}
+
+void checkop_add_target(struct checkop *c, const char *name, struct nb_device *device, bool under_test)
+{
+    if (c->targets == CHECKOP_TARGETS_MAX)
+        checkop_abort(c, "more than %d devices", CHECKOP_TARGETS_MAX);
+    struct checkop_target *t = &c->target[c->targets++];
+    *t = (struct checkop_target){.device = device, .under_test = under_test};
+    snprintf(t->name, sizeof t->name, "%s", name);
+    for (int i = 0; i < CHECKOP_STREAMS; i++) {
+        must(c, t, device->stream_create(device, &t->stream[i]), "stream");
+        must(c, t, device->event_create(device, &t->event[i]), "event");
+    }
+}
+
+void checkop_remove_targets(struct checkop *c)
+{
+    for (int k = 0; k < c->targets; k++) {
+        struct checkop_target *t = &c->target[k];
+        for (int i = 0; i < CHECKOP_STREAMS; i++) {
+            t->device->event_destroy(t->device, &t->event[i]);
+            t->device->stream_destroy(t->device, &t->stream[i]);
+        }
+        nb_device_destroy(&t->device);
+    }
+    c->targets = 0;
+}
+
+static void add_cpu(struct checkop *c, int threads, bool deferred, uint64_t deferred_seed)
+{
+    struct nb_cpu_options options = {.threads = threads, .deferred = deferred, .deferred_seed = deferred_seed};
+    struct nb_device *device = NULL;
+    char name[64];
+    if (nb_cpu_device_create(&options, &device) != NB_OK)
+        checkop_abort(c, "cpu device: %s", nb_status_message());
+    snprintf(name, sizeof name, "cpu, %d threads%s %.0" PRIu64, device->profile.multiprocessors, deferred ? ", deferred" : "",
+             deferred_seed);
+    checkop_add_target(c, name, device, false);
+}
+
+void checkop_add_cpu_targets(struct checkop *c)
+{
+    if (c->bench) {
+        add_cpu(c, c->bench_threads, false, 0);
+        return;
+    }
+    add_cpu(c, 1, false, 0);
+    add_cpu(c, 2, false, 0);
+    add_cpu(c, 5, false, 0);
+    for (uint64_t k = 1; k <= 3; k++)
+        add_cpu(c, 2, true, c->seed * 3 + k);
+}
+
+/* ---- binding ---- */
+
+void checkop_bind_at(struct checkop *c, nb_dptr *field, struct checkop_buffer *b, uint64_t at)
+{
+    if (c->bindings == CHECKOP_BINDINGS_MAX)
+        checkop_abort(c, "more than %d bindings", CHECKOP_BINDINGS_MAX);
+    c->binding[c->bindings++] = (struct checkop_binding){field, b, at};
+    b->in_use = true;
+}
+
+void checkop_bind(struct checkop *c, nb_dptr *field, struct checkop_buffer *b)
+{
+    checkop_bind_at(c, field, b, 0);
+}
+
+void checkop_bind_scratch(struct checkop *c, struct nb_scratch *field)
+{
+    c->scratch_field = field;
+}
+
+/* ---- one run ---- */
+
+/* A buffer on a device: guard, payload, guard; and the host memory it is filled from and read back into. */
+struct placed {
+    nb_dptr base;
+    uint64_t total; /* bytes with guards */
+    unsigned char *before, *after;
+};
+
+static nb_dptr payload(const struct placed *p)
+{
+    return nb_dptr_at(p->base, GUARD_FRONT);
+}
+
+static void place(struct checkop *c, const struct checkop_target *t, uint64_t bytes, const void *image, struct placed *p)
+{
+    struct nb_device *d = t->device;
+    p->total = GUARD_FRONT + bytes + GUARD_BEHIND;
+    void *before = NULL, *after = NULL;
+    must(c, t, d->memory_take(d, p->total, &p->base), "memory_take");
+    must(c, t, d->host_take(d, p->total, &before), "host_take");
+    must(c, t, d->host_take(d, p->total, &after), "host_take");
+    p->before = before;
+    p->after = after;
+    memset(p->before, 0xff, p->total);
+    if (image)
+        memcpy(p->before + GUARD_FRONT, image, bytes);
+}
+
+static void unplace(const struct checkop_target *t, struct placed *p)
+{
+    t->device->host_give_back(t->device, p->before);
+    t->device->host_give_back(t->device, p->after);
+    t->device->memory_give_back(t->device, p->base);
+}
+
+static bool is_guard(const unsigned char *bytes, uint64_t count)
+{
+    for (uint64_t i = 0; i < count; i++)
+        if (bytes[i] != 0xff)
+            return false;
+    return true;
+}
+
+static void check_guards(struct checkop *c, const struct checkop_target *t, const char *name, const struct placed *p)
+{
+    if (!is_guard(p->after, GUARD_FRONT))
+        checkop_fail(c, "%s: wrote in front of %s", t->name, name);
+    if (!is_guard(p->after + p->total - GUARD_BEHIND, GUARD_BEHIND))
+        checkop_fail(c, "%s: wrote behind %s", t->name, name);
+}
+
+/* After the run: keeps the reference's and the tested device's bytes, compares the others' with the reference's. */
+static void collect(struct checkop *c, int target, struct checkop_buffer *b, const struct placed *p)
+{
+    const struct checkop_target *t = &c->target[target];
+    const unsigned char *after = p->after + GUARD_FRONT;
+    uint64_t size = nb_dtype_bytes(b->dtype);
+    check_guards(c, t, b->name, p);
+    if (!b->written) {
+        if (memcmp(after, b->image, b->bytes) != 0)
+            checkop_fail(c, "%s: input %s was changed", t->name, b->name);
+        return;
+    }
+    if (target == 0) {
+        memcpy(b->result, after, b->bytes);
+    } else if (t->under_test) {
+        if (!b->tested)
+            b->tested = checkop_allocate(b->bytes);
+        memcpy(b->tested, after, b->bytes);
+    } else if (memcmp(after, b->result, b->bytes) != 0) {
+        uint64_t i = 0;
+        while (memcmp(after + i * size, b->result + i * size, size) == 0)
+            i++;
+        checkop_fail(c, "%s: %s[%" PRIu64 "] is %.9g, on %s %.9g", t->name, b->name, i, checkop_element(after, b->dtype, i),
+                     c->target[0].name, checkop_got(b, i));
+    }
+}
+
+/* Uploads on one stream, the op on a second, downloads on a third, joined by events alone. */
+static void enqueue_all(struct checkop *c, const struct checkop_target *t, struct placed *placed, void *args, nb_status want)
+{
+    struct nb_device *d = t->device;
+    for (int i = 0; i <= c->buffers; i++)
+        if (placed[i].total)
+            must(c, t, d->upload(d, t->stream[0], placed[i].base, placed[i].before, placed[i].total), "upload");
+    must(c, t, d->event_record(d, t->stream[0], t->event[0]), "event_record");
+    must(c, t, d->stream_wait_event(d, t->stream[1], t->event[0]), "stream_wait_event");
+    if (checkop_entry(c->op)->call(d, t->stream[1], args) != NB_OK)
+        checkop_fail(c, "%s: %s", t->name, nb_status_message());
+    must(c, t, d->event_record(d, t->stream[1], t->event[1]), "event_record");
+    must(c, t, d->stream_wait_event(d, t->stream[2], t->event[1]), "stream_wait_event");
+    for (int i = 0; i <= c->buffers; i++)
+        if (placed[i].total)
+            must(c, t, d->download(d, t->stream[2], placed[i].after, placed[i].base, placed[i].total), "download");
+    must(c, t, d->stream_wait(d, t->stream[2]), "stream_wait");
+    nb_status status = d->stream_wait(d, t->stream[1]);
+    if (status != want)
+        checkop_fail(c, "%s: the stream's wait gave status %d, not %d: %s", t->name, (int)status, (int)want,
+                     status == NB_OK ? "" : nb_status_message());
+    must(c, t, d->stream_wait(d, t->stream[0]), "stream_wait");
+}
+
+static void bind_to(struct checkop *c, const struct checkop_target *t, struct placed *placed, void *args)
+{
+    for (int i = 0; i < c->bindings; i++) {
+        const struct checkop_binding *binding = &c->binding[i];
+        const struct placed *p = &placed[binding->buffer - c->buffer];
+        *binding->field = nb_dptr_at(payload(p), binding->at * nb_dtype_bytes(binding->buffer->dtype));
+    }
+    if (!c->scratch_field)
+        return;
+    struct placed *p = &placed[c->buffers];
+    uint64_t bytes = checkop_entry(c->op)->scratch_bytes(t->device, args);
+    place(c, t, bytes, NULL, p);
+    *c->scratch_field = (struct nb_scratch){payload(p), bytes};
+}
+
+static void run_on(struct checkop *c, int target, void *args, nb_status want)
+{
+    const struct checkop_target *t = &c->target[target];
+    struct placed placed[CHECKOP_BUFFERS_MAX + 1] = {{{0}, 0, NULL, NULL}}; /* the last one used: scratch */
+    for (int i = 0; i < c->buffers; i++)
+        if (c->buffer[i].in_use)
+            place(c, t, c->buffer[i].bytes, c->buffer[i].image, &placed[i]);
+    bind_to(c, t, placed, args);
+    enqueue_all(c, t, placed, args, want);
+    for (int i = 0; i <= c->buffers; i++) {
+        if (!placed[i].total)
+            continue;
+        if (i == c->buffers)
+            check_guards(c, t, "scratch", &placed[i]);
+        else if (want == NB_OK)
+            collect(c, target, &c->buffer[i], &placed[i]);
+        unplace(t, &placed[i]);
+    }
+}
+
+static void run_everywhere(struct checkop *c, enum checkop_op op, void *args, nb_status want)
+{
+    if (op != c->op)
+        checkop_abort(c, "the check of %s runs %s", checkop_entry(c->op)->name, checkop_entry(op)->name);
+    if (c->has_run)
+        checkop_abort(c, "a case runs once");
+    if (!c->in_case)
+        checkop_abort(c, "a run outside a case");
+    c->has_run = true;
+    c->runs[op]++;
+    for (int target = 0; target < c->targets; target++)
+        run_on(c, target, args, want);
+}
+
+void checkop_run(struct checkop *c, enum checkop_op op, void *args)
+{
+    run_everywhere(c, op, args, NB_OK);
+}
+
+void checkop_run_fails(struct checkop *c, enum checkop_op op, void *args, nb_status status)
+{
+    run_everywhere(c, op, args, status);
+    for (int i = 0; i < c->buffers; i++) { /* what it wrote is undefined */
+        memcpy(c->buffer[i].result, c->buffer[i].image, c->buffer[i].bytes);
+        memset(c->buffer[i].claimed, 1, c->buffer[i].count);
+    }
+}
+
+/* ---- timing ---- */
+
+enum { TIMINGS_MAX = 512 };
+
+static double seconds_now(void)
+{
+    struct timespec now;
+    clock_gettime(CLOCK_MONOTONIC, &now);
+    return (double)now.tv_sec + 1e-9 * (double)now.tv_nsec;
+}
+
+static int by_value(const void *a, const void *b)
+{
+    double x = *(const double *)a, y = *(const double *)b;
+    return x < y ? -1 : x > y;
+}
+
+/* Bytes a second, read and written counted, of a memcpy between two buffers that no cache holds, by as many threads. */
+static double measure_copy_rate(int threads)
+{
+    enum { PIECES = 256 };
+    uint64_t bytes = (uint64_t)256 << 20, piece = bytes / PIECES;
+    char *from = checkop_allocate(bytes), *to = checkop_allocate(bytes);
+    double best = 0;
+    memset(from, 1, bytes);
+    memset(to, 2, bytes);
+    for (int repeat = 0; repeat < 6; repeat++) {
+        double begin = seconds_now();
+#pragma omp parallel for num_threads(threads)
+        for (int i = 0; i < PIECES; i++)
+            memcpy(to + (uint64_t)i * piece, from + (uint64_t)i * piece, piece);
+        double rate = 2.0 * (double)bytes / (seconds_now() - begin);
+        best = rate > best ? rate : best;
+    }
+    free(from);
+    free(to);
+    return best;
+}
+
+bool checkop_wants_bench(const struct checkop *c)
+{
+    return c->bench;
+}
+
+static void time_on(struct checkop *c, const struct checkop_target *t, void *args, double bytes, double flops)
+{
+    struct nb_device *d = t->device;
+    double timing[TIMINGS_MAX], begin = seconds_now();
+    int count = 0;
+    while (count < TIMINGS_MAX && (count < 5 || seconds_now() - begin < 0.4)) {
+        double start = seconds_now();
+        must(c, t, checkop_entry(c->op)->call(d, t->stream[0], args), "call");
+        must(c, t, d->stream_wait(d, t->stream[0]), "stream_wait");
+        timing[count++] = seconds_now() - start;
+    }
+    qsort(timing, (size_t)count, sizeof *timing, by_value);
+    double least = timing[0], median = timing[count / 2], high = timing[count * 9 / 10];
+    printf("%-18s %-34s %-14s %9.1f us, median %9.1f, 90%% %9.1f; %6.2f GB/s, %4.0f%% of memcpy", checkop_entry(c->op)->name,
+           c->case_name, t->name, 1e6 * least, 1e6 * median, 1e6 * high, 1e-9 * bytes / least,
+           100.0 * bytes / least / c->copy_bytes_per_second);
+    if (flops > 0)
+        printf("; %7.1f GFLOP/s", 1e-9 * flops / least);
+    printf("\n");
+}
+
+void checkop_bench(struct checkop *c, enum checkop_op op, void *args, double bytes, double flops)
+{
+    if (op != c->op || !c->bench)
+        checkop_abort(c, "a benchmark of %s out of place", checkop_entry(op)->name);
+    if (c->copy_bytes_per_second == 0) {
+        int threads = c->target[0].device->profile.multiprocessors;
+        c->copy_bytes_per_second = measure_copy_rate(threads);
+        printf("%s, %d threads; memcpy of 256 MiB: %.2f GB/s read and written\n", c->target[0].device->profile.name, threads,
+               1e-9 * c->copy_bytes_per_second);
+    }
+    c->runs[op]++;
+    for (int k = 0; k < c->targets; k++) {
+        const struct checkop_target *t = &c->target[k];
+        struct placed placed[CHECKOP_BUFFERS_MAX + 1] = {{{0}, 0, NULL, NULL}};
+        for (int i = 0; i < c->buffers; i++)
+            if (c->buffer[i].in_use)
+                place(c, t, c->buffer[i].bytes, c->buffer[i].image, &placed[i]);
+        bind_to(c, t, placed, args);
+        for (int i = 0; i <= c->buffers; i++)
+            if (placed[i].total)
+                must(c, t, t->device->upload(t->device, t->stream[0], placed[i].base, placed[i].before, placed[i].total), "upload");
+        time_on(c, t, args, bytes, flops);
+        for (int i = 0; i <= c->buffers; i++)
+            if (placed[i].total)
+                unplace(t, &placed[i]);
+    }
+    c->has_run = true;
+    for (int i = 0; i < c->buffers; i++)
+        memcpy(c->buffer[i].result, c->buffer[i].image, c->buffer[i].bytes);
+    checkop_end(c);
+}

@@ -1,0 +1,244 @@
+#include "model/weight_store.h"
+
+#include <limits.h>
+#include <stdlib.h>
+
+#include "quant/codec.h"
+
+enum { PART_ALIGNMENT = 256 };
+
+/* Offsets of a tensor's parts from the start of its unit. */
+struct tensor_place {
+    struct nb_tensor_spec spec;
+    enum nb_weight_format format;
+    uint64_t data, absmax, nested_absmax, nested_map, nested_offset, codebook;
+};
+
+struct unit_layout {
+    int tensors;
+    struct tensor_place place[NB_TENSOR_LAYER_ROLES];
+    struct nb_tensor_spec spec[NB_TENSOR_LAYER_ROLES];
+    uint64_t bytes;
+};
+
+struct unit {
+    const struct unit_layout *layout;
+    nb_dptr base;
+    struct nb_event *written, *released;
+    bool was_written, was_released;
+};
+
+struct nb_weight_store {
+    struct nb_device *device;
+    bool nested;
+    struct unit_layout embedding, block, head;
+    int units, head_unit;
+    struct unit *unit;
+    const struct nb_weight_access *schedule;
+    int scheduled, next;
+};
+
+/* Appends one part and returns where it begins. */
+static uint64_t place_part(struct unit_layout *layout, uint64_t bytes)
+{
+    uint64_t begin = layout->bytes;
+    layout->bytes += (bytes + PART_ALIGNMENT - 1) / PART_ALIGNMENT * PART_ALIGNMENT;
+    return begin;
+}
+
+static void place_tensor(struct unit_layout *layout, const struct nb_tensor_spec *spec, enum nb_weight_format linear_format, bool nested)
+{
+    uint64_t count = (uint64_t)spec->rows * (uint64_t)spec->columns, blocks = nb_quant_blocks(count);
+    struct tensor_place *place = &layout->place[layout->tensors];
+    layout->spec[layout->tensors++] = *spec;
+    place->spec = *spec;
+    place->format = spec->linear ? linear_format : NB_WEIGHT_BF16;
+    if (place->format == NB_WEIGHT_BF16) {
+        place->data = place_part(layout, count * sizeof(nb_bf16));
+        return;
+    }
+    place->data = place_part(layout, nb_quant_packed_bytes(count));
+    place->absmax = place_part(layout, blocks * (nested ? 1 : sizeof(float)));
+    place->codebook = place_part(layout, NB_QUANT_CODES * sizeof(float));
+    if (nested) {
+        place->nested_absmax = place_part(layout, nb_quant_superblocks(blocks) * sizeof(float));
+        place->nested_map = place_part(layout, 256 * sizeof(float));
+        place->nested_offset = place_part(layout, sizeof(float));
+    }
+}
+
+/* What device.h asks of widths: every row of an activation starts at a multiple of 16 bytes. */
+static nb_status check_sizes(const struct nb_model_config *config)
+{
+    const struct {
+        const char *name;
+        int64_t value, multiple, maximum;
+    } size[] = {
+        {"hidden_size", config->hidden, 8, INT_MAX},
+        {"intermediate_size", config->intermediate, 8, INT_MAX},
+        {"head_dim", config->head_dim, 8, 256},
+        {"num_attention_heads * head_dim", (int64_t)config->heads * config->head_dim, 8, INT_MAX},
+        {"vocab_size", config->vocab, 1, INT_MAX - 8},
+    };
+    for (size_t i = 0; i < sizeof size / sizeof *size; i++)
+        if (size[i].value % size[i].multiple != 0 || size[i].value > size[i].maximum)
+            return nb_fail(NB_UNSUPPORTED, "the model's %s is %lld; only multiples of %lld up to %lld are supported", size[i].name,
+                           (long long)size[i].value, (long long)size[i].multiple, (long long)size[i].maximum);
+    return NB_OK;
+}
+
+static void lay_out(struct nb_weight_store *store, const struct nb_model_config *config, enum nb_weight_format format)
+{
+    struct nb_tensor_spec spec[NB_TENSOR_LAYER_ROLES];
+    if (nb_family_outer_tensor(config, NB_TENSOR_EMBEDDING, &spec[0]))
+        place_tensor(&store->embedding, &spec[0], format, store->nested);
+    int count = nb_family_layer_tensors(config, spec);
+    for (int i = 0; i < count; i++)
+        place_tensor(&store->block, &spec[i], format, store->nested);
+    if (nb_family_outer_tensor(config, NB_TENSOR_FINAL_NORM, &spec[0]))
+        place_tensor(&store->head, &spec[0], format, store->nested);
+    bool own_head = nb_family_outer_tensor(config, NB_TENSOR_HEAD, &spec[0]);
+    if (own_head)
+        place_tensor(&store->head, &spec[0], format, store->nested);
+    store->units = config->layers + 2;
+    store->head_unit = own_head ? store->units - 1 : 0;
+}
+
+nb_status nb_weight_store_create(struct nb_device *device, const struct nb_model_config *config,
+                                 const struct nb_model_options *options, struct nb_weight_store **store)
+{
+    NB_TRY(check_sizes(config));
+    struct nb_weight_store *s = calloc(1, sizeof *s);
+    if (!s)
+        return nb_fail(NB_MEMORY, "out of host memory for the weight store");
+    s->device = device;
+    s->nested = options->nested;
+    lay_out(s, config, options->linear_format);
+    s->unit = calloc((size_t)s->units, sizeof *s->unit);
+    nb_status status = s->unit ? NB_OK : nb_fail(NB_MEMORY, "out of host memory for the weight store");
+    for (int i = 0; status == NB_OK && i < s->units; i++) {
+        s->unit[i].layout = i == 0 ? &s->embedding : i == s->units - 1 ? &s->head : &s->block;
+        status = device->event_create(device, &s->unit[i].written);
+        if (status == NB_OK)
+            status = device->event_create(device, &s->unit[i].released);
+    }
+    if (status != NB_OK) {
+        nb_weight_store_destroy(&s);
+        return status;
+    }
+    *store = s;
+    return NB_OK;
+}
+
+void nb_weight_store_destroy(struct nb_weight_store **store)
+{
+    struct nb_weight_store *s = *store;
+    if (!s)
+        return;
+    for (int i = 0; s->unit && i < s->units; i++) {
+        if (s->unit[i].written)
+            s->device->event_destroy(s->device, &s->unit[i].written);
+        if (s->unit[i].released)
+            s->device->event_destroy(s->device, &s->unit[i].released);
+    }
+    free(s->unit);
+    free(s);
+    *store = NULL;
+}
+
+nb_status nb_weight_store_allocate(struct nb_weight_store *store, struct nb_arena *arena)
+{
+    for (int i = 0; i < store->units; i++) {
+        bool outer = i == 0 || i == store->units - 1;
+        NB_TRY(nb_arena_take(arena, outer ? NB_CATEGORY_EMBEDDING : NB_CATEGORY_LINEAR_WEIGHTS,
+                             i == 0 ? "embedding" : outer ? "final norm and head" : "weights of a block",
+                             store->unit[i].layout->bytes, &store->unit[i].base.address));
+    }
+    return NB_OK;
+}
+
+int nb_weight_store_units(const struct nb_weight_store *store)
+{
+    return store->units;
+}
+
+int nb_weight_store_tensors(const struct nb_weight_store *store, int unit, const struct nb_tensor_spec **tensors)
+{
+    *tensors = store->unit[unit].layout->spec;
+    return store->unit[unit].layout->tensors;
+}
+
+int nb_weight_store_head_unit(const struct nb_weight_store *store)
+{
+    return store->head_unit;
+}
+
+void nb_weight_store_schedule(struct nb_weight_store *store, const struct nb_weight_access *accesses, int count)
+{
+    store->schedule = accesses;
+    store->scheduled = count;
+    store->next = 0;
+}
+
+static void fill_view(const struct nb_weight_store *store, const struct unit *unit, struct nb_unit_view *view)
+{
+    *view = (struct nb_unit_view){0};
+    for (int i = 0; i < unit->layout->tensors; i++) {
+        const struct tensor_place *place = &unit->layout->place[i];
+        enum nb_tensor_role role = place->spec.role;
+        if (place->spec.rows == 1) {
+            view->vector[role] = nb_dptr_at(unit->base, place->data);
+            continue;
+        }
+        bool four_bits = place->format != NB_WEIGHT_BF16, nested = four_bits && store->nested;
+        nb_dptr none = {0};
+        view->matrix[role] = (struct nb_weight){
+            .format = place->format,
+            .nested = nested,
+            .rows = (int)place->spec.rows,
+            .columns = (int)place->spec.columns,
+            .data = nb_dptr_at(unit->base, place->data),
+            .absmax = four_bits ? nb_dptr_at(unit->base, place->absmax) : none,
+            .nested_absmax = nested ? nb_dptr_at(unit->base, place->nested_absmax) : none,
+            .nested_map = nested ? nb_dptr_at(unit->base, place->nested_map) : none,
+            .nested_offset = nested ? nb_dptr_at(unit->base, place->nested_offset) : none,
+            .codebook = four_bits ? nb_dptr_at(unit->base, place->codebook) : none,
+        };
+    }
+}
+
+nb_status nb_weight_store_acquire(struct nb_weight_store *store, int unit, enum nb_weight_direction direction,
+                                  struct nb_stream *stream, struct nb_unit_view *view)
+{
+    if (store->next >= store->scheduled || store->schedule[store->next].unit != unit ||
+        store->schedule[store->next].direction != direction)
+        return nb_fail(NB_UNSUPPORTED, "weight unit %d is acquired out of schedule (access %d of %d)", unit, store->next + 1,
+                       store->scheduled);
+    store->next++;
+    struct unit *u = &store->unit[unit];
+    if (u->was_written)
+        NB_TRY(store->device->stream_wait_event(store->device, stream, u->written));
+    fill_view(store, u, view);
+    return NB_OK;
+}
+
+nb_status nb_weight_store_release(struct nb_weight_store *store, int unit, struct nb_stream *stream)
+{
+    store->unit[unit].was_released = true;
+    return store->device->event_record(store->device, stream, store->unit[unit].released);
+}
+
+nb_status nb_weight_store_begin_write(struct nb_weight_store *store, int unit, struct nb_stream *stream, struct nb_unit_view *view)
+{
+    struct unit *u = &store->unit[unit];
+    if (u->was_released)
+        NB_TRY(store->device->stream_wait_event(store->device, stream, u->released));
+    fill_view(store, u, view);
+    return NB_OK;
+}
+
+nb_status nb_weight_store_end_write(struct nb_weight_store *store, int unit, struct nb_stream *stream)
+{
+    store->unit[unit].was_written = true;
+    return store->device->event_record(store->device, stream, store->unit[unit].written);
+}

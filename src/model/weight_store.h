@@ -1,0 +1,66 @@
+/* The weights in units: 0 the embedding, 1 .. L the blocks, L + 1 the final norm and the head. A unit is one contiguous slab; all blocks
+ * have the same inner offsets, each part of a tensor at a multiple of 256 bytes. Who computes with a unit acquires it before and
+ * releases it after, on its own stream, and sees no more than that: here all units stay in device memory, but where their bytes are
+ * between two uses is the store's affair. Private to src/model/. */
+#ifndef NB_MODEL_WEIGHT_STORE_H
+#define NB_MODEL_WEIGHT_STORE_H
+
+#include <stdbool.h>
+#include <stdint.h>
+
+#include "base/arena.h"
+#include "base/status.h"
+#include "checkpoint/family.h"
+#include "checkpoint/model_config.h"
+#include "device/device.h"
+#include "model/model.h"
+
+enum nb_weight_direction { NB_WEIGHT_FORWARD, NB_WEIGHT_BACKWARD };
+
+/* A unit in device memory, by the tensors' roles; a role that the unit lacks has a matrix of 0 rows and a null vector. Valid between
+ * acquire and release, for work on the stream that acquired it. */
+struct nb_unit_view {
+    struct nb_weight matrix[NB_TENSOR_ROLES];
+    nb_dptr vector[NB_TENSOR_ROLES]; /* norms and biases, bf16 */
+};
+
+/* One use of a unit, in a schedule. */
+struct nb_weight_access {
+    int unit;
+    enum nb_weight_direction direction;
+};
+
+struct nb_weight_store;
+
+/* Lays out the units; takes no device memory. `config` is copied. Errors: NB_UNSUPPORTED for sizes that the ops do not take. */
+nb_status nb_weight_store_create(struct nb_device *device, const struct nb_model_config *config,
+                                 const struct nb_model_options *options, struct nb_weight_store **store);
+void nb_weight_store_destroy(struct nb_weight_store **store);
+
+/* Takes the units' slabs from the arena. */
+nb_status nb_weight_store_allocate(struct nb_weight_store *store, struct nb_arena *arena);
+
+int nb_weight_store_units(const struct nb_weight_store *store);
+
+/* The tensors of a unit in the order in which they lie in it; returns how many. */
+int nb_weight_store_tensors(const struct nb_weight_store *store, int unit, const struct nb_tensor_spec **tensors);
+
+/* The unit that holds the head's matrix: the last, or the embedding's when they are tied. */
+int nb_weight_store_head_unit(const struct nb_weight_store *store);
+
+/* Announces the accesses that follow, in order; they are not copied and must stay until the last has been acquired. An acquire that is
+ * not the next of them is an error, so that a store that fetches ahead can rely on the order. */
+void nb_weight_store_schedule(struct nb_weight_store *store, const struct nb_weight_access *accesses, int count);
+
+/* Makes `stream` wait until the unit is in device memory, and gives its view. Errors: NB_UNSUPPORTED out of schedule. */
+nb_status nb_weight_store_acquire(struct nb_weight_store *store, int unit, enum nb_weight_direction direction,
+                                  struct nb_stream *stream, struct nb_unit_view *view);
+
+/* Work enqueued on `stream` from here on uses the unit no more. */
+nb_status nb_weight_store_release(struct nb_weight_store *store, int unit, struct nb_stream *stream);
+
+/* Around the writing of a unit on `stream`: begin makes it wait for the unit's last user, end lets later users wait for the writer. */
+nb_status nb_weight_store_begin_write(struct nb_weight_store *store, int unit, struct nb_stream *stream, struct nb_unit_view *view);
+nb_status nb_weight_store_end_write(struct nb_weight_store *store, int unit, struct nb_stream *stream);
+
+#endif

@@ -1,0 +1,29 @@
+/* Where a pass enqueues its work, and the ops that need scratch: taken from the arena for the op alone. Private to src/model/. */
+#ifndef NB_MODEL_WORK_H
+#define NB_MODEL_WORK_H
+
+#include "base/arena.h"
+#include "device/device.h"
+
+/* Owns nothing. The arena belongs to the stream. */
+struct nb_work {
+    struct nb_device *device;
+    struct nb_stream *stream;
+    struct nb_arena *arena;
+};
+
+nb_status nb_work_take(const struct nb_work *work, enum nb_category category, const char *name, uint64_t bytes, nb_dptr *address);
+
+/* rows * columns elements of a dtype. */
+nb_status nb_work_take_matrix(const struct nb_work *work, enum nb_category category, const char *name, int64_t rows, int64_t columns,
+                              enum nb_dtype dtype, nb_dptr *address);
+
+/* Fill in args->scratch, enqueue, and release the scratch. */
+nb_status nb_work_linear(const struct nb_work *work, struct nb_linear *args);
+nb_status nb_work_linear_backward(const struct nb_work *work, struct nb_linear_backward *args);
+nb_status nb_work_attention(const struct nb_work *work, struct nb_attention *args);
+nb_status nb_work_attention_backward(const struct nb_work *work, struct nb_attention_backward *args);
+nb_status nb_work_quantize(const struct nb_work *work, struct nb_quantize *args);
+nb_status nb_work_sample(const struct nb_work *work, struct nb_sample *args);
+
+#endif

@@ -1,0 +1,232 @@
+#include "model/block.h"
+
+/* Which gradients a block computes: the lowest adapter decides how far down they must reach. */
+struct reach {
+    bool q_k_v;   /* through attention to q, k and v */
+    bool o;       /* to the output projection's result, that is to mid */
+    bool gate_up; /* to gate and up */
+};
+
+static enum nb_dtype activation_of(const struct nb_block *b)
+{
+    return b->model->options.activation;
+}
+
+static struct reach find_reach(const struct nb_block *b, bool input_gradient)
+{
+    struct reach reach;
+    reach.q_k_v = input_gradient || nb_block_rank(b, NB_TENSOR_Q) || nb_block_rank(b, NB_TENSOR_K) || nb_block_rank(b, NB_TENSOR_V);
+    reach.o = reach.q_k_v || nb_block_rank(b, NB_TENSOR_O);
+    reach.gate_up = reach.o || nb_block_rank(b, NB_TENSOR_GATE) || nb_block_rank(b, NB_TENSOR_UP);
+    return reach;
+}
+
+static nb_status take(const struct nb_block *b, const char *name, int64_t columns, nb_dptr *address)
+{
+    return nb_work_take_matrix(b->work, NB_CATEGORY_LIVE_SET, name, b->tokens_max, columns, activation_of(b), address);
+}
+
+/* dx = the gradient through the weights `roles`, whose outputs' gradients are dy; dx may be null. */
+static nb_status run_linear_backward(const struct nb_block *b, const enum nb_tensor_role *roles, int count, nb_dptr x,
+                                     const nb_dptr *dy, const nb_dptr *t, nb_dptr dx)
+{
+    int in = b->weights->matrix[roles[0]].columns;
+    struct nb_linear_backward args = {
+        .x = x,
+        .dx = dx,
+        .step = b->step,
+        .slot = b->slot,
+        .tokens_max = b->tokens_max,
+        .in = in,
+        .x_stride = in,
+        .dx_stride = in,
+        .parts = count,
+        .activation = activation_of(b),
+        .rows_from = NB_ROWS_TOKENS,
+    };
+    nb_block_parts(b, roles, count, dy, t, args.part);
+    return nb_work_linear_backward(b->work, &args);
+}
+
+/* gradient += the norm's share. */
+static nb_status add_norm_backward(const struct nb_block *b, enum nb_tensor_role role, nb_dptr x, nb_dptr rms, nb_dptr dy,
+                                   nb_dptr gradient)
+{
+    struct nb_rmsnorm_backward args = {
+        .x = x,
+        .w = b->weights->vector[role],
+        .rms = rms,
+        .dy = dy,
+        .dx = gradient,
+        .slot = b->slot,
+        .tokens_max = b->tokens_max,
+        .width = b->model->config.hidden,
+        .accumulate = true,
+        .activation = activation_of(b),
+        .rows_from = NB_ROWS_TOKENS,
+    };
+    return b->work->device->rmsnorm_backward(b->work->device, b->work->stream, &args);
+}
+
+static nb_status run_swiglu_backward(const struct nb_block *b, const struct nb_block_kept *kept, nb_dptr dh)
+{
+    struct nb_swiglu_backward args = {
+        .gate = kept->gate,
+        .up = kept->up,
+        .dy = dh,
+        .d_gate = kept->gate,
+        .d_up = kept->up,
+        .slot = b->slot,
+        .tokens_max = b->tokens_max,
+        .width = b->model->config.intermediate,
+        .activation = activation_of(b),
+    };
+    return b->work->device->swiglu_backward(b->work->device, b->work->stream, &args);
+}
+
+/* From the gradient of the block's output to that of mid, in args->gradient. */
+static nb_status mlp_backward(const struct nb_block *b, const struct nb_block_backward *args, struct nb_block_kept *kept,
+                              const struct reach *reach)
+{
+    static const enum nb_tensor_role gate_up[2] = {NB_TENSOR_GATE, NB_TENSOR_UP}, down[1] = {NB_TENSOR_DOWN};
+    const struct nb_model_config *c = &b->model->config;
+    int wide = c->hidden > c->intermediate ? c->hidden : c->intermediate;
+    nb_dptr h, dh;
+    if (!args->kept)
+        NB_TRY(nb_block_take_mlp(b, NB_CATEGORY_LIVE_SET, kept));
+    NB_TRY(take(b, "MLP's inner values", wide, &h));
+    NB_TRY(take(b, "gradient of MLP's inner values", wide, &dh));
+    kept->t[NB_TENSOR_DOWN] = args->down_t;
+
+    if (!args->kept)
+        NB_TRY(nb_block_gate_up(b, h, kept));
+    NB_TRY(nb_block_swiglu(b, kept, h));
+    NB_TRY(run_linear_backward(b, down, 1, h, &args->gradient, kept->t, reach->gate_up ? dh : (nb_dptr){0}));
+    if (!reach->gate_up)
+        return NB_OK;
+    NB_TRY(run_swiglu_backward(b, kept, dh));
+
+    nb_dptr n = h, dn = dh; /* h and its gradient are done with */
+    if (nb_block_rank(b, NB_TENSOR_GATE) || nb_block_rank(b, NB_TENSOR_UP))
+        NB_TRY(nb_block_norm(b, NB_TENSOR_POST_NORM, kept->mid, n, kept->rms2));
+    NB_TRY(run_linear_backward(b, gate_up, 2, n, (const nb_dptr[]){kept->gate, kept->up}, kept->t, reach->o ? dn : (nb_dptr){0}));
+    return reach->o ? add_norm_backward(b, NB_TENSOR_POST_NORM, kept->mid, kept->rms2, dn, args->gradient) : NB_OK;
+}
+
+static nb_status run_attention_backward(const struct nb_block *b, const struct nb_block_kept *kept, nb_dptr d_o,
+                                        const nb_dptr d_q_k_v[3])
+{
+    const struct nb_model_config *c = &b->model->config;
+    int query = c->heads * c->head_dim, key = c->kv_heads * c->head_dim;
+    struct nb_attention_backward args = {
+        .q = kept->q,
+        .k = kept->k,
+        .v = kept->v,
+        .o = kept->o,
+        .lse = kept->lse,
+        .d_o = d_o,
+        .dq = d_q_k_v[0],
+        .dk = d_q_k_v[1],
+        .dv = d_q_k_v[2],
+        .query_starts = b->query_starts,
+        .key_starts = b->key_starts,
+        .slot = b->slot,
+        .tokens_max = b->tokens_max,
+        .key_tokens_max = b->key_tokens_max,
+        .sequences_max = b->sequences_max,
+        .longest_max = b->longest_max,
+        .heads = c->heads,
+        .kv_heads = c->kv_heads,
+        .head_dim = c->head_dim,
+        .q_stride = query,
+        .k_stride = key,
+        .v_stride = key,
+        .o_stride = query,
+        .d_o_stride = query,
+        .dq_stride = query,
+        .dk_stride = key,
+        .dv_stride = key,
+        .window = b->model->layer[b->index].window,
+        .scale = nb_block_attention_scale(b),
+        .activation = activation_of(b),
+    };
+    return nb_work_attention_backward(b->work, &args);
+}
+
+/* In place, from after the rotation (and head norm) to before it. */
+static nb_status run_rope_backward(const struct nb_block *b, enum nb_tensor_role norm, nb_dptr x, nb_dptr rms, nb_dptr gradient,
+                                   int heads)
+{
+    const struct nb_layer_spec *layer = &b->model->layer[b->index];
+    const struct nb_rope_table *table = &b->model->rope[layer->rope_table];
+    int head_dim = b->model->config.head_dim;
+    struct nb_rope_backward args = {
+        .x = x,
+        .w = layer->head_norms ? b->weights->vector[norm] : (nb_dptr){0},
+        .rms = rms,
+        .dy = gradient,
+        .dx = gradient,
+        .positions = b->positions,
+        .cosine = table->cosine,
+        .sine = table->sine,
+        .slot = b->slot,
+        .tokens_max = b->tokens_max,
+        .heads = heads,
+        .head_dim = head_dim,
+        .x_stride = heads * head_dim,
+        .dy_stride = heads * head_dim,
+        .dx_stride = heads * head_dim,
+        .activation = activation_of(b),
+    };
+    return b->work->device->rope_backward(b->work->device, b->work->stream, &args);
+}
+
+/* From the gradient of mid to that of the block's input, in args->gradient. */
+static nb_status attention_backward(const struct nb_block *b, const struct nb_block_backward *args, const struct nb_block_kept *kept,
+                                    const struct reach *reach)
+{
+    static const enum nb_tensor_role input[3] = {NB_TENSOR_Q, NB_TENSOR_K, NB_TENSOR_V}, output[1] = {NB_TENSOR_O};
+    const struct nb_model_config *c = &b->model->config;
+    int query = c->heads * c->head_dim, key = c->kv_heads * c->head_dim;
+    nb_dptr d_o, d_q_k_v[3];
+    NB_TRY(take(b, "gradient of attention's output", query > c->hidden ? query : c->hidden, &d_o));
+    NB_TRY(take(b, "gradient of queries", query, &d_q_k_v[0]));
+    NB_TRY(take(b, "gradient of keys", key, &d_q_k_v[1]));
+    NB_TRY(take(b, "gradient of values", key, &d_q_k_v[2]));
+
+    NB_TRY(run_linear_backward(b, output, 1, kept->o, &args->gradient, kept->t, reach->q_k_v ? d_o : (nb_dptr){0}));
+    if (!reach->q_k_v)
+        return NB_OK;
+    NB_TRY(run_attention_backward(b, kept, d_o, d_q_k_v));
+    NB_TRY(run_rope_backward(b, NB_TENSOR_Q_NORM, kept->q_raw, kept->rms_q, d_q_k_v[0], c->heads));
+    NB_TRY(run_rope_backward(b, NB_TENSOR_K_NORM, kept->k_raw, kept->rms_k, d_q_k_v[1], c->kv_heads));
+
+    nb_dptr n = kept->mid, dn = d_o; /* mid and the gradient of o are done with */
+    if (nb_block_rank(b, NB_TENSOR_Q) || nb_block_rank(b, NB_TENSOR_K) || nb_block_rank(b, NB_TENSOR_V))
+        NB_TRY(nb_block_norm(b, NB_TENSOR_INPUT_NORM, args->x, n, kept->rms1));
+    NB_TRY(run_linear_backward(b, input, 3, n, d_q_k_v, kept->t, args->input_gradient ? dn : (nb_dptr){0}));
+    if (!args->input_gradient)
+        return NB_OK;
+    return add_norm_backward(b, NB_TENSOR_INPUT_NORM, args->x, kept->rms1, dn, args->gradient);
+}
+
+nb_status nb_block_backward(const struct nb_block *block, const struct nb_block_backward *args)
+{
+    struct nb_arena *arena = block->work->arena;
+    struct reach reach = find_reach(block, args->input_gradient);
+    struct nb_block_kept kept = {0};
+    uint64_t frame = nb_arena_frame(arena);
+    if (args->kept) {
+        kept = *args->kept;
+    } else {
+        NB_TRY(nb_block_take_attention(block, NB_CATEGORY_LIVE_SET, &kept));
+        NB_TRY(nb_block_attention(block, args->x, kept.mid, &kept));
+    }
+    uint64_t half = nb_arena_frame(arena);
+    NB_TRY(mlp_backward(block, args, &kept, &reach));
+    nb_arena_release_to(arena, half);
+    if (reach.o)
+        NB_TRY(attention_backward(block, args, &kept, &reach));
+    nb_arena_release_to(arena, frame);
+    return NB_OK;
+}

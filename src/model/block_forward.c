@@ -1,0 +1,325 @@
+#include "model/block.h"
+
+#include <math.h>
+
+enum { GATE_UP = 2, Q_K_V = 3 };
+
+static const struct nb_model_config *config_of(const struct nb_block *b)
+{
+    return &b->model->config;
+}
+
+static enum nb_dtype activation_of(const struct nb_block *b)
+{
+    return b->model->options.activation;
+}
+
+int nb_block_rank(const struct nb_block *block, enum nb_tensor_role role)
+{
+    return block->adapter ? nb_adapter_rank(block->adapter, block->index, role) : 0;
+}
+
+float nb_block_attention_scale(const struct nb_block *block)
+{
+    return (float)(1 / sqrt((double)config_of(block)->head_dim));
+}
+
+static nb_status take(const struct nb_block *b, enum nb_category category, const char *name, int64_t columns, nb_dptr *address)
+{
+    return nb_work_take_matrix(b->work, category, name, b->tokens_max, columns, activation_of(b), address);
+}
+
+static nb_status take_rows(const struct nb_block *b, enum nb_category category, const char *name, int columns, nb_dptr *address)
+{
+    return nb_work_take_matrix(b->work, category, name, b->tokens_max, columns, NB_DTYPE_F32, address);
+}
+
+static nb_status take_t(const struct nb_block *b, enum nb_category category, enum nb_tensor_role role, nb_dptr *t)
+{
+    int rank = nb_block_rank(b, role);
+    *t = (nb_dptr){0};
+    return rank ? take(b, category, "adapter's inner values", rank, t) : NB_OK;
+}
+
+/* `lse` is for the backward pass; forward-only work leaves it out and puts the raw q where o comes later. */
+static nb_status take_attention(const struct nb_block *b, enum nb_category category, bool backward, struct nb_block_kept *kept)
+{
+    const struct nb_model_config *c = config_of(b);
+    int query = c->heads * c->head_dim, key = c->kv_heads * c->head_dim;
+    bool head_norms = b->model->layer[b->index].head_norms;
+    NB_TRY(take(b, category, "queries", query, &kept->q));
+    NB_TRY(take(b, category, "keys", key, &kept->k));
+    NB_TRY(take(b, category, "values", key, &kept->v));
+    NB_TRY(take(b, category, "attention's output", query, &kept->o));
+    NB_TRY(take_rows(b, category, "1/rms before attention", 1, &kept->rms1));
+    kept->q_raw = kept->q;
+    kept->k_raw = kept->k;
+    kept->lse = (nb_dptr){0};
+    if (backward)
+        NB_TRY(take_rows(b, category, "attention's log-sum-exp", c->heads, &kept->lse));
+    if (head_norms) {
+        kept->q_raw = kept->o;
+        if (backward)
+            NB_TRY(take(b, category, "queries before their norm", query, &kept->q_raw));
+        NB_TRY(take(b, category, "keys before their norm", key, &kept->k_raw));
+        NB_TRY(take_rows(b, category, "1/rms of queries", c->heads, &kept->rms_q));
+        NB_TRY(take_rows(b, category, "1/rms of keys", c->kv_heads, &kept->rms_k));
+    }
+    NB_TRY(take_t(b, category, NB_TENSOR_Q, &kept->t[NB_TENSOR_Q]));
+    NB_TRY(take_t(b, category, NB_TENSOR_K, &kept->t[NB_TENSOR_K]));
+    NB_TRY(take_t(b, category, NB_TENSOR_V, &kept->t[NB_TENSOR_V]));
+    return take_t(b, category, NB_TENSOR_O, &kept->t[NB_TENSOR_O]);
+}
+
+nb_status nb_block_take_attention(const struct nb_block *block, enum nb_category category, struct nb_block_kept *kept)
+{
+    NB_TRY(take_attention(block, category, true, kept));
+    return take(block, category, "residual between attention and MLP", config_of(block)->hidden, &kept->mid);
+}
+
+nb_status nb_block_take_mlp(const struct nb_block *block, enum nb_category category, struct nb_block_kept *kept)
+{
+    int intermediate = config_of(block)->intermediate;
+    NB_TRY(take(block, category, "gate", intermediate, &kept->gate));
+    NB_TRY(take(block, category, "up", intermediate, &kept->up));
+    NB_TRY(take_rows(block, category, "1/rms before the MLP", 1, &kept->rms2));
+    NB_TRY(take_t(block, category, NB_TENSOR_GATE, &kept->t[NB_TENSOR_GATE]));
+    return take_t(block, category, NB_TENSOR_UP, &kept->t[NB_TENSOR_UP]);
+}
+
+nb_status nb_block_take_down_t(const struct nb_block *block, enum nb_category category, nb_dptr *t)
+{
+    return take_t(block, category, NB_TENSOR_DOWN, t);
+}
+
+nb_status nb_block_norm(const struct nb_block *block, enum nb_tensor_role role, nb_dptr x, nb_dptr y, nb_dptr rms)
+{
+    struct nb_rmsnorm args = {
+        .x = x,
+        .w = block->weights->vector[role],
+        .y = y,
+        .rms = rms,
+        .slot = block->slot,
+        .tokens_max = block->tokens_max,
+        .width = config_of(block)->hidden,
+        .epsilon = config_of(block)->rms_epsilon,
+        .activation = activation_of(block),
+        .rows_from = NB_ROWS_TOKENS,
+    };
+    return block->work->device->rmsnorm(block->work->device, block->work->stream, &args);
+}
+
+static enum nb_tensor_role bias_of(enum nb_tensor_role role)
+{
+    return role == NB_TENSOR_Q ? NB_TENSOR_Q_BIAS : role == NB_TENSOR_K ? NB_TENSOR_K_BIAS : NB_TENSOR_V_BIAS;
+}
+
+void nb_block_parts(const struct nb_block *block, const enum nb_tensor_role *roles, int count, const nb_dptr *y,
+                    const nb_dptr *t, struct nb_linear_part *parts)
+{
+    for (int i = 0; i < count; i++) {
+        const struct nb_weight *weight = &block->weights->matrix[roles[i]];
+        bool attention_input = roles[i] == NB_TENSOR_Q || roles[i] == NB_TENSOR_K || roles[i] == NB_TENSOR_V;
+        parts[i] = (struct nb_linear_part){
+            .weight = *weight,
+            .out = weight->rows,
+            .bias = attention_input ? block->weights->vector[bias_of(roles[i])] : (nb_dptr){0},
+            .y = y[i],
+            .y_stride = weight->rows,
+            .output_scale = 1,
+        };
+        nb_adapter_bind_lora(block->adapter, block->index, roles[i], &parts[i].lora);
+        parts[i].lora.t = t[roles[i]];
+        if (!block->dropout)
+            parts[i].lora.dropout = 0;
+    }
+}
+
+static nb_status run_linear(const struct nb_block *b, const enum nb_tensor_role *roles, int count, nb_dptr x, const nb_dptr *y,
+                            const nb_dptr *t, bool accumulate)
+{
+    int in = b->weights->matrix[roles[0]].columns;
+    struct nb_linear args = {
+        .x = x,
+        .step = b->step,
+        .slot = b->slot,
+        .tokens_max = b->tokens_max,
+        .in = in,
+        .x_stride = in,
+        .parts = count,
+        .activation = activation_of(b),
+        .rows_from = NB_ROWS_TOKENS,
+    };
+    nb_block_parts(b, roles, count, y, t, args.part);
+    for (int i = 0; i < count; i++)
+        args.part[i].accumulate = accumulate;
+    return nb_work_linear(b->work, &args);
+}
+
+static nb_status run_rope(const struct nb_block *b, enum nb_tensor_role norm, nb_dptr x, nb_dptr y, nb_dptr rms, int heads)
+{
+    const struct nb_layer_spec *layer = &b->model->layer[b->index];
+    const struct nb_rope_table *table = &b->model->rope[layer->rope_table];
+    int head_dim = config_of(b)->head_dim;
+    struct nb_rope args = {
+        .x = x,
+        .y = y,
+        .w = layer->head_norms ? b->weights->vector[norm] : (nb_dptr){0},
+        .rms = rms,
+        .positions = b->positions,
+        .cosine = table->cosine,
+        .sine = table->sine,
+        .slot = b->slot,
+        .tokens_max = b->tokens_max,
+        .heads = heads,
+        .head_dim = head_dim,
+        .x_stride = heads * head_dim,
+        .y_stride = heads * head_dim,
+        .epsilon = config_of(b)->rms_epsilon,
+        .activation = activation_of(b),
+    };
+    return b->work->device->rope(b->work->device, b->work->stream, &args);
+}
+
+static nb_status append_to_cache(const struct nb_block *b, const struct nb_block_kept *kept)
+{
+    int key = config_of(b)->kv_heads * config_of(b)->head_dim;
+    struct nb_kv_append args = {
+        .k = kept->k,
+        .v = kept->v,
+        .k_cache = b->k_cache,
+        .v_cache = b->v_cache,
+        .slot = b->slot,
+        .tokens_max = b->tokens_max,
+        .width = key,
+        .k_stride = key,
+        .v_stride = key,
+        .capacity = b->key_tokens_max,
+        .activation = activation_of(b),
+    };
+    return b->work->device->kv_append(b->work->device, b->work->stream, &args);
+}
+
+static nb_status run_attention(const struct nb_block *b, const struct nb_block_kept *kept)
+{
+    const struct nb_model_config *c = config_of(b);
+    bool cached = !nb_dptr_is_null(b->k_cache);
+    if (cached)
+        NB_TRY(append_to_cache(b, kept));
+    struct nb_attention args = {
+        .q = kept->q,
+        .k = cached ? b->k_cache : kept->k,
+        .v = cached ? b->v_cache : kept->v,
+        .o = kept->o,
+        .lse = kept->lse,
+        .query_starts = b->query_starts,
+        .key_starts = b->key_starts,
+        .slot = b->slot,
+        .tokens_max = b->tokens_max,
+        .key_tokens_max = b->key_tokens_max,
+        .sequences_max = b->sequences_max,
+        .longest_max = b->longest_max,
+        .heads = c->heads,
+        .kv_heads = c->kv_heads,
+        .head_dim = c->head_dim,
+        .q_stride = c->heads * c->head_dim,
+        .k_stride = c->kv_heads * c->head_dim,
+        .v_stride = c->kv_heads * c->head_dim,
+        .o_stride = c->heads * c->head_dim,
+        .window = b->model->layer[b->index].window,
+        .scale = nb_block_attention_scale(b),
+        .activation = activation_of(b),
+    };
+    return nb_work_attention(b->work, &args);
+}
+
+static nb_status copy_residual(const struct nb_block *b, nb_dptr to, nb_dptr from)
+{
+    if (to.address == from.address)
+        return NB_OK;
+    uint64_t bytes = (uint64_t)b->tokens_max * (uint64_t)config_of(b)->hidden * nb_dtype_bytes(activation_of(b));
+    return b->work->device->copy(b->work->device, b->work->stream, to, from, bytes);
+}
+
+nb_status nb_block_attention(const struct nb_block *block, nb_dptr x, nb_dptr n, const struct nb_block_kept *kept)
+{
+    static const enum nb_tensor_role input[Q_K_V] = {NB_TENSOR_Q, NB_TENSOR_K, NB_TENSOR_V}, output[1] = {NB_TENSOR_O};
+    const nb_dptr q_k_v[Q_K_V] = {kept->q_raw, kept->k_raw, kept->v};
+    NB_TRY(nb_block_norm(block, NB_TENSOR_INPUT_NORM, x, n, kept->rms1));
+    NB_TRY(run_linear(block, input, Q_K_V, n, q_k_v, kept->t, false));
+    NB_TRY(run_rope(block, NB_TENSOR_Q_NORM, kept->q_raw, kept->q, kept->rms_q, config_of(block)->heads));
+    NB_TRY(run_rope(block, NB_TENSOR_K_NORM, kept->k_raw, kept->k, kept->rms_k, config_of(block)->kv_heads));
+    NB_TRY(run_attention(block, kept));
+    NB_TRY(copy_residual(block, kept->mid, x));
+    return run_linear(block, output, 1, kept->o, &kept->mid, kept->t, true);
+}
+
+nb_status nb_block_gate_up(const struct nb_block *block, nb_dptr n, const struct nb_block_kept *kept)
+{
+    static const enum nb_tensor_role roles[GATE_UP] = {NB_TENSOR_GATE, NB_TENSOR_UP};
+    const nb_dptr gate_up[GATE_UP] = {kept->gate, kept->up};
+    NB_TRY(nb_block_norm(block, NB_TENSOR_POST_NORM, kept->mid, n, kept->rms2));
+    return run_linear(block, roles, GATE_UP, n, gate_up, kept->t, false);
+}
+
+nb_status nb_block_swiglu(const struct nb_block *block, const struct nb_block_kept *kept, nb_dptr h)
+{
+    struct nb_swiglu args = {
+        .gate = kept->gate,
+        .up = kept->up,
+        .y = h,
+        .slot = block->slot,
+        .tokens_max = block->tokens_max,
+        .width = config_of(block)->intermediate,
+        .activation = activation_of(block),
+    };
+    return block->work->device->swiglu(block->work->device, block->work->stream, &args);
+}
+
+/* out = mid + down(h). */
+static nb_status run_down(const struct nb_block *b, const struct nb_block_kept *kept, nb_dptr h, nb_dptr out)
+{
+    static const enum nb_tensor_role roles[1] = {NB_TENSOR_DOWN};
+    NB_TRY(copy_residual(b, out, kept->mid));
+    return run_linear(b, roles, 1, h, &out, kept->t, true);
+}
+
+static nb_status forward_keeping(const struct nb_block *b, nb_dptr x, nb_dptr out, struct nb_block_kept *kept)
+{
+    const struct nb_model_config *c = config_of(b);
+    uint64_t frame = nb_arena_frame(b->work->arena);
+    NB_TRY(nb_block_attention(b, x, kept->mid, kept));
+    nb_dptr h;
+    NB_TRY(take(b, NB_CATEGORY_LIVE_SET, "MLP's inner values", c->hidden > c->intermediate ? c->hidden : c->intermediate, &h));
+    NB_TRY(nb_block_gate_up(b, h, kept));
+    NB_TRY(nb_block_swiglu(b, kept, h));
+    NB_TRY(run_down(b, kept, h, out));
+    nb_arena_release_to(b->work->arena, frame);
+    return NB_OK;
+}
+
+nb_status nb_block_forward(const struct nb_block *block, nb_dptr x, nb_dptr out, struct nb_block_kept *kept, nb_dptr down_t)
+{
+    if (kept) {
+        kept->t[NB_TENSOR_DOWN] = down_t;
+        return forward_keeping(block, x, out, kept);
+    }
+    uint64_t frame = nb_arena_frame(block->work->arena);
+    struct nb_block_kept live = {.mid = out};
+    nb_dptr n;
+    NB_TRY(take(block, NB_CATEGORY_LIVE_SET, "normalized input", config_of(block)->hidden, &n));
+    NB_TRY(take_attention(block, NB_CATEGORY_LIVE_SET, false, &live));
+    NB_TRY(nb_block_attention(block, x, n, &live));
+    nb_arena_release_to(block->work->arena, frame);
+
+    NB_TRY(take(block, NB_CATEGORY_LIVE_SET, "normalized input", config_of(block)->hidden, &n));
+    NB_TRY(nb_block_take_mlp(block, NB_CATEGORY_LIVE_SET, &live));
+    live.t[NB_TENSOR_DOWN] = down_t;
+    if (nb_dptr_is_null(down_t))
+        NB_TRY(nb_block_take_down_t(block, NB_CATEGORY_LIVE_SET, &live.t[NB_TENSOR_DOWN]));
+    NB_TRY(nb_block_gate_up(block, n, &live));
+    NB_TRY(nb_block_swiglu(block, &live, live.gate));
+    NB_TRY(run_down(block, &live, live.gate, out));
+    nb_arena_release_to(block->work->arena, frame);
+    return NB_OK;
+}

@@ -366,6 +366,9 @@ nb_status nb_cpu_device_create(const struct nb_cpu_options *options, struct nb_d
 /* The profile nb_cpu_device_create would have. */
 void nb_cpu_profile(const struct nb_cpu_options *options, struct nb_device_profile *profile);
 
+/* Whose matrix products it uses: "oneDNN 2.6.3" or "own loops". */
+const char *nb_cpu_backend_description(void);
+
 /* What the dry device counted. */
 struct nb_dry_counts {
     uint64_t memory_bytes, host_bytes; /* taken now */

@@ -1,0 +1,48 @@
+#include "train/plan.h"
+
+#include "command/open.h"
+
+static const struct nb_option options[] = {
+    NB_OPTION_SET,
+    {.name = "json", .type = NB_OPTION_FLAG, .help = "one JSON object instead of a table"},
+    {0},
+};
+
+static nb_status print_plan(const struct nb_config *config, bool json)
+{
+    struct nb_run *opened = NULL;
+    struct nb_plan plan = {0};
+    NB_TRY(nb_run_open(&(struct nb_run_args){.config = config, .purpose = NB_PURPOSE_TRAIN}, &opened));
+    nb_status status = nb_plan_make(opened, &plan);
+    if (status == NB_OK) {
+        if (json)
+            status = nb_plan_print_json(&plan, stdout);
+        else
+            nb_plan_print(opened, &plan, stdout);
+    }
+    nb_plan_destroy(&plan);
+    nb_run_destroy(&opened);
+    return status;
+}
+
+static nb_status run(const struct nb_arguments *arguments)
+{
+    struct nb_config config;
+    NB_TRY(nb_config_read(arguments->positional, arguments->settings, arguments->setting_count, &config));
+    nb_status status = nb_config_validate_train(&config);
+    if (status == NB_OK)
+        status = print_plan(&config, arguments->given[nb_option_index(&nb_command_plan, "json")]);
+    nb_config_destroy(&config);
+    return status;
+}
+
+const struct nb_command nb_command_plan = {
+    .name = "plan",
+    .argument = "CONFIG",
+    .summary = "what a training run needs, before it starts",
+    .description = "Runs the real set-up and one real step on a device that only counts, and prints the peak memory by category, the\n"
+                   "trainable and total parameters and the number of steps. The peak is what train takes, to the byte.",
+    .example = "nibble plan configs/quickstart.yml --set sequence_len=2048",
+    .options = options,
+    .run = run,
+};

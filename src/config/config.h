@@ -101,7 +101,8 @@ struct nb_config {
 
     /* Logging, evaluation, saving */
     int64_t logging_steps;
-    double eval_steps;       /* 0: unset; below 1 a fraction of all steps: nb_config_interval_steps */
+    double eval_steps;       /* 0: unset; below 1 a fraction of all steps: nb_config_interval_steps. Neither this nor
+                                evals_per_epoch: evaluated at each epoch's end, if there is anything to evaluate on */
     int64_t evals_per_epoch; /* 0: unset */
     double save_steps;       /* as eval_steps. Neither save_steps nor saves_per_epoch: saved at each epoch's end */
     int64_t saves_per_epoch; /* 0: unset */

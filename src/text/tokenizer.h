@@ -18,13 +18,15 @@ struct nb_gguf;
 struct nb_tokenizer;
 struct nb_encode_work;
 
-/* One token and the bytes [begin, end) of the text it came from. A token that ends inside a character has the whole character. */
+/* One token and the bytes [begin, end) of the text it came from, which may begin or end inside a character. Where normalizing changed
+ * the text, all bytes of the changed stretch. */
 struct nb_token {
     int32_t id;
     uint32_t begin, end;
 };
 
-/* Tokens, and the work memory of the encoder that fills it. Start with {0}; free with nb_token_list_free. */
+/* Tokens, and the work memory (with a cache of words) of the encoder that fills it. Start with {0}; use with one tokenizer, and free
+ * with nb_token_list_free before a tokenizer is destroyed whose memory another might take. */
 struct nb_token_list {
     struct nb_token *tokens;
     size_t count, capacity;
@@ -80,7 +82,8 @@ bool nb_tokenizer_adds_bos(const struct nb_tokenizer *tokenizer);
 /* Whether the token is marked special: not shown in a decoded answer. */
 bool nb_tokenizer_is_special(const struct nb_tokenizer *tokenizer, int32_t id);
 
-/* Whether generation ends at this id: eos, the ids in generation_config.json, a GGUF's end-of-turn. */
+/* Whether generation ends at this id: eos, the ids in generation_config.json, a GGUF's
+ * end of turn or of message. */
 bool nb_tokenizer_is_stop(const struct nb_tokenizer *tokenizer, int32_t id);
 
 /* The checkpoint's chat template (Jinja text), or NULL. The tokenizer's own memory. */

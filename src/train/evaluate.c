@@ -66,7 +66,7 @@ static nb_status fill_group(struct evaluator *e, uint32_t first, uint32_t *last)
         uint32_t row = row_at(e, i);
         if (dataset->rows[row].count == 0 || dataset->rows[row].trained_count == 0)
             continue;
-        if (i > first && nb_batch_view(e->batch)->counts.tokens > 0 && !nb_batch_fits(e->batch, dataset, row))
+        if (nb_batch_view(e->batch)->counts.tokens > 0 && !nb_batch_fits(e->batch, dataset, row))
             break;
         NB_TRY(nb_batch_add(e->batch, dataset, row));
     }
@@ -112,6 +112,8 @@ nb_status nb_evaluate(const struct nb_evaluate_args *args, struct nb_evaluation 
         status = nb_fail(NB_MEMORY, "no memory for the losses of %" PRIu32 " rows", e.count);
     if (status == NB_OK)
         status = run(&e);
+    if (status != NB_OK) /* there may be work left that reads what goes away here; the first error stays the one to report */
+        device->stream_wait(device, args->session->stream);
     if (e.losses)
         device->host_give_back(device, e.losses);
     nb_batch_destroy(&e.batch);

@@ -15,8 +15,8 @@
 struct nb_run_folder;
 
 /* Makes the folder if need be and locks it against a second run; with `resume`, removes what an interrupted run left half-written.
- * Errors: NB_USAGE when it holds a run and `resume` is false, when `resume` and it holds none, or when another process trains in
- * it; NB_IO (no permission). */
+ * A folder without a run is a note with `resume`, not an error: a script may always say it.
+ * Errors: NB_USAGE when it holds a run and `resume` is false, or when another process trains in it; NB_IO (no permission). */
 nb_status nb_run_folder_open(const char *path, bool resume, struct nb_run_folder **folder);
 
 /* Unlocks. Takes NULL; nulls the handle. */

@@ -32,6 +32,22 @@ static nb_status create(struct nb_stepper *s)
     return nb_pass_create(session->model, session->adapter, &pass, session->arena, session->stream, session->step, &s->pass);
 }
 
+struct nb_stepper_options nb_stepper_options_of(const struct nb_run *run)
+{
+    const struct nb_config *config = run->config;
+    return (struct nb_stepper_options){
+        .keep = config->gradient_checkpointing ? NB_KEEP_INPUT : NB_KEEP_EVERYTHING,
+        .micro_batch_size = (int)config->micro_batch_size,
+        .micro_batches = (int)config->gradient_accumulation_steps,
+        .beta1 = config->adam_beta1,
+        .beta2 = config->adam_beta2,
+        .epsilon = config->adam_epsilon,
+        .weight_decay = config->weight_decay,
+        .max_grad_norm = (float)config->max_grad_norm,
+        .seed = (uint64_t)config->seed,
+    };
+}
+
 nb_status nb_stepper_create(struct nb_session *session, const struct nb_stepper_options *options, struct nb_stepper **stepper)
 {
     struct nb_stepper *s = calloc(1, sizeof *s);
@@ -54,6 +70,7 @@ void nb_stepper_destroy(struct nb_stepper **stepper)
     if (!s)
         return;
     struct nb_device *device = s->session->device;
+    device->stream_wait(device, s->session->stream); /* after an error there may be work left that reads what goes away here */
     nb_pass_destroy(&s->pass);
     nb_batch_destroy(&s->batch);
     if (s->up)

@@ -13,6 +13,9 @@ struct nb_stepper_options {
     uint64_t seed;        /* of dropout */
 };
 
+/* As the run's config says. */
+struct nb_stepper_options nb_stepper_options_of(const struct nb_run *run);
+
 struct nb_stepper;
 
 /* Takes the step's buffers and a pass from the session's arena. The session outlives it. */

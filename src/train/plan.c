@@ -1,0 +1,100 @@
+#include "train/plan.h"
+
+#include <stdlib.h>
+#include <string.h>
+
+#include "base/file.h"
+#include "train/evaluate.h"
+#include "train/step.h"
+
+static void note(struct nb_plan *plan, char *text)
+{
+    if (plan->notes < NB_PLAN_NOTES_MAX)
+        plan->note[plan->notes++] = text;
+    else
+        free(text);
+}
+
+static void collect_notes(const struct nb_run *run, struct nb_plan *plan)
+{
+    const struct nb_config *config = run->config;
+    const char *precision = nb_run_precision_note(run);
+    if (precision)
+        note(plan, nb_format("%s", precision));
+    if (config->optimizer == NB_CONFIG_OPTIMIZER_PAGED_ADAMW_8BIT || config->optimizer == NB_CONFIG_OPTIMIZER_PAGED_ADAMW_32BIT)
+        note(plan, nb_format("optimizer: %s: the moments stay in memory in this version; nothing is paged",
+                             nb_config_choice_name(config, "optimizer")));
+    if (run->length.warmup_steps >= run->length.steps && config->lr_scheduler != NB_CONFIG_SCHEDULER_CONSTANT)
+        note(plan, nb_format("warm-up takes all %lld steps: the learning rate never reaches its peak", (long long)run->length.steps));
+    if (!nb_checkpoint_has_weights(run->checkpoint))
+        note(plan, nb_format("%s holds no weights: this model can be planned, not trained", nb_checkpoint_path(run->checkpoint)));
+    if (plan->peak_bytes > plan->available_bytes)
+        note(plan, nb_format("the run does not fit: lower sequence_len, micro_batch_size or lora_r, or set gradient_checkpointing: "
+                             "true, optimizer: adamw_8bit or load_in_4bit: true"));
+}
+
+/* One step, one evaluation, and what saving takes, in the order of the trainer. */
+static nb_status rehearse(struct nb_session *session, struct nb_plan *plan)
+{
+    const struct nb_run *run = session->run;
+    struct nb_stepper_options options = nb_stepper_options_of(run);
+    struct nb_stepper *stepper = NULL;
+    struct nb_step_rows rows;
+    struct nb_step_result result;
+    double before = nb_dry_device_counts(session->device)->flops;
+    NB_TRY(nb_stepper_create(session, &options, &stepper));
+    plan->host_bytes = nb_dry_device_counts(session->device)->host_bytes;
+    nb_status status = nb_batch_plan_step(run->batches, 0, 0, &rows);
+    if (status == NB_OK)
+        status = nb_stepper_run(stepper, run->data, &rows, 1, run->config->learning_rate, &result);
+    nb_stepper_destroy(&stepper);
+    plan->step_flops = nb_dry_device_counts(session->device)->flops - before;
+    if (status != NB_OK || run->eval_count == 0)
+        return status;
+    struct nb_evaluation evaluation;
+    struct nb_evaluate_args args = {
+        .session = session, .dataset = run->eval_data, .rows = run->eval_rows, .row_count = run->eval_count};
+    status = nb_evaluate(&args, &evaluation);
+    if (status == NB_OK)
+        nb_evaluation_free(&evaluation);
+    return status;
+}
+
+static void count_data(const struct nb_run *run, struct nb_plan *plan)
+{
+    plan->rows = run->train_count;
+    plan->eval_rows = run->eval_count;
+    plan->epoch_trained_tokens = nb_run_trained_tokens(run->data, run->train_rows, run->train_count, &plan->epoch_tokens);
+    plan->steps_per_epoch = run->length.steps_per_epoch;
+    plan->steps = run->length.steps;
+    plan->warmup_steps = run->length.warmup_steps;
+    plan->rows_per_step = (int)(run->config->micro_batch_size * run->config->gradient_accumulation_steps);
+}
+
+nb_status nb_plan_make(const struct nb_run *run, struct nb_plan *plan)
+{
+    struct nb_session_args args = {.dry = true, .positions_max = run->sequence_len};
+    struct nb_session *session = NULL;
+    *plan = (struct nb_plan){0};
+    NB_TRY(nb_session_open(run, &args, &session));
+    nb_status status = rehearse(session, plan);
+    if (status == NB_OK) {
+        plan->peak_bytes = nb_arena_high_water(session->arena);
+        for (int c = 0; c < NB_CATEGORY_COUNT; c++)
+            plan->category_bytes[c] = nb_arena_high_water_of(session->arena, (enum nb_category)c);
+        plan->available_bytes = run->profile.memory_bytes;
+        plan->trainable_parameters = nb_adapter_parameters(session->adapter);
+        plan->parameters = (uint64_t)nb_model_config_parameters(nb_model_config_of(session->model));
+        count_data(run, plan);
+        collect_notes(run, plan);
+    }
+    nb_session_close(&session);
+    return status;
+}
+
+void nb_plan_destroy(struct nb_plan *plan)
+{
+    for (int i = 0; i < plan->notes; i++)
+        free(plan->note[i]);
+    *plan = (struct nb_plan){0};
+}

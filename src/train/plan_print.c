@@ -1,0 +1,97 @@
+#include <inttypes.h>
+#include <jansson.h>
+#include <stdlib.h>
+
+#include "train/plan.h"
+
+static const double mebibyte = 1024.0 * 1024.0;
+
+/* 134515008 as "134,515,008". */
+static const char *with_commas(uint64_t value, char text[32])
+{
+    char digits[24];
+    int count = snprintf(digits, sizeof digits, "%" PRIu64, value), used = 0;
+    for (int i = 0; i < count; i++) {
+        if (i > 0 && (count - i) % 3 == 0)
+            text[used++] = ',';
+        text[used++] = digits[i];
+    }
+    text[used] = 0;
+    return text;
+}
+
+static const char *format_name(const struct nb_run *run)
+{
+    switch (run->model.linear_format) {
+    case NB_WEIGHT_NF4: return run->model.nested ? "NF4, double-quantized" : "NF4";
+    case NB_WEIGHT_FP4: return run->model.nested ? "FP4, double-quantized" : "FP4";
+    case NB_WEIGHT_BF16: break;
+    }
+    return "bf16";
+}
+
+static void print_run(const struct nb_run *run, const struct nb_plan *plan, FILE *out)
+{
+    const struct nb_config *config = run->config;
+    const struct nb_model_config *model = nb_checkpoint_config(run->checkpoint);
+    char a[32], b[32];
+    fprintf(out, "model      %s: %s, %d layers, %s parameters, weights %s, arithmetic %s\n", nb_checkpoint_path(run->checkpoint),
+            model->family->name, model->layers, with_commas(plan->parameters, a), format_name(run),
+            run->model.activation == NB_DTYPE_BF16 ? "bf16" : "fp32");
+    fprintf(out, "adapter    rank %d, %s trainable parameters (%.3f %%), %s\n", run->adapter.rank,
+            with_commas(plan->trainable_parameters, a), 100.0 * (double)plan->trainable_parameters / (double)plan->parameters,
+            nb_config_choice_name(config, "optimizer"));
+    fprintf(out, "data       %s rows, %s tokens", with_commas(plan->rows, a), with_commas(plan->epoch_tokens, b));
+    fprintf(out, ", %s of them trained", with_commas(plan->epoch_trained_tokens, a));
+    if (plan->eval_rows)
+        fprintf(out, "; %s rows for evaluation", with_commas(plan->eval_rows, a));
+    fprintf(out, "\nsteps      %" PRId64 " of %d %s (%" PRId64 " an epoch), warm-up %" PRId64 ", learning rate %g %s\n", plan->steps,
+            plan->rows_per_step, config->sample_packing ? "packed bins" : "rows", plan->steps_per_epoch, plan->warmup_steps,
+            config->learning_rate, nb_config_choice_name(config, "lr_scheduler"));
+}
+
+void nb_plan_print(const struct nb_run *run, const struct nb_plan *plan, FILE *out)
+{
+    print_run(run, plan, out);
+    fprintf(out, "memory     %.1f MiB at the peak, of %.0f MiB\n", (double)plan->peak_bytes / mebibyte,
+            (double)plan->available_bytes / mebibyte);
+    for (int c = 0; c < NB_CATEGORY_COUNT; c++)
+        if (plan->category_bytes[c])
+            fprintf(out, "  %10.1f MiB  %s\n", (double)plan->category_bytes[c] / mebibyte, nb_category_name((enum nb_category)c));
+    fprintf(out, "  %10.1f MiB  on the host beside it, for copies\n", (double)plan->host_bytes / mebibyte);
+    for (int i = 0; i < plan->notes; i++)
+        fprintf(out, "note: %s\n", plan->note[i]);
+}
+
+nb_status nb_plan_print_json(const struct nb_plan *plan, FILE *out)
+{
+    json_t *root = json_object(), *categories = json_object(), *notes = json_array();
+    for (int c = 0; c < NB_CATEGORY_COUNT; c++)
+        json_object_set_new(categories, nb_category_name((enum nb_category)c), json_integer((json_int_t)plan->category_bytes[c]));
+    for (int i = 0; i < plan->notes; i++)
+        json_array_append_new(notes, json_string(plan->note[i]));
+    json_object_set_new(root, "peak_bytes", json_integer((json_int_t)plan->peak_bytes));
+    json_object_set_new(root, "categories", categories);
+    json_object_set_new(root, "host_bytes", json_integer((json_int_t)plan->host_bytes));
+    json_object_set_new(root, "available_bytes", json_integer((json_int_t)plan->available_bytes));
+    json_object_set_new(root, "fits", json_boolean(plan->peak_bytes <= plan->available_bytes));
+    json_object_set_new(root, "trainable_parameters", json_integer((json_int_t)plan->trainable_parameters));
+    json_object_set_new(root, "parameters", json_integer((json_int_t)plan->parameters));
+    json_object_set_new(root, "rows", json_integer((json_int_t)plan->rows));
+    json_object_set_new(root, "eval_rows", json_integer((json_int_t)plan->eval_rows));
+    json_object_set_new(root, "epoch_tokens", json_integer((json_int_t)plan->epoch_tokens));
+    json_object_set_new(root, "epoch_trained_tokens", json_integer((json_int_t)plan->epoch_trained_tokens));
+    json_object_set_new(root, "steps_per_epoch", json_integer(plan->steps_per_epoch));
+    json_object_set_new(root, "steps", json_integer(plan->steps));
+    json_object_set_new(root, "warmup_steps", json_integer(plan->warmup_steps));
+    json_object_set_new(root, "rows_per_step", json_integer(plan->rows_per_step));
+    json_object_set_new(root, "step_flops", json_real(plan->step_flops));
+    json_object_set_new(root, "notes", notes);
+    char *text = json_dumps(root, JSON_INDENT(2));
+    json_decref(root);
+    if (!text)
+        return nb_fail(NB_MEMORY, "no memory to print the plan, or a path is not UTF-8");
+    int written = fprintf(out, "%s\n", text);
+    free(text);
+    return written < 0 || fflush(out) != 0 ? nb_fail_errno("cannot print the plan") : NB_OK;
+}

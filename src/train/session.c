@@ -1,0 +1,129 @@
+#include "train/session.h"
+
+#include <inttypes.h>
+#include <stdlib.h>
+
+#include "base/progress.h"
+
+/* The dry device invents addresses; an arena over it only has to begin at one that is not null. */
+static const uint64_t dry_base = 1u << 20;
+
+static const double mebibyte = 1024.0 * 1024.0;
+
+static nb_status take_memory(struct nb_session *s, uint64_t capacity)
+{
+    if (s->dry)
+        return nb_arena_create("device", dry_base, UINT64_MAX, &s->arena);
+    if (capacity > s->device->profile.memory_bytes)
+        return nb_fail(NB_MEMORY, "%s has %.0f MiB, this needs %.0f MiB; lower sequence_len, micro_batch_size or lora_r, or set "
+                       "gradient_checkpointing: true, optimizer: adamw_8bit or load_in_4bit: true", s->device->profile.name,
+                       (double)s->device->profile.memory_bytes / mebibyte, (double)capacity / mebibyte);
+    NB_TRY(s->device->memory_take(s->device, capacity, &s->slab));
+    return nb_arena_create("device", s->slab.address, capacity, &s->arena);
+}
+
+static nb_status make_adapter(struct nb_session *s)
+{
+    const struct nb_run *run = s->run;
+    if (!run->has_adapter)
+        return NB_OK;
+    NB_TRY(nb_adapter_create(nb_model_config_of(s->model), &run->adapter, &s->adapter));
+    NB_TRY(nb_adapter_allocate(s->adapter, s->device, s->arena));
+    return s->device->host_take(s->device, nb_adapter_staging_bytes(s->adapter), &s->staging);
+}
+
+static nb_status fill_adapter(struct nb_session *s)
+{
+    if (!s->adapter)
+        return NB_OK;
+    NB_TRY(nb_adapter_initialize(s->adapter, s->stream, s->staging));
+    return s->run->start_folder ? nb_peft_load(s->adapter, s->stream, s->staging, s->run->start_folder) : NB_OK;
+}
+
+static nb_status load_model(struct nb_session *s, bool shows_progress)
+{
+    struct nb_progress progress;
+    if (s->dry || !shows_progress)
+        return nb_model_load(s->model, s->stream, s->arena, NULL);
+    nb_progress_start(&progress, s->run->model.linear_format == NB_WEIGHT_BF16 ? "loading" : "loading in 4 bits", NULL, 0);
+    nb_status status = nb_model_load(s->model, s->stream, s->arena, &progress);
+    if (status == NB_OK)
+        nb_progress_finish(&progress);
+    else
+        nb_progress_abandon(&progress);
+    return status;
+}
+
+static nb_status open_session(struct nb_session *s, const struct nb_session_args *args)
+{
+    const struct nb_run *run = s->run;
+    NB_TRY(s->dry ? nb_dry_device_create(&run->profile, &s->device) : nb_cpu_device_create(&run->cpu, &s->device));
+    NB_TRY(nb_device_require_all(s->device));
+    NB_TRY(s->device->stream_create(s->device, &s->stream));
+    NB_TRY(take_memory(s, args->capacity));
+    NB_TRY(nb_arena_take(s->arena, NB_CATEGORY_BATCH, "step", sizeof(struct nb_step), &s->step.address));
+    NB_TRY(s->device->fill_zero(s->device, s->stream, s->step, sizeof(struct nb_step)));
+    NB_TRY(nb_model_create(s->device, run->checkpoint, &run->model, &s->model));
+    NB_TRY(nb_model_allocate(s->model, s->arena, args->positions_max));
+    NB_TRY(make_adapter(s));
+    NB_TRY(load_model(s, args->shows_progress));
+    NB_TRY(fill_adapter(s));
+    return s->device->stream_wait(s->device, s->stream);
+}
+
+nb_status nb_session_open(const struct nb_run *run, const struct nb_session_args *args, struct nb_session **session)
+{
+    struct nb_session *s = calloc(1, sizeof *s);
+    *session = NULL;
+    if (!s)
+        return nb_fail(NB_MEMORY, "no memory for a session");
+    s->run = run;
+    s->dry = args->dry;
+    nb_status status = open_session(s, args);
+    if (status != NB_OK)
+        nb_session_close(&s);
+    *session = s;
+    return status;
+}
+
+void nb_session_close(struct nb_session **session)
+{
+    struct nb_session *s = *session;
+    if (!s)
+        return;
+    if (s->stream) /* after an error there may be work left that reads what goes away here */
+        s->device->stream_wait(s->device, s->stream);
+    nb_model_destroy(&s->model);
+    nb_adapter_destroy(&s->adapter);
+    nb_arena_destroy(&s->arena);
+    if (s->device) {
+        if (s->stream)
+            s->device->stream_destroy(s->device, &s->stream);
+        if (s->staging)
+            s->device->host_give_back(s->device, s->staging);
+        if (!nb_dptr_is_null(s->slab))
+            s->device->memory_give_back(s->device, s->slab);
+    }
+    nb_device_destroy(&s->device);
+    free(s);
+    *session = NULL;
+}
+
+nb_status nb_session_run(const struct nb_run *run, int positions_max, nb_session_body *body, void *context, uint64_t *planned)
+{
+    struct nb_session_args args = {.dry = true, .positions_max = positions_max};
+    struct nb_session *session = NULL;
+    NB_TRY(nb_session_open(run, &args, &session));
+    nb_status status = body(session, context);
+    args = (struct nb_session_args){
+        .capacity = nb_arena_high_water(session->arena), .positions_max = positions_max, .shows_progress = true};
+    nb_session_close(&session);
+    if (status == NB_OK && planned)
+        *planned = args.capacity;
+    if (status == NB_OK)
+        status = nb_session_open(run, &args, &session);
+    if (status == NB_OK)
+        status = body(session, context);
+    nb_session_close(&session);
+    return status;
+}

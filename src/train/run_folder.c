@@ -15,6 +15,7 @@
 
 struct nb_run_folder {
     char *path;
+    bool made;      /* by this process; goes again if nothing was written to it */
     int descriptor; /* of the folder, which carries the lock: the kernel drops it with the process, however that ends */
 };
 
@@ -106,6 +107,7 @@ static nb_status lock(struct nb_run_folder *folder)
 static nb_status open_folder(struct nb_run_folder *folder, bool resume)
 {
     bool holds_run = false;
+    folder->made = !nb_path_exists(folder->path);
     NB_TRY(nb_make_folder(folder->path));
     NB_TRY(lock(folder));
     if (access(folder->path, W_OK | X_OK) != 0)
@@ -140,6 +142,8 @@ void nb_run_folder_close(struct nb_run_folder **folder)
         return;
     if (f->descriptor >= 0)
         close(f->descriptor);
+    if (f->made)
+        rmdir(f->path); /* fails, as it should, when there is something in it */
     free(f->path);
     free(f);
     *folder = NULL;

@@ -164,7 +164,8 @@ int64_t nb_config_interval_steps(double value, int64_t total_steps);
 /* The name of an enum key's value: nb_config_choice_name(config, "optimizer") -> "adamw_8bit". NULL for a key that is no enum. */
 const char *nb_config_choice_name(const struct nb_config *config, const char *key);
 
-/* Writes the resolved config as YAML that reads back equal: every key but those that are unset and have no default. Errors: NB_IO on a
+/* Writes the resolved config as YAML that reads back equal: every key but those that are unset and have no default or take it from
+ * the adapter in lora_model_dir. Errors: NB_IO on a
  * failed stream. */
 nb_status nb_config_write(const struct nb_config *config, FILE *stream);
 

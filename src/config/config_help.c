@@ -4,6 +4,8 @@
 #include "config/config.h"
 #include "config/config_keys.h"
 
+static const char from_adapter_words[] = ", or as the adapter in lora_model_dir has it";
+
 static const char *type_words(const struct nb_key *key)
 {
     switch (key->type) {
@@ -39,14 +41,14 @@ static void print_values(FILE *stream, const struct nb_key *key)
     }
     fputs(type_words(key), stream);
     if (key->type == NB_KEY_INTEGER || key->type == NB_KEY_FLOAT)
-        fprintf(stream, "%s %.16g to %.16g", key->above_minimum ? " above" : "", key->minimum, key->maximum);
+        fprintf(stream, key->above_minimum ? " above %.16g, at most %.16g" : " from %.16g to %.16g", key->minimum, key->maximum);
 }
 
 static void print_key(FILE *stream, const struct nb_key *key)
 {
     fprintf(stream, "  %s%s\n      %s\n      Values: ", key->name, key->everywhere ? " *" : "", key->help);
     print_values(stream, key);
-    fprintf(stream, ". Default: %s.\n", default_words(key));
+    fprintf(stream, ". Default: %s%s.\n", default_words(key), key->from_adapter ? from_adapter_words : "");
 }
 
 static void print_dataset_fields(FILE *stream)
@@ -130,7 +132,7 @@ void nb_config_man(FILE *stream)
         print_values(stream, key);
         fputs(". Default: ", stream);
         print_roff(stream, default_words(key));
-        fputs(".\n", stream);
+        fprintf(stream, "%s.\n", key->from_adapter ? from_adapter_words : "");
     }
     fputs(".SS Fields of an entry of datasets and test_datasets\n", stream);
     for (size_t f = 0; f < nb_dataset_field_count; f++) {

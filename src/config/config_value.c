@@ -185,8 +185,8 @@ nb_status nb_value_check_foreign(const struct nb_foreign_key *keys, size_t count
             (keys[i].rule == NB_FOREIGN_WORDS && words_accept(keys[i].words, node)))
             return NB_OK;
         const char *advice = keys[i].advice;
-        return nb_yaml_fail(source, node->key, NB_USAGE, "%s: %s is not supported: it would change what is trained%s%s", name,
-            show(node).text, advice ? "; " : "", advice ? advice : "");
+        return nb_yaml_fail(source, node->key, NB_USAGE, "%s: %s is not supported: %s", name, show(node).text,
+            advice ? advice : "it would change what is trained, so it is not passed over");
     }
     *known = false;
     return NB_OK;

@@ -164,7 +164,8 @@ nb_status nb_config_write(const struct nb_config *config, FILE *stream)
     emit(&writer, &event, yaml_document_start_event_initialize(&event, NULL, NULL, NULL, 1));
     emit_begin(&writer, true);
     for (size_t i = 0; i < nb_key_count; i++) {
-        if (!config->set[i] && !nb_keys[i].fallback)
+        bool given_elsewhere = nb_keys[i].from_adapter && config->lora_model_dir;
+        if (!config->set[i] && (!nb_keys[i].fallback || given_elsewhere))
             continue;
         emit_word(&writer, nb_keys[i].name);
         emit_value(&writer, config, &nb_keys[i]);

@@ -14,8 +14,11 @@ nb_status nb_yaml_fail(const struct nb_yaml_source *source, const struct nb_yaml
     va_start(arguments, format);
     vsnprintf(text, sizeof text, format, arguments);
     va_end(arguments);
-    if (source->is_override)
-        return nb_fail(code, "--set %s: %s", source->name, text);
+    if (source->is_override) { /* most messages begin with the key, which stands before the colon already */
+        size_t name_bytes = strlen(source->name);
+        bool repeats = strncmp(text, source->name, name_bytes) == 0 && strncmp(text + name_bytes, ": ", 2) == 0;
+        return nb_fail(code, "--set %s: %s", source->name, repeats ? text + name_bytes + 2 : text);
+    }
     if (node)
         return nb_fail(code, "%s:%zu:%zu: %s", source->name, node->line, node->column, text);
     return nb_fail(code, "%s: %s", source->name, text);

@@ -49,7 +49,7 @@ const char *nb_chat_template_end_of_turn(const struct nb_chat_template *chat_tem
 
 /* Renders messages into `rendering`, replacing what it held. Spans: each assistant message's content and its end-of-turn token,
  * not the newline after it. With `add_generation_prompt` the text ends where an answer begins.
- * Errors: NB_FORMAT (no messages, a role that is not known: the message has no place yet, the caller adds it), NB_MEMORY. */
+ * Errors, which the caller gives a place: NB_FORMAT (no messages, an unknown role, not UTF-8), NB_MEMORY. */
 nb_status nb_chat_template_render(const struct nb_chat_template *chat_template, const struct nb_chat_message *messages,
                                   size_t count, bool add_generation_prompt, struct nb_rendering *rendering);
 

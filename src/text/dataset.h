@@ -41,7 +41,7 @@ struct nb_dataset_options {
     const char *chat_template_problem;             /* with a NULL template: why there is none, for the message; may be NULL */
     uint32_t sequence_len;                         /* the longest row, in tokens; at least 2 */
     int32_t vocabulary;                            /* rows of the model's embedding: ids must lie in [0, vocabulary) */
-    bool train_on_inputs;                          /* every token trains */
+    bool train_on_inputs;                          /* every token trains; rows of tokens keep their own labels */
     int threads;                                   /* for tokenizing; the result does not depend on it. 0: all */
 };
 
@@ -86,6 +86,7 @@ struct nb_dataset_file {
     uint64_t first_line[NB_ROW_DROPPED_COUNT];   /* of the first row dropped for each reason */
     char *first_problem[NB_ROW_DROPPED_COUNT];   /* that row in words, or NULL: what is wrong and the text around it */
     uint64_t rows, double_bos_count, double_bos_line;
+    bool trains_end; /* in some row eos, or the template's end of turn, is trained */
 };
 
 struct nb_dataset {
@@ -102,6 +103,10 @@ struct nb_dataset {
  * conversations without a template, text without a tokenizer), NB_MEMORY. On an error *dataset is NULL. */
 nb_status nb_dataset_read(const struct nb_dataset_source *sources, size_t count, const struct nb_dataset_options *options,
                           struct nb_dataset **dataset);
+
+/* The same for one source whose contents, not gzipped, are in memory; source->path names it in messages. */
+nb_status nb_dataset_read_bytes(const char *data, size_t bytes, const struct nb_dataset_source *source,
+                                const struct nb_dataset_options *options, struct nb_dataset **dataset);
 
 /* Takes NULL; nulls the handle. */
 void nb_dataset_destroy(struct nb_dataset **dataset);

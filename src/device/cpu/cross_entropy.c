@@ -8,37 +8,40 @@ NB_CPU_NO_SCRATCH(cross_entropy)
 /* Logits that stay in the first-level cache between finding their maximum and adding their exponentials. */
 enum { BLOCK = 2048 };
 
-/* The larger of the row's running maximum and a block's, in 16 lanes (any order gives the same maximum; a NaN is passed over here
- * and shows in the sum). */
+/* A float's order as a signed integer's, and back: whole numbers have a vector maximum without regard to NaN. A positive NaN comes
+ * out largest, a negative one smallest; either way it shows in the sum of exponentials. */
+static inline int32_t order_of(float value)
+{
+    int32_t bits = (int32_t)nb_float_bits(value);
+    return bits ^ ((bits >> 31) & 0x7fffffff);
+}
+
+static inline float value_of(int32_t order)
+{
+    return nb_float_from_bits((uint32_t)(order ^ ((order >> 31) & 0x7fffffff)));
+}
+
 NB_CPU_INLINE float maximum_of_block(const void *x, int64_t begin, int count, float maximum, enum nb_dtype dtype)
 {
-    float lane[16];
-    for (int l = 0; l < 16; l++)
-        lane[l] = maximum;
-    int i = 0;
-    for (; i + 16 <= count; i += 16)
-        for (int l = 0; l < 16; l++) {
-            float value = nb_cpu_get(x, dtype, begin + i + l);
-            lane[l] = value > lane[l] ? value : lane[l];
-        }
-    for (int l = 0; i + l < count; l++) {
-        float value = nb_cpu_get(x, dtype, begin + i + l);
-        lane[l] = value > lane[l] ? value : lane[l];
+    int32_t largest = order_of(maximum);
+    for (int i = 0; i < count; i++) {
+        int32_t order = order_of(nb_cpu_get(x, dtype, begin + i));
+        largest = order > largest ? order : largest;
     }
-    for (int l = 0; l < 16; l++)
-        maximum = lane[l] > maximum ? lane[l] : maximum;
-    return maximum;
+    return value_of(largest);
 }
 
 NB_CPU_INLINE float exponentials_of_block(const void *x, int64_t begin, int count, float maximum, enum nb_dtype dtype)
 {
-    float lane[16] = {0};
+    float power[BLOCK], lane[16] = {0};
+    for (int i = 0; i < count; i++)
+        power[i] = nb_expf(nb_cpu_get(x, dtype, begin + i) - maximum);
     int i = 0;
     for (; i + 16 <= count; i += 16)
         for (int l = 0; l < 16; l++)
-            lane[l] += nb_expf(nb_cpu_get(x, dtype, begin + i + l) - maximum);
+            lane[l] += power[i + l];
     for (int l = 0; i + l < count; l++)
-        lane[l] += nb_expf(nb_cpu_get(x, dtype, begin + i + l) - maximum);
+        lane[l] += power[i + l];
     return nb_sum16(lane);
 }
 

@@ -37,7 +37,7 @@ static nb_status open_for_reading(const char *path, int *descriptor, struct stat
 nb_status nb_mapped_file_open(const char *path, struct nb_mapped_file *file)
 {
     struct stat status;
-    int descriptor;
+    int descriptor = -1;
     *file = (struct nb_mapped_file){0};
     NB_TRY(open_for_reading(path, &descriptor, &status));
     nb_status result = NB_OK;
@@ -189,7 +189,7 @@ static nb_status read_gzip(int descriptor, unsigned char *input, size_t got, str
 nb_status nb_file_read(const char *path, uint64_t limit, bool gunzip, char **data, size_t *bytes)
 {
     struct stat status;
-    int descriptor;
+    int descriptor = -1;
     unsigned char input[CHUNK_BYTES];
     size_t got;
     *data = NULL;

@@ -9,12 +9,11 @@
 
 #include "base/progress.h"
 
-/* Runs through 100 rows as if the work had begun `seconds` ago, and returns what was printed. The caller frees it. */
-static char *run(bool terminal, double seconds, const char *unit, uint64_t total)
+/* Runs through 100 rows as if the work had begun `seconds` ago. *text is what was printed; the caller frees it. */
+static void run(char **text, bool terminal, double seconds, const char *unit, uint64_t total)
 {
-    char *text;
     size_t bytes;
-    FILE *stream = open_memstream(&text, &bytes);
+    FILE *stream = open_memstream(text, &bytes);
     struct nb_progress progress;
     assert_non_null(stream);
     nb_progress_start_on(&progress, "evaluating", unit, total, stream, terminal);
@@ -24,7 +23,6 @@ static char *run(bool terminal, double seconds, const char *unit, uint64_t total
         nb_progress_update(&progress, done);
     nb_progress_finish(&progress);
     fclose(stream);
-    return text;
 }
 
 static int count(const char *text, const char *part)
@@ -38,7 +36,8 @@ static int count(const char *text, const char *part)
 static void plain_lines_come_at_every_tenth(void **state)
 {
     (void)state;
-    char *text = run(false, 100, "rows", 100);
+    char *text;
+    run(&text, false, 100, "rows", 100);
     assert_int_equal(count(text, "\n"), 10);
     assert_int_equal(count(text, "\r"), 0);
     assert_non_null(strstr(text, "evaluating: 10/100 rows (10 %), 0.10 rows/s, 15 min 00 s left\n"));
@@ -50,7 +49,8 @@ static void plain_lines_come_at_every_tenth(void **state)
 static void short_work_leaves_no_plain_line(void **state)
 {
     (void)state;
-    char *text = run(false, 0, "rows", 100);
+    char *text;
+    run(&text, false, 0, "rows", 100);
     assert_string_equal(text, "");
     free(text);
 }
@@ -58,7 +58,8 @@ static void short_work_leaves_no_plain_line(void **state)
 static void a_terminal_line_is_redrawn_and_ended_once(void **state)
 {
     (void)state;
-    char *text = run(true, 100, NULL, 100);
+    char *text;
+    run(&text, true, 100, NULL, 100);
     assert_int_equal(count(text, "\n"), 1);
     assert_true(text[strlen(text) - 1] == '\n');
     assert_int_equal(count(text, "\r\033[K"), 2); /* the first update, and the end: the others come within a tenth of a second */
@@ -69,7 +70,8 @@ static void a_terminal_line_is_redrawn_and_ended_once(void **state)
 static void an_unknown_total_shows_no_percentage(void **state)
 {
     (void)state;
-    char *text = run(false, 100, "rows", 0);
+    char *text;
+    run(&text, false, 100, "rows", 0);
     assert_int_equal(count(text, "%"), 0);
     assert_int_equal(count(text, "left"), 0);
     assert_non_null(strstr(text, "evaluating: 1 rows, 0.01 rows/s\n"));

@@ -10,6 +10,7 @@
 
 #include "adapter/peft.h"
 #include "base/bfloat.h"
+#include "model/decoder.h"
 
 void rig_check(nb_status status)
 {
@@ -50,6 +51,50 @@ static void open_adapter(struct rig *rig)
     nb_peft_config_destroy(&config);
 }
 
+/* bitsandbytes' CPU build (csrc/cpu_ops.cpp, its AVX-512 dequantizeBlockwise4bitCpu) takes the scale of row r, column c from block
+ * r * (columns / 64) + c / 64 of a matrix whose columns are a multiple of 16 but not of 64. Blocks run on across rows, so that is another
+ * block than the weight was quantized with, and than the CUDA build and its own scalar code read. The references were computed so. To
+ * compare with them, a model gets the very weights they had. */
+static void write_reference_weights(struct rig *rig, const char *name, const struct nb_weight *weight)
+{
+    struct nb_quant_matrix m;
+    rig_check(nb_checkpoint_matrix_quantized(rig->checkpoint, name, weight->rows, weight->columns, &m));
+    uint64_t count = m.rows * m.columns, blocks = nb_quant_blocks(count), blocks_a_row = m.columns / NB_QUANT_BLOCK;
+    float *absmax = malloc(blocks * sizeof *absmax);
+    nb_bf16 *w = malloc(count * sizeof *w);
+    nb_dequantize_absmax(&m, 0, blocks, absmax);
+    for (uint64_t i = 0; i < count; i++) {
+        uint64_t row = i / m.columns, column = i % m.columns;
+        int code = i % 2 ? m.packed[i / 2] & 15 : m.packed[i / 2] >> 4;
+        w[i] = nb_bf16_from_float(m.codebook[code] * absmax[row * blocks_a_row + column / NB_QUANT_BLOCK]);
+    }
+    rig_check(rig->device->upload(rig->device, rig->stream, weight->data, w, count * sizeof *w));
+    rig_check(rig->device->stream_wait(rig->device, rig->stream));
+    free(absmax);
+    free(w);
+}
+
+static void use_reference_scales(struct rig *rig)
+{
+    struct nb_weight_store *store = rig->model->store;
+    int written = 0;
+    for (int unit = 1; unit < nb_weight_store_units(store) - 1; unit++) {
+        const struct nb_tensor_spec *spec;
+        struct nb_unit_view view;
+        int count = nb_weight_store_tensors(store, unit, &spec);
+        rig_check(nb_weight_store_begin_write(store, unit, rig->stream, &view));
+        for (int i = 0; i < count; i++) {
+            char name[NB_TENSOR_NAME_BYTES];
+            if (!spec[i].linear || spec[i].columns % NB_QUANT_BLOCK == 0 || spec[i].columns % 16 != 0)
+                continue;
+            write_reference_weights(rig, nb_tensor_name(&spec[i], unit - 1, name), &view.matrix[spec[i].role]);
+            written++;
+        }
+        rig_check(nb_weight_store_end_write(store, unit, rig->stream));
+    }
+    assert_true(written > 0);
+}
+
 void rig_open(struct rig *rig, const struct rig_options *options)
 {
     *rig = (struct rig){.options = *options};
@@ -59,6 +104,8 @@ void rig_open(struct rig *rig, const struct rig_options *options)
     rig_check(nb_model_create(rig->device, rig->checkpoint, &model, &rig->model));
     rig_check(nb_model_allocate(rig->model, rig->arena, options->positions_max ? options->positions_max : 128));
     rig_check(nb_model_load(rig->model, rig->stream, rig->arena, NULL));
+    if (options->reference_scales)
+        use_reference_scales(rig);
     if (options->adapter)
         open_adapter(rig);
     rig_check(nb_arena_take(rig->arena, NB_CATEGORY_BATCH, "step", sizeof(struct nb_step), &rig->step.address));

@@ -18,6 +18,7 @@ struct rig_options {
     int positions_max;
     int threads;
     bool deferred, dry;
+    bool reference_scales; /* see rig.c; `model` is a bitsandbytes checkpoint, `format` BF16 */
     uint64_t seed, memory_bytes;
 };
 

@@ -65,9 +65,9 @@ static void print_dataset_fields(FILE *stream)
 }
 
 static const char introduction[] =
-    "A config is a YAML file of key: value, with Axolotl's names. --set key=value gives or replaces one; the value is YAML too, so\n"
-    "--set 'datasets=[{path: rows.jsonl, type: alpaca}]' works. A null or empty value is an unset key. Keys with * apply to every\n"
-    "verb that opens a model, the others to train and plan.\n";
+    "A config is a YAML file of key: value, with Axolotl's names. --set key=value gives or replaces one; the value is YAML too,\n"
+    "so --set 'datasets=[{path: rows.jsonl, type: alpaca}]' works. A null or empty value is an unset key. Keys with * apply to\n"
+    "every verb that opens a model, the others to train and plan.\n";
 
 void nb_config_help_text(FILE *stream)
 {
@@ -80,16 +80,17 @@ void nb_config_help_text(FILE *stream)
             if (nb_keys[i].group == NB_GROUP_DATA)
                 print_dataset_fields(stream);
     }
-    fputs("\nAxolotl keys that mean nothing here (flash_attention, wandb_*, dataset_prepared_path, ...) are ignored, with a word about it;\n"
-          "those that would change what is trained are refused. special_tokens must equal the tokenizer's.\n", stream);
+    fputs("\nAxolotl keys that mean nothing here (flash_attention, wandb_*, dataset_prepared_path, ...) are ignored, with a word\n"
+          "about it; those that would change what is trained are refused. special_tokens must equal the tokenizer's.\n", stream);
 }
 
 nb_status nb_config_help_key(FILE *stream, const char *name)
 {
-    size_t distance;
     const struct nb_key *key = nb_key_find(name);
-    if (!key)
-        return nb_fail(NB_USAGE, "no config key is called \"%.64s\"; the nearest is \"%s\"", name, nb_key_nearest(name, &distance)->name);
+    if (!key) {
+        const char *nearest = nb_key_nearest(name).best;
+        return nb_fail(NB_USAGE, "no config key is called \"%.64s\"; the nearest is \"%s\"", name, nearest ? nearest : nb_keys[0].name);
+    }
     print_key(stream, key);
     if (key->type == NB_KEY_DATASETS)
         print_dataset_fields(stream);

@@ -14,42 +14,11 @@ const struct nb_key *nb_key_find(const char *name)
     return NULL;
 }
 
-enum { COMPARED_BYTES = 64 };
-
-/* Levenshtein 1966: the least number of insertions, deletions and substitutions, by the usual two rows. */
-static size_t edit_distance(const char *a, const char *b)
+struct nb_nearest nb_key_nearest(const char *name)
 {
-    size_t row[COMPARED_BYTES + 1];
-    size_t a_bytes = strnlen(a, COMPARED_BYTES), b_bytes = strnlen(b, COMPARED_BYTES);
-    for (size_t j = 0; j <= b_bytes; j++)
-        row[j] = j;
-    for (size_t i = 1; i <= a_bytes; i++) {
-        size_t diagonal = row[0];
-        row[0] = i;
-        for (size_t j = 1; j <= b_bytes; j++) {
-            size_t least = diagonal + (a[i - 1] != b[j - 1]);
-            if (row[j] + 1 < least)
-                least = row[j] + 1;
-            if (row[j - 1] + 1 < least)
-                least = row[j - 1] + 1;
-            diagonal = row[j];
-            row[j] = least;
-        }
-    }
-    return row[b_bytes];
-}
-
-const struct nb_key *nb_key_nearest(const char *name, size_t *distance)
-{
-    const struct nb_key *nearest = &nb_keys[0];
-    *distance = SIZE_MAX;
-    for (size_t i = 0; i < nb_key_count; i++) {
-        size_t this_one = edit_distance(name, nb_keys[i].name);
-        if (this_one < *distance) {
-            *distance = this_one;
-            nearest = &nb_keys[i];
-        }
-    }
+    struct nb_nearest nearest = nb_nearest_start(name);
+    for (size_t i = 0; i < nb_key_count; i++)
+        nb_nearest_offer(&nearest, nb_keys[i].name);
     return nearest;
 }
 

@@ -5,6 +5,7 @@
 #include <stdbool.h>
 #include <stddef.h>
 
+#include "base/nearest.h"
 #include "config/config.h"
 
 enum nb_key_type {
@@ -75,9 +76,8 @@ extern const size_t nb_foreign_dataset_field_count;
 /* NULL when there is none of that name. */
 const struct nb_key *nb_key_find(const char *name);
 
-/* The key whose name is nearest by edit distance (Levenshtein's), and how far it is. Names over 64 bytes are compared in their first
- * 64. Never NULL. */
-const struct nb_key *nb_key_nearest(const char *name, size_t *distance);
+/* The search for the key whose name is nearest. Its `best` is NULL for a name that is too long to be a slip. */
+struct nb_nearest nb_key_nearest(const char *name);
 
 /* Where the key's value stands in a config. */
 void *nb_key_field(struct nb_config *config, const struct nb_key *key);

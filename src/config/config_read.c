@@ -37,13 +37,14 @@ bool nb_config_was_set(const struct nb_config *config, const char *key)
 
 static nb_status unknown_key(const struct nb_yaml_node *node, const struct nb_yaml_source *source)
 {
-    enum { WORTH_GUESSING = 3 };
-    size_t distance;
-    const char *name = node->key->text, *nearest = nb_key_nearest(name, &distance)->name;
-    if (distance <= WORTH_GUESSING)
-        return nb_yaml_fail(source, node->key, NB_USAGE, "unknown key \"%.64s\"; did you mean \"%s\"?", name, nearest);
-    return nb_yaml_fail(source, node->key, NB_USAGE, "unknown key \"%.64s\"; the nearest is \"%s\", and `nibble help config` lists all",
-        name, nearest);
+    const char *name = node->key->text;
+    struct nb_nearest nearest = nb_key_nearest(name);
+    if (nb_nearest_found(&nearest))
+        return nb_yaml_fail(source, node->key, NB_USAGE, "unknown key \"%.64s\"; did you mean \"%s\"?", name, nearest.best);
+    if (nearest.best)
+        return nb_yaml_fail(source, node->key, NB_USAGE, "unknown key \"%.64s\"; the nearest is \"%s\", and `nibble help config` lists "
+            "all", name, nearest.best);
+    return nb_yaml_fail(source, node->key, NB_USAGE, "unknown key \"%.64s...\"; `nibble help config` lists all", name);
 }
 
 static nb_status ignore_key(struct nb_config *config, const char *name)

@@ -251,6 +251,17 @@ static nb_status set_data_files(struct nb_config_dataset *dataset, const struct 
     return copy_text(&dataset->path, file->text, source);
 }
 
+static nb_status unknown_field(const char *key, const struct nb_yaml_node *name, const struct nb_yaml_source *source)
+{
+    struct nb_nearest nearest = nb_nearest_start(name->text);
+    for (size_t f = 0; f < nb_dataset_field_count; f++)
+        nb_nearest_offer(&nearest, nb_dataset_fields[f].name);
+    const char *found = nb_nearest_found(&nearest);
+    if (found)
+        return nb_yaml_fail(source, name, NB_USAGE, "%s: unknown field \"%.64s\"; did you mean \"%s\"?", key, name->text, found);
+    return nb_yaml_fail(source, name, NB_USAGE, "%s: unknown field \"%.64s\"; `nibble help config` lists the fields", key, name->text);
+}
+
 static nb_status set_dataset(struct nb_config_dataset *dataset, const char *key, const struct nb_yaml_node *node,
     const struct nb_yaml_source *source)
 {
@@ -269,7 +280,7 @@ static nb_status set_dataset(struct nb_config_dataset *dataset, const char *key,
         if (!known)
             NB_TRY(nb_value_check_foreign(nb_foreign_dataset_fields, nb_foreign_dataset_field_count, child, source, &known));
         if (!known)
-            return nb_yaml_fail(source, child->key, NB_USAGE, "%s: unknown field \"%s\"; `nibble help config` lists the fields", key, name);
+            return unknown_field(key, child->key, source);
     }
     if (data_files)
         NB_TRY(set_data_files(dataset, data_files, source));

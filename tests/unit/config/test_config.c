@@ -225,6 +225,8 @@ static void refusals_name_place_key_and_remedy(void **state)
     assert_refused("num_epoch: 1", "file.yml:1:1: unknown key \"num_epoch\"; did you mean \"num_epochs\"?");
     assert_refused("sharded_optimizer_state: 1", "file.yml:1:1: unknown key \"sharded_optimizer_state\"; the nearest is "
         "\"optimizer\", and `nibble help config` lists all");
+    assert_refused("a_name_that_is_longer_than_anyone_would_ever_give_to_a_key_of_a_config: 1", "file.yml:1:1: unknown key "
+        "\"a_name_that_is_longer_than_anyone_would_ever_give_to_a_key_of_a_...\"; `nibble help config` lists all");
     assert_refused("lora_rank:\n", "file.yml:1:1: unknown key \"lora_rank\"; did you mean \"lora_r\"?");
     assert_refused("seed: 1\n\nseed: 2\n", "file.yml:3:1: duplicate key \"seed\": it stands in line 1 already");
     assert_refused("  seed: x\n", "file.yml:1:9: seed: \"x\" is not a whole number");
@@ -263,7 +265,9 @@ static void entries_of_datasets_are_checked(void **state)
         "file.yml:1:12: datasets: an entry is a mapping such as {path: rows.jsonl, type: alpaca}");
     assert_refused("datasets:\n  - type: alpaca\n", "file.yml:2:5: datasets: an entry without path");
     assert_refused("datasets:\n  - path: x\n    tipe: alpaca\n",
-        "file.yml:3:5: datasets: unknown field \"tipe\"; `nibble help config` lists the fields");
+        "file.yml:3:5: datasets: unknown field \"tipe\"; did you mean \"type\"?");
+    assert_refused("datasets:\n  - path: x\n    temperature: 1\n",
+        "file.yml:3:5: datasets: unknown field \"temperature\"; `nibble help config` lists the fields");
     assert_refused("datasets:\n  - path: x\n    type: sharegpt\n",
         "file.yml:3:11: type: \"sharegpt\" is none of: chat_template, alpaca, completion, tokens");
     assert_refused("datasets:\n  - path: x\n    path: y\n", "file.yml:3:5: duplicate key \"path\": it stands in line 2 already");

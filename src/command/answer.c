@@ -72,8 +72,10 @@ nb_status nb_answer_generate(struct nb_session *session, struct nb_generator *ge
     struct nb_stream_decoder decoder = {0};
     *answer = (struct nb_answer){0};
     if (session->dry) {
+        /* The second token is the first that runs alone. */
         int32_t id;
-        return nb_generator_next(generator, &id);
+        NB_TRY(nb_generator_next(generator, &id));
+        return nb_generator_tokens(generator) < context_max ? nb_generator_next(generator, &id) : NB_OK;
     }
     while (answer->tokens < options->max_tokens && nb_generator_tokens(generator) < context_max) {
         int32_t id;

@@ -158,6 +158,16 @@ static nb_status read_turns(struct conversation *conversation, struct nb_session
     return status;
 }
 
+/* What a turn takes at most: a whole piece of a prompt, then a token alone. */
+static nb_status plan_turn(const struct conversation *conversation, struct nb_session *session, struct nb_generator *generator)
+{
+    static const int32_t ids[NB_PROMPT_CHUNK];
+    struct nb_answer answer;
+    int count = conversation->context - 1 < NB_PROMPT_CHUNK ? conversation->context - 1 : NB_PROMPT_CHUNK;
+    NB_TRY(nb_generator_append(generator, ids, count));
+    return nb_answer_generate(session, generator, conversation->context, &conversation->options, true, &answer);
+}
+
 static nb_status converse(struct nb_session *session, void *context)
 {
     struct conversation *conversation = context;
@@ -165,10 +175,7 @@ static nb_status converse(struct nb_session *session, void *context)
     NB_TRY(create_generator(conversation, session, &generator));
     nb_status status;
     if (session->dry) {
-        int32_t id = 0;
-        status = nb_generator_append(generator, &id, 1);
-        if (status == NB_OK)
-            status = nb_generator_next(generator, &id);
+        status = plan_turn(conversation, session, generator);
     } else {
         nb_log("context of %d tokens; /new begins again, /quit or Ctrl-D ends", conversation->context);
         status = read_turns(conversation, session, &generator);

@@ -7,14 +7,14 @@
 void nb_help_screen(FILE *out)
 {
     fputs("nibble fine-tunes large language models in 4 bits (QLoRA): one native program, no Python.\n"
-          "In: a Hugging Face or GGUF model, a JSONL file, a YAML file with Axolotl's keys. Out: a PEFT adapter.\n"
+          "In: a Hugging Face or GGUF model, JSONL data, a YAML file with Axolotl's keys. Out: a PEFT adapter.\n"
           "\n"
           "Try first:\n"
           "  nibble plan CONFIG.yml             what a run needs, to the byte, before it starts\n"
           "  nibble train CONFIG.yml            train; writes the adapter to its output_dir\n"
           "  nibble chat MODEL --adapter DIR    talk to the result\n"
           "\n"
-          "All verbs: nibble help.   One verb: nibble help VERB.   Every key of the YAML file: nibble help config.\n"
+          "All verbs: nibble help.   One verb: nibble help VERB.   The YAML file's keys: nibble help config.\n"
           "No config yet? configs/quickstart.yml has every line commented, and tools/quickstart runs it.\n",
           out);
 }

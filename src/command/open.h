@@ -13,6 +13,10 @@
         .help = "a key of the configuration, any number of times (nibble help config)"                                      \
     }
 
+/* Reads CONFIG with the --set overrides and checks it for training; says once which of its keys mean nothing here. On an error
+ * *config is zeroed. */
+nb_status nb_open_training_config(const struct nb_arguments *arguments, struct nb_config *config);
+
 /* A configuration made of --set alone, and the run it opens. Destroy with nb_opened_close. */
 struct nb_opened {
     struct nb_config config;

@@ -28,10 +28,8 @@ static nb_status print_plan(const struct nb_config *config, bool json)
 static nb_status run(const struct nb_arguments *arguments)
 {
     struct nb_config config;
-    NB_TRY(nb_config_read(arguments->positional, arguments->settings, arguments->setting_count, &config));
-    nb_status status = nb_config_validate_train(&config);
-    if (status == NB_OK)
-        status = print_plan(&config, arguments->given[nb_option_index(&nb_command_plan, "json")]);
+    NB_TRY(nb_open_training_config(arguments, &config));
+    nb_status status = print_plan(&config, arguments->given[nb_option_index(&nb_command_plan, "json")]);
     nb_config_destroy(&config);
     return status;
 }

@@ -25,17 +25,14 @@ static nb_status run(const struct nb_arguments *arguments)
 {
     int resume = nb_option_index(&nb_command_train, "resume");
     struct nb_config config;
-    NB_TRY(nb_config_read(arguments->positional, arguments->settings, arguments->setting_count, &config));
-    nb_status status = nb_config_validate_train(&config);
-    if (status == NB_OK) {
-        struct sigaction action = {.sa_handler = request_stop};
-        sigemptyset(&action.sa_mask);
-        sigaction(SIGINT, &action, NULL);
-        sigaction(SIGTERM, &action, NULL);
-        struct nb_train_options train = {
-            .resume = arguments->given[resume], .resume_from = arguments->text[resume], .stop = &stop_requested};
-        status = nb_train(&config, &train);
-    }
+    NB_TRY(nb_open_training_config(arguments, &config));
+    struct sigaction action = {.sa_handler = request_stop};
+    sigemptyset(&action.sa_mask);
+    sigaction(SIGINT, &action, NULL);
+    sigaction(SIGTERM, &action, NULL);
+    struct nb_train_options train = {
+        .resume = arguments->given[resume], .resume_from = arguments->text[resume], .stop = &stop_requested};
+    nb_status status = nb_train(&config, &train);
     nb_config_destroy(&config);
     return status;
 }

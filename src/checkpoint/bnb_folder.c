@@ -28,7 +28,7 @@ static char *quantization_text(const struct nb_bnb_write *args)
                      "    \"load_in_8bit\": false,\n"
                      "    \"quant_method\": \"bitsandbytes\"\n"
                      "  }",
-                     nb_quant_type_name(args->type), args->nested ? "true" : "false");
+        nb_quant_type_name(args->type), args->nested ? "true" : "false");
 }
 
 /* The weights written are bf16 whatever the source's were. A text that needs no change is kept to the letter, numbers above all. */
@@ -63,7 +63,8 @@ static nb_status write_config_text(const struct nb_bnb_write *args, const char *
     if (out)
         fprintf(out, "%.*s,\n%s\n}\n", (int)length, text, quantization);
     free(quantization);
-    nb_status status = out && fclose(out) == 0 ? nb_file_write(path, whole, bytes) : nb_fail(NB_MEMORY, "%s: no memory to write it", path);
+    nb_status status = out && fclose(out) == 0 ? nb_file_write(path, whole, bytes)
+                                               : nb_fail(NB_MEMORY, "%s: no memory to write it", path);
     free(whole);
     return status;
 }
@@ -106,7 +107,8 @@ static nb_status write_generation_config(const struct nb_model_config *config, c
         json_object_set_new(root, "pad_token_id", json_integer(config->pad));
     char *text = json_dumps(root, JSON_INDENT(2));
     json_decref(root);
-    nb_status status = text ? nb_file_write(path, text, strlen(text)) : nb_fail(NB_MEMORY, "%s: no memory to write it", path);
+    nb_status status =
+        text ? nb_file_write(path, text, strlen(text)) : nb_fail(NB_MEMORY, "%s: no memory to write it", path);
     free(text);
     return status;
 }
@@ -132,8 +134,15 @@ static nb_status copy_file(const char *source, const char *folder, const char *n
 nb_status nb_bnb_write_small_files(const struct nb_bnb_write *args, const char *folder)
 {
     static const char *const names[] = {
-        "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "chat_template.jinja",
-        "chat_template.json", "vocab.json", "merges.txt", "tokenizer.model",
+        "tokenizer.json",
+        "tokenizer_config.json",
+        "special_tokens_map.json",
+        "added_tokens.json",
+        "chat_template.jinja",
+        "chat_template.json",
+        "vocab.json",
+        "merges.txt",
+        "tokenizer.model",
     };
     const char *source = nb_checkpoint_folder(args->source);
     bool copied = false;

@@ -33,7 +33,8 @@ bool nb_bnb_find(const struct nb_safetensors *file, const char *name, struct nb_
 
 static nb_status damaged(const struct nb_safetensors_tensor *tensor, const char *what)
 {
-    return nb_fail(NB_FORMAT, "%s: tensor %s at offset %" PRIu64 ": %s", tensor->path, tensor->name, tensor->offset, what);
+    return nb_fail(
+        NB_FORMAT, "%s: tensor %s at offset %" PRIu64 ": %s", tensor->path, tensor->name, tensor->offset, what);
 }
 
 static bool is_integer(const json_t *state, const char *key, json_int_t want)
@@ -49,8 +50,8 @@ static bool is_text(const json_t *state, const char *key, const char *want)
 }
 
 /* The dtype in the state is that of the weights before they were quantized; dequantizing always gives bf16 here. */
-static nb_status check_state(const struct nb_bnb_parts *parts, const json_t *state, int64_t rows, int64_t columns,
-                             struct nb_quant_matrix *view)
+static nb_status check_state(
+    const struct nb_bnb_parts *parts, const json_t *state, int64_t rows, int64_t columns, struct nb_quant_matrix *view)
 {
     const json_t *shape = json_object_get(state, "shape");
     const json_t *offset = json_object_get(state, "nested_offset");
@@ -60,28 +61,31 @@ static nb_status check_state(const struct nb_bnb_parts *parts, const json_t *sta
         return damaged(parts->state, "a blocksize other than 64 is not supported");
     if (json_array_size(shape) != 2 || json_integer_value(json_array_get(shape, 0)) != rows ||
         json_integer_value(json_array_get(shape, 1)) != columns)
-        return nb_fail(NB_FORMAT, "%s: tensor %s: its quant_state has another shape than the config's [%" PRId64 ", %" PRId64 "]",
-                       parts->state->path, parts->packed->name, rows, columns);
+        return nb_fail(NB_FORMAT,
+            "%s: tensor %s: its quant_state has another shape than the config's [%" PRId64 ", %" PRId64 "]",
+            parts->state->path, parts->packed->name, rows, columns);
     view->nested = offset != NULL;
     if (!offset)
         return NB_OK;
     view->nested_offset = (float)json_number_value(offset);
     if (!is_integer(state, "nested_blocksize", NB_QUANT_SUPERBLOCK) || !is_text(state, "nested_dtype", "float32"))
-        return damaged(parts->state, "a nested_blocksize other than 256 or a nested_dtype other than float32 is not supported");
+        return damaged(
+            parts->state, "a nested_blocksize other than 256 or a nested_dtype other than float32 is not supported");
     if (!json_is_number(offset) || !isfinite(view->nested_offset))
         return damaged(parts->state, "nested_offset is not a finite number");
     return NB_OK;
 }
 
-static nb_status check_part(const struct nb_bnb_parts *parts, const struct nb_safetensors_tensor *tensor, const char *suffix,
-                            enum nb_safetensors_dtype dtype, uint64_t count)
+static nb_status check_part(const struct nb_bnb_parts *parts, const struct nb_safetensors_tensor *tensor,
+    const char *suffix, enum nb_safetensors_dtype dtype, uint64_t count)
 {
     if (!tensor)
         return nb_fail(NB_FORMAT, "%s: tensor %s.%s is missing", parts->packed->path, parts->packed->name, suffix);
     if (tensor->dtype != dtype || tensor->count != count)
-        return nb_fail(NB_FORMAT, "%s: tensor %s at offset %" PRIu64 ": %s [%" PRIu64 "], not %s [%" PRIu64 "] as its matrix needs",
-                       tensor->path, tensor->name, tensor->offset, nb_safetensors_dtype_name(tensor->dtype), tensor->count,
-                       nb_safetensors_dtype_name(dtype), count);
+        return nb_fail(NB_FORMAT,
+            "%s: tensor %s at offset %" PRIu64 ": %s [%" PRIu64 "], not %s [%" PRIu64 "] as its matrix needs",
+            tensor->path, tensor->name, tensor->offset, nb_safetensors_dtype_name(tensor->dtype), tensor->count,
+            nb_safetensors_dtype_name(dtype), count);
     for (uint64_t i = 0; dtype == NB_SAFETENSORS_F32 && i < count; i++) {
         float value;
         memcpy(&value, tensor->data + i * sizeof value, sizeof value);
@@ -95,9 +99,11 @@ static nb_status check_parts(const struct nb_bnb_parts *parts, const struct nb_q
 {
     uint64_t count = view->rows * view->columns, blocks = nb_quant_blocks(count);
     if (parts->packed->bytes != nb_quant_packed_bytes(count))
-        return nb_fail(NB_FORMAT, "%s: tensor %s at offset %" PRIu64 ": %" PRIu64 " bytes, but %" PRIu64 " x %" PRIu64
-                       " weights pack into %" PRIu64, parts->packed->path, parts->packed->name, parts->packed->offset,
-                       parts->packed->bytes, view->rows, view->columns, nb_quant_packed_bytes(count));
+        return nb_fail(NB_FORMAT,
+            "%s: tensor %s at offset %" PRIu64 ": %" PRIu64 " bytes, but %" PRIu64 " x %" PRIu64
+            " weights pack into %" PRIu64,
+            parts->packed->path, parts->packed->name, parts->packed->offset, parts->packed->bytes, view->rows,
+            view->columns, nb_quant_packed_bytes(count));
     NB_TRY(check_part(parts, parts->quant_map, "quant_map", NB_SAFETENSORS_F32, NB_QUANT_CODES));
     if (!view->nested)
         return check_part(parts, parts->absmax, "absmax", NB_SAFETENSORS_F32, blocks);
@@ -107,8 +113,8 @@ static nb_status check_parts(const struct nb_bnb_parts *parts, const struct nb_q
 }
 
 nb_status nb_bnb_view(const struct nb_bnb_parts *parts, int64_t rows, int64_t columns,
-                      const float *(*aligned)(void *context, const struct nb_safetensors_tensor *tensor), void *context,
-                      struct nb_quant_matrix *view)
+    const float *(*aligned)(void *context, const struct nb_safetensors_tensor *tensor), void *context,
+    struct nb_quant_matrix *view)
 {
     *view = (struct nb_quant_matrix){.type = parts->type, .rows = (uint64_t)rows, .columns = (uint64_t)columns};
     json_t *state = json_loadb((const char *)parts->state->data, parts->state->bytes, JSON_REJECT_DUPLICATES, NULL);
@@ -129,5 +135,7 @@ nb_status nb_bnb_view(const struct nb_bnb_parts *parts, int64_t rows, int64_t co
         view->absmax = aligned(context, parts->absmax);
         complete &= view->absmax != NULL;
     }
-    return complete ? NB_OK : nb_fail(NB_MEMORY, "%s: tensor %s: no memory for its scales", parts->packed->path, parts->packed->name);
+    return complete ? NB_OK
+                    : nb_fail(NB_MEMORY, "%s: tensor %s: no memory for its scales", parts->packed->path,
+                          parts->packed->name);
 }

@@ -21,7 +21,7 @@ bool nb_bnb_find(const struct nb_safetensors *file, const char *name, struct nb_
 /* Fills the view from the parts; float parts at odd addresses are copied through `aligned`, which returns a 4-aligned copy that
  * lives as long as the file (NULL: no memory). Errors as nb_checkpoint_matrix_quantized. */
 nb_status nb_bnb_view(const struct nb_bnb_parts *parts, int64_t rows, int64_t columns,
-                      const float *(*aligned)(void *context, const struct nb_safetensors_tensor *tensor), void *context,
-                      struct nb_quant_matrix *view);
+    const float *(*aligned)(void *context, const struct nb_safetensors_tensor *tensor), void *context,
+    struct nb_quant_matrix *view);
 
 #endif

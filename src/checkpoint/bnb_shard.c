@@ -119,7 +119,8 @@ static nb_status put_header(struct nb_bnb_shard *shard)
         memset(whole, ' ', shard->header_bytes);
         memcpy(whole, header, bytes);
         memcpy(whole, &length, sizeof length);
-        status = fseeko(shard->file, 0, SEEK_SET) == 0 ? put(shard, whole, shard->header_bytes) : nb_fail_errno("%s", shard->path);
+        status = fseeko(shard->file, 0, SEEK_SET) == 0 ? put(shard, whole, shard->header_bytes)
+                                                       : nb_fail_errno("%s", shard->path);
     }
     free(whole);
     free(header);

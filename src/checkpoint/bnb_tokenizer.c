@@ -13,10 +13,10 @@ enum { TOKEN_CONTROL = 3, TOKEN_USER_DEFINED = 4 };
 
 #define BYTE_LEVEL(use_regex) \
     "{\"type\": \"ByteLevel\", \"add_prefix_space\": false, \"trim_offsets\": true, \"use_regex\": " use_regex "}"
-#define SPLIT(numbers) \
+#define SPLIT(numbers)                                                                               \
     "{\"type\": \"Sequence\", \"pretokenizers\": [{\"type\": \"Split\", \"pattern\": {\"Regex\": \"" \
-    "(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\\\\r\\\\n\\\\p{L}\\\\p{N}]?\\\\p{L}+|" numbers \
-    "| ?[^\\\\s\\\\p{L}\\\\p{N}]+[\\\\r\\\\n]*|\\\\s*[\\\\r\\\\n]+|\\\\s+(?!\\\\S)|\\\\s+" \
+    "(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\\\\r\\\\n\\\\p{L}\\\\p{N}]?\\\\p{L}+|" numbers                  \
+    "| ?[^\\\\s\\\\p{L}\\\\p{N}]+[\\\\r\\\\n]*|\\\\s*[\\\\r\\\\n]+|\\\\s+(?!\\\\S)|\\\\s+"           \
     "\"}, \"behavior\": \"Isolated\", \"invert\": false}, " BYTE_LEVEL("false") "]}"
 
 /* How each pre-tokenizer that llama.cpp names stands in its models' own tokenizer.json. */
@@ -27,8 +27,9 @@ static const struct pretokenizer {
     {"gpt-2", BYTE_LEVEL("true"), "null", false, false},
     {"gpt2", BYTE_LEVEL("true"), "null", false, false},
     {"smollm",
-     "{\"type\": \"Sequence\", \"pretokenizers\": [{\"type\": \"Digits\", \"individual_digits\": true}, " BYTE_LEVEL("true") "]}",
-     "null", false, false},
+        "{\"type\": \"Sequence\", \"pretokenizers\": [{\"type\": \"Digits\", \"individual_digits\": true}, " BYTE_LEVEL(
+            "true") "]}",
+        "null", false, false},
     {"llama-bpe", SPLIT("\\\\p{N}{1,3}"), "null", true, true},
     {"llama3", SPLIT("\\\\p{N}{1,3}"), "null", true, true},
     {"llama-v3", SPLIT("\\\\p{N}{1,3}"), "null", true, true},
@@ -85,8 +86,8 @@ static nb_status add_merges(const struct source *s, json_t *model)
 static nb_status add_model(const struct source *s, json_t *root)
 {
     json_t *model = json_pack("{s:s, s:n, s:n, s:n, s:n, s:b, s:b, s:b}", "type", "BPE", "dropout", "unk_token",
-                              "continuing_subword_prefix", "end_of_word_suffix", "fuse_unk", 0, "byte_fallback", 0, "ignore_merges",
-                              (int)s->pretokenizer->ignore_merges);
+        "continuing_subword_prefix", "end_of_word_suffix", "fuse_unk", 0, "byte_fallback", 0, "ignore_merges",
+        (int)s->pretokenizer->ignore_merges);
     json_object_set_new(root, "model", model);
     NB_TRY(add_vocab(s, model));
     return add_merges(s, model);
@@ -102,8 +103,8 @@ static void add_added_tokens(const struct source *s, json_t *root)
         if (type != TOKEN_CONTROL && type != TOKEN_USER_DEFINED)
             continue;
         json_t *entry = json_pack("{s:I, s:o, s:b, s:b, s:b, s:b, s:b}", "id", (json_int_t)i, "content",
-                                  json_stringn(s->tokens[i].text, s->tokens[i].bytes), "single_word", 0, "lstrip", 0, "rstrip", 0,
-                                  "normalized", 0, "special", type == TOKEN_CONTROL);
+            json_stringn(s->tokens[i].text, s->tokens[i].bytes), "single_word", 0, "lstrip", 0, "rstrip", 0,
+            "normalized", 0, "special", type == TOKEN_CONTROL);
         json_array_append_new(list, entry);
     }
 }
@@ -111,27 +112,30 @@ static void add_added_tokens(const struct source *s, json_t *root)
 /* The beginning-of-text token, where the model wants one, is put there by a template. */
 static json_t *post_processor(const struct source *s)
 {
-    json_t *bytes = json_pack("{s:s, s:b, s:b, s:b}", "type", "ByteLevel", "add_prefix_space", 1, "trim_offsets", 0, "use_regex", 1);
+    json_t *bytes = json_pack(
+        "{s:s, s:b, s:b, s:b}", "type", "ByteLevel", "add_prefix_space", 1, "trim_offsets", 0, "use_regex", 1);
     int64_t id;
     const struct nb_gguf_text *bos = token_of(s, "tokenizer.ggml.bos_token_id", &id);
     if (!s->adds_bos || !bos)
         return bytes;
     json_t *name = json_stringn(bos->text, bos->bytes), *special = json_object();
     json_object_setn_new(special, bos->text, bos->bytes,
-                         json_pack("{s:O, s:[I], s:[O]}", "id", name, "ids", (json_int_t)id, "tokens", name));
-    json_t *template = json_pack(
-        "{s:s, s:[{s:{s:O, s:i}}, {s:{s:s, s:i}}], s:[{s:{s:O, s:i}}, {s:{s:s, s:i}}, {s:{s:O, s:i}}, {s:{s:s, s:i}}], s:o}", "type",
-        "TemplateProcessing", "single", "SpecialToken", "id", name, "type_id", 0, "Sequence", "id", "A", "type_id", 0, "pair",
-        "SpecialToken", "id", name, "type_id", 0, "Sequence", "id", "A", "type_id", 0, "SpecialToken", "id", name, "type_id", 1,
-        "Sequence", "id", "B", "type_id", 1, "special_tokens", special);
+        json_pack("{s:O, s:[I], s:[O]}", "id", name, "ids", (json_int_t)id, "tokens", name));
+    json_t *template = json_pack("{s:s, s:[{s:{s:O, s:i}}, {s:{s:s, s:i}}], s:[{s:{s:O, s:i}}, {s:{s:s, s:i}}, "
+                                 "{s:{s:O, s:i}}, {s:{s:s, s:i}}], s:o}",
+        "type", "TemplateProcessing", "single", "SpecialToken", "id", name, "type_id", 0, "Sequence", "id", "A",
+        "type_id", 0, "pair", "SpecialToken", "id", name, "type_id", 0, "Sequence", "id", "A", "type_id", 0,
+        "SpecialToken", "id", name, "type_id", 1, "Sequence", "id", "B", "type_id", 1, "special_tokens", special);
     json_decref(name);
     return json_pack("{s:s, s:[o, o]}", "type", "Sequence", "processors", bytes, template);
 }
 
-static nb_status write_json(const struct source *s, const json_t *root, const char *folder, const char *name, size_t flags)
+static nb_status write_json(
+    const struct source *s, const json_t *root, const char *folder, const char *name, size_t flags)
 {
     char *text = json_dumps(root, flags), *path = nb_path_join(folder, name);
-    nb_status status = text ? nb_file_write(path, text, strlen(text)) : nb_fail(NB_MEMORY, "%s: no memory to write %s", s->path, name);
+    nb_status status =
+        text ? nb_file_write(path, text, strlen(text)) : nb_fail(NB_MEMORY, "%s: no memory to write %s", s->path, name);
     free(text);
     free(path);
     return status;
@@ -144,8 +148,9 @@ static nb_status write_tokenizer(const struct source *s, const char *folder)
     json_object_set_new(root, "normalizer", json_loads(s->pretokenizer->normalizer, JSON_DECODE_ANY, NULL));
     json_object_set_new(root, "pre_tokenizer", json_loads(s->pretokenizer->json, 0, NULL));
     json_object_set_new(root, "post_processor", post_processor(s));
-    json_object_set_new(root, "decoder", json_pack("{s:s, s:b, s:b, s:b}", "type", "ByteLevel", "add_prefix_space", 1,
-                                                   "trim_offsets", 1, "use_regex", 1));
+    json_object_set_new(root, "decoder",
+        json_pack(
+            "{s:s, s:b, s:b, s:b}", "type", "ByteLevel", "add_prefix_space", 1, "trim_offsets", 1, "use_regex", 1));
     nb_status status = add_model(s, root);
     if (status == NB_OK)
         status = write_json(s, root, folder, "tokenizer.json", JSON_INDENT(1));
@@ -156,13 +161,15 @@ static nb_status write_tokenizer(const struct source *s, const char *folder)
 static nb_status write_tokenizer_config(const struct source *s, const char *folder)
 {
     static const char *const names[][2] = {
-        {"bos_token", "tokenizer.ggml.bos_token_id"}, {"eos_token", "tokenizer.ggml.eos_token_id"},
-        {"pad_token", "tokenizer.ggml.padding_token_id"}, {"unk_token", "tokenizer.ggml.unknown_token_id"},
+        {"bos_token", "tokenizer.ggml.bos_token_id"},
+        {"eos_token", "tokenizer.ggml.eos_token_id"},
+        {"pad_token", "tokenizer.ggml.padding_token_id"},
+        {"unk_token", "tokenizer.ggml.unknown_token_id"},
     };
     struct nb_gguf_text template;
     int64_t id;
     json_t *root = json_pack("{s:b, s:b, s:s}", "add_bos_token", (int)s->adds_bos, "clean_up_tokenization_spaces", 0,
-                             "tokenizer_class", "PreTrainedTokenizerFast");
+        "tokenizer_class", "PreTrainedTokenizerFast");
     for (size_t i = 0; i < sizeof names / sizeof names[0]; i++) {
         const struct nb_gguf_text *token = token_of(s, names[i][1], &id);
         if (token)
@@ -183,8 +190,10 @@ nb_status nb_bnb_write_tokenizer(const struct nb_gguf *gguf, const char *folder)
     struct source s = {.gguf = gguf, .path = nb_gguf_path(gguf), .pretokenizer = find_pretokenizer(gguf)};
     bool tokens = nb_gguf_strings(gguf, "tokenizer.ggml.tokens", &s.tokens, &s.count);
     if (!tokens || !s.pretokenizer || !nb_gguf_string_is(gguf, "tokenizer.ggml.model", "gpt2")) {
-        nb_warn("%s: its tokenizer is not one of the byte-level BPE kinds known here, so no tokenizer.json is written. Copy the "
-                "original model's tokenizer files beside the quantized weights.", s.path);
+        nb_warn("%s: its tokenizer is not one of the byte-level BPE kinds known here, so no tokenizer.json is written. "
+                "Copy the "
+                "original model's tokenizer files beside the quantized weights.",
+            s.path);
         return NB_OK;
     }
     s.adds_bos = s.pretokenizer->adds_bos;

@@ -56,7 +56,8 @@ static void plan_item(struct job *job, const struct nb_tensor_spec *spec, int la
     item->header = nb_bnb_shard_header_bytes(item->name, 2);
     if (!spec->linear)
         return;
-    if (nb_quant_matrix_layout(job->args->type, job->args->nested, (uint64_t)spec->rows, (uint64_t)spec->columns, &layout) == NB_OK)
+    if (nb_quant_matrix_layout(
+            job->args->type, job->args->nested, (uint64_t)spec->rows, (uint64_t)spec->columns, &layout) == NB_OK)
         item->bytes = layout.bytes + STATE_BYTES;
     item->header += 5 * (item->header + 32); /* the parts' suffixes are at most 32 bytes */
 }
@@ -112,10 +113,12 @@ static nb_status take_memory(struct job *job)
 /* "model.safetensors", or "model-00001-of-00002.safetensors". */
 static char *shard_name(const struct job *job, int shard)
 {
-    return job->shards == 1 ? nb_format("model.safetensors") : nb_format("model-%05d-of-%05d.safetensors", shard + 1, job->shards);
+    return job->shards == 1 ? nb_format("model.safetensors")
+                            : nb_format("model-%05d-of-%05d.safetensors", shard + 1, job->shards);
 }
 
-static nb_status add(struct job *job, struct nb_bnb_shard *shard, const struct nb_safetensors_entry *entry, const void *data)
+static nb_status add(
+    struct job *job, struct nb_bnb_shard *shard, const struct nb_safetensors_entry *entry, const void *data)
 {
     const char *file = strrchr(shard->path, '/') + 1;
     job->written += nb_safetensors_entry_bytes(entry);
@@ -125,7 +128,7 @@ static nb_status add(struct job *job, struct nb_bnb_shard *shard, const struct n
 }
 
 static nb_status add_vector(struct job *job, struct nb_bnb_shard *shard, const char *matrix, const char *suffix,
-                            enum nb_safetensors_dtype dtype, uint64_t bytes, const void *data)
+    enum nb_safetensors_dtype dtype, uint64_t bytes, const void *data)
 {
     char name[PART_NAME_BYTES];
     struct nb_safetensors_entry entry = {name, dtype, 1, {bytes / nb_safetensors_dtype_bytes(dtype)}};
@@ -137,12 +140,13 @@ static nb_status add_vector(struct job *job, struct nb_bnb_shard *shard, const c
 static int state_text(const struct nb_quant_layout *layout, float offset, char text[STATE_BYTES])
 {
     char real[NB_REAL_BYTES];
-    int length = snprintf(text, STATE_BYTES, "{\"quant_type\": \"%s\", \"blocksize\": %d, \"dtype\": \"bfloat16\", \"shape\": [%" PRIu64
-                          ", %" PRIu64 "]", nb_quant_type_name(layout->type), NB_QUANT_BLOCK, layout->rows, layout->columns);
+    int length = snprintf(text, STATE_BYTES,
+        "{\"quant_type\": \"%s\", \"blocksize\": %d, \"dtype\": \"bfloat16\", \"shape\": [%" PRIu64 ", %" PRIu64 "]",
+        nb_quant_type_name(layout->type), NB_QUANT_BLOCK, layout->rows, layout->columns);
     if (layout->nested)
         length += snprintf(text + length, (size_t)(STATE_BYTES - length),
-                           ", \"nested_blocksize\": %d, \"nested_dtype\": \"float32\", \"nested_offset\": %s", NB_QUANT_SUPERBLOCK,
-                           nb_real_format((double)offset, false, real));
+            ", \"nested_blocksize\": %d, \"nested_dtype\": \"float32\", \"nested_offset\": %s", NB_QUANT_SUPERBLOCK,
+            nb_real_format((double)offset, false, real));
     return length + snprintf(text + length, (size_t)(STATE_BYTES - length), "}");
 }
 
@@ -150,24 +154,26 @@ static nb_status write_quantized(struct job *job, const struct item *item, struc
 {
     const struct nb_tensor_spec *spec = &item->spec;
     struct nb_quant_layout layout;
-    NB_TRY(nb_quant_matrix_layout(job->args->type, job->args->nested, (uint64_t)spec->rows, (uint64_t)spec->columns, &layout));
+    NB_TRY(nb_quant_matrix_layout(
+        job->args->type, job->args->nested, (uint64_t)spec->rows, (uint64_t)spec->columns, &layout));
     struct nb_quant_parts parts = nb_quant_matrix_parts(&layout, job->slab, job->scratch);
     nb_status status = nb_quantize(layout.type, layout.nested, job->weights, layout.rows, layout.columns, &parts);
     if (status != NB_OK)
         return nb_fail_within(status, "%s", item->name);
     struct nb_safetensors_entry packed = {item->name, NB_SAFETENSORS_U8, 2, {layout.packed_bytes, 1}};
     NB_TRY(add(job, shard, &packed, parts.packed));
-    const void *data[] = {layout.nested ? (const void *)parts.absmax_codes : parts.absmax, parts.codebook, parts.nested_absmax,
-                          parts.nested_map};
-    uint64_t bytes[] = {layout.absmax_bytes, layout.codebook_bytes, layout.nested_absmax_bytes, layout.nested_map_bytes};
+    const void *data[] = {layout.nested ? (const void *)parts.absmax_codes : parts.absmax, parts.codebook,
+        parts.nested_absmax, parts.nested_map};
+    uint64_t bytes[] = {
+        layout.absmax_bytes, layout.codebook_bytes, layout.nested_absmax_bytes, layout.nested_map_bytes};
     for (int i = 0; i < (layout.nested ? 4 : 2); i++)
-        NB_TRY(add_vector(job, shard, item->name, part_suffixes[i], i == 0 && layout.nested ? NB_SAFETENSORS_U8 : NB_SAFETENSORS_F32,
-                          bytes[i], data[i]));
+        NB_TRY(add_vector(job, shard, item->name, part_suffixes[i],
+            i == 0 && layout.nested ? NB_SAFETENSORS_U8 : NB_SAFETENSORS_F32, bytes[i], data[i]));
     char state[STATE_BYTES];
     int length = state_text(&layout, parts.nested_offset, state);
     return add_vector(job, shard, item->name,
-                      layout.type == NB_QUANT_NF4 ? "quant_state.bitsandbytes__nf4" : "quant_state.bitsandbytes__fp4",
-                      NB_SAFETENSORS_U8, (uint64_t)length, state);
+        layout.type == NB_QUANT_NF4 ? "quant_state.bitsandbytes__nf4" : "quant_state.bitsandbytes__fp4",
+        NB_SAFETENSORS_U8, (uint64_t)length, state);
 }
 
 static nb_status write_item(struct job *job, const struct item *item, struct nb_bnb_shard *shard)
@@ -179,7 +185,8 @@ static nb_status write_item(struct job *job, const struct item *item, struct nb_
     if (spec->linear) {
         NB_TRY(write_quantized(job, item, shard));
     } else {
-        struct nb_safetensors_entry entry = {item->name, NB_SAFETENSORS_BF16, 2, {(uint64_t)spec->rows, (uint64_t)spec->columns}};
+        struct nb_safetensors_entry entry = {
+            item->name, NB_SAFETENSORS_BF16, 2, {(uint64_t)spec->rows, (uint64_t)spec->columns}};
         if (spec->tensor->rows == NB_EXTENT_ONE) {
             entry.rank = 1;
             entry.shape[0] = (uint64_t)spec->columns;
@@ -215,10 +222,12 @@ static nb_status write_index(const struct job *job)
 {
     if (job->shards == 1)
         return NB_OK;
-    json_t *index = json_pack("{s:{s:I}, s:O}", "metadata", "total_size", (json_int_t)job->written, "weight_map", job->weight_map);
+    json_t *index =
+        json_pack("{s:{s:I}, s:O}", "metadata", "total_size", (json_int_t)job->written, "weight_map", job->weight_map);
     char *text = index ? json_dumps(index, JSON_INDENT(2) | JSON_SORT_KEYS) : NULL;
     char *path = nb_path_join(job->folder, "model.safetensors.index.json");
-    nb_status status = text ? nb_file_write(path, text, strlen(text)) : nb_fail(NB_MEMORY, "%s: no memory for the index", path);
+    nb_status status =
+        text ? nb_file_write(path, text, strlen(text)) : nb_fail(NB_MEMORY, "%s: no memory for the index", path);
     json_decref(index);
     free(text);
     free(path);
@@ -257,7 +266,8 @@ nb_status nb_bnb_write(const struct nb_bnb_write *args)
     if (nb_path_exists(args->folder))
         return nb_fail(NB_USAGE, "%s: exists already; name another output folder or remove it", args->folder);
     if (config->quantized)
-        return nb_fail(NB_USAGE, "%s: is quantized already; start from the full-precision model", nb_checkpoint_path(args->source));
+        return nb_fail(NB_USAGE, "%s: is quantized already; start from the full-precision model",
+            nb_checkpoint_path(args->source));
     if (!nb_checkpoint_has_weights(args->source))
         return nb_fail(NB_IO, "%s: holds no weights to quantize", nb_checkpoint_path(args->source));
     struct job job = {.args = args, .config = config, .folder = temporary_folder(args->folder)};

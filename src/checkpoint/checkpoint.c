@@ -26,7 +26,8 @@ struct nb_checkpoint {
     struct nb_model_config config;
     struct nb_gguf *gguf;
     struct nb_safetensors *safetensors;
-    struct aligned_copy **copies; /* the head of a list; one more level, so that views can be had of a const checkpoint */
+    struct aligned_copy *
+        *copies; /* the head of a list; one more level, so that views can be had of a const checkpoint */
 };
 
 void nb_checkpoint_close(struct nb_checkpoint **checkpoint)
@@ -47,7 +48,7 @@ void nb_checkpoint_close(struct nb_checkpoint **checkpoint)
 }
 
 static nb_status read_config(const char *path, struct nb_model_config *config,
-                             nb_status (*parse)(const char *text, size_t bytes, const char *path, struct nb_model_config *config))
+    nb_status (*parse)(const char *text, size_t bytes, const char *path, struct nb_model_config *config))
 {
     char *text = NULL;
     size_t bytes;
@@ -75,7 +76,8 @@ static nb_status open_folder(struct nb_checkpoint *c)
     c->folder = true;
     nb_status status;
     if (!nb_path_exists(config))
-        status = nb_fail(NB_IO, "%s: no config.json in it. A model is a Hugging Face folder, a .gguf file or a config's .json.", c->path);
+        status = nb_fail(NB_IO,
+            "%s: no config.json in it. A model is a Hugging Face folder, a .gguf file or a config's .json.", c->path);
     else
         status = read_config(config, &c->config, nb_model_config_parse);
     if (status == NB_OK && nb_path_exists(generation))
@@ -95,7 +97,8 @@ static nb_status open_path(struct nb_checkpoint *c)
     if (length > 5 && strcmp(c->path + length - 5, ".json") == 0)
         return read_config(c->path, &c->config, nb_model_config_parse);
     if (!nb_path_exists(c->path))
-        return nb_fail(NB_IO, "%s: no such file or folder. A model is a Hugging Face folder, a .gguf file or a config's .json.", c->path);
+        return nb_fail(NB_IO,
+            "%s: no such file or folder. A model is a Hugging Face folder, a .gguf file or a config's .json.", c->path);
     NB_TRY(nb_gguf_open(c->path, &c->gguf));
     return nb_model_config_from_gguf(c->gguf, &c->config);
 }
@@ -147,13 +150,15 @@ bool nb_checkpoint_has_weights(const struct nb_checkpoint *checkpoint)
 }
 
 /* The tensor of that Hugging Face name in the GGUF file; *role tells what it is for. NULL when it is not there. */
-static const struct nb_gguf_tensor *find_gguf(const struct nb_checkpoint *c, const char *name, enum nb_tensor_role *role)
+static const struct nb_gguf_tensor *find_gguf(
+    const struct nb_checkpoint *c, const char *name, enum nb_tensor_role *role)
 {
     struct nb_tensor_spec specs[NB_TENSOR_LAYER_ROLES], outer;
     char whole[NB_TENSOR_NAME_BYTES];
     static const char prefix[] = "model.layers.";
     for (int i = NB_TENSOR_EMBEDDING; i < NB_TENSOR_ROLES; i++) {
-        if (nb_family_outer_tensor(&c->config, (enum nb_tensor_role)i, &outer) && strcmp(outer.tensor->name, name) == 0) {
+        if (nb_family_outer_tensor(&c->config, (enum nb_tensor_role)i, &outer) &&
+            strcmp(outer.tensor->name, name) == 0) {
             *role = outer.role;
             return nb_gguf_tensor_find(c->gguf, outer.tensor->gguf);
         }
@@ -196,8 +201,8 @@ static int parts_of(const struct nb_checkpoint *c, const char *name, const struc
     out[count++] = tensor;
     if (!nb_bnb_find(c->safetensors, name, &parts))
         return count;
-    const struct nb_safetensors_tensor *others[] = {parts.absmax, parts.quant_map, parts.nested_absmax, parts.nested_quant_map,
-                                                    parts.state};
+    const struct nb_safetensors_tensor *others[] = {
+        parts.absmax, parts.quant_map, parts.nested_absmax, parts.nested_quant_map, parts.state};
     for (int i = 0; i < 5; i++)
         if (others[i])
             out[count++] = others[i];
@@ -235,7 +240,8 @@ void nb_checkpoint_forget(const struct nb_checkpoint *checkpoint, const char *na
 static nb_status missing(const struct nb_checkpoint *c, const char *name)
 {
     if (!nb_checkpoint_has_weights(c))
-        return nb_fail(NB_IO, "%s: holds no weights: neither model.safetensors nor model.safetensors.index.json is there", c->path);
+        return nb_fail(NB_IO,
+            "%s: holds no weights: neither model.safetensors nor model.safetensors.index.json is there", c->path);
     return nb_fail(NB_FORMAT, "%s: tensor %s is missing", c->path, name);
 }
 
@@ -246,19 +252,23 @@ static bool shape_is(const uint64_t *shape, int rank, int64_t rows, int64_t colu
     return rank == 2 && shape[0] == (uint64_t)rows && shape[1] == (uint64_t)columns;
 }
 
-static nb_status wrong_shape(const char *path, const char *name, const uint64_t *shape, int rank, int64_t rows, int64_t columns)
+static nb_status wrong_shape(
+    const char *path, const char *name, const uint64_t *shape, int rank, int64_t rows, int64_t columns)
 {
-    return nb_fail(NB_FORMAT, "%s: tensor %s: its shape has %d dimensions and begins [%" PRIu64 ", %" PRIu64
-                   "]; the config needs [%" PRId64 ", %" PRId64 "]", path, name, rank, rank > 0 ? shape[0] : 1,
-                   rank > 1 ? shape[1] : 1, rows, columns);
+    return nb_fail(NB_FORMAT,
+        "%s: tensor %s: its shape has %d dimensions and begins [%" PRIu64 ", %" PRIu64 "]; the config needs [%" PRId64
+        ", %" PRId64 "]",
+        path, name, rank, rank > 0 ? shape[0] : 1, rank > 1 ? shape[1] : 1, rows, columns);
 }
 
 static nb_status check_finite(const char *path, const char *name, int64_t index, int64_t columns)
 {
     if (index < 0)
         return NB_OK;
-    return nb_fail(NB_FORMAT, "%s: tensor %s: the weight at [%" PRId64 ", %" PRId64 "] is infinite or not a number. The file is damaged, "
-                   "or the model diverged.", path, name, index / columns, index % columns);
+    return nb_fail(NB_FORMAT,
+        "%s: tensor %s: the weight at [%" PRId64 ", %" PRId64 "] is infinite or not a number. The file is damaged, "
+        "or the model diverged.",
+        path, name, index / columns, index % columns);
 }
 
 static nb_status read_gguf(const struct nb_checkpoint *c, const char *name, int64_t rows, int64_t columns, nb_bf16 *out)
@@ -275,8 +285,8 @@ static nb_status read_gguf(const struct nb_checkpoint *c, const char *name, int6
     return check_finite(c->path, name, nb_tensor_read_gguf(tensor, rows, columns, heads, out), columns);
 }
 
-nb_status nb_checkpoint_tensor_read_bf16(const struct nb_checkpoint *checkpoint, const char *name, int64_t rows, int64_t columns,
-                                         nb_bf16 *out)
+nb_status nb_checkpoint_tensor_read_bf16(
+    const struct nb_checkpoint *checkpoint, const char *name, int64_t rows, int64_t columns, nb_bf16 *out)
 {
     if (checkpoint->gguf)
         return read_gguf(checkpoint, name, rows, columns, out);
@@ -290,10 +300,13 @@ nb_status nb_checkpoint_tensor_read_bf16(const struct nb_checkpoint *checkpoint,
     }
     if (!shape_is(tensor->shape, tensor->rank, rows, columns))
         return wrong_shape(tensor->path, name, tensor->shape, tensor->rank, rows, columns);
-    if (tensor->dtype != NB_SAFETENSORS_BF16 && tensor->dtype != NB_SAFETENSORS_F16 && tensor->dtype != NB_SAFETENSORS_F32)
-        return nb_fail(NB_FORMAT, "%s: tensor %s at offset %" PRIu64 ": weights of dtype %s are not read; BF16, F16, F32 are", tensor->path,
-                       name, tensor->offset, nb_safetensors_dtype_name(tensor->dtype));
-    return check_finite(tensor->path, name, nb_tensor_read_plain(tensor->dtype, tensor->data, rows, columns, out), columns);
+    if (tensor->dtype != NB_SAFETENSORS_BF16 && tensor->dtype != NB_SAFETENSORS_F16 &&
+        tensor->dtype != NB_SAFETENSORS_F32)
+        return nb_fail(NB_FORMAT,
+            "%s: tensor %s at offset %" PRIu64 ": weights of dtype %s are not read; BF16, F16, F32 are", tensor->path,
+            name, tensor->offset, nb_safetensors_dtype_name(tensor->dtype));
+    return check_finite(
+        tensor->path, name, nb_tensor_read_plain(tensor->dtype, tensor->data, rows, columns, out), columns);
 }
 
 bool nb_checkpoint_tensor_is_quantized(const struct nb_checkpoint *checkpoint, const char *name)
@@ -320,8 +333,8 @@ static const float *aligned(void *context, const struct nb_safetensors_tensor *t
     return copy->values;
 }
 
-nb_status nb_checkpoint_matrix_quantized(const struct nb_checkpoint *checkpoint, const char *name, int64_t rows, int64_t columns,
-                                         struct nb_quant_matrix *view)
+nb_status nb_checkpoint_matrix_quantized(const struct nb_checkpoint *checkpoint, const char *name, int64_t rows,
+    int64_t columns, struct nb_quant_matrix *view)
 {
     struct nb_bnb_parts parts;
     if (!find_safetensors(checkpoint, name))

@@ -28,7 +28,8 @@ const struct nb_model_config *nb_checkpoint_config(const struct nb_checkpoint *c
 const char *nb_checkpoint_path(const struct nb_checkpoint *checkpoint);   /* as given */
 const char *nb_checkpoint_folder(const struct nb_checkpoint *checkpoint); /* of a Hugging Face model, else NULL */
 const struct nb_gguf *nb_checkpoint_gguf(const struct nb_checkpoint *checkpoint); /* of a .gguf file, else NULL */
-const struct nb_safetensors *nb_checkpoint_safetensors(const struct nb_checkpoint *checkpoint); /* NULL without weights */
+const struct nb_safetensors *nb_checkpoint_safetensors(
+    const struct nb_checkpoint *checkpoint); /* NULL without weights */
 bool nb_checkpoint_has_weights(const struct nb_checkpoint *checkpoint);
 
 bool nb_checkpoint_tensor_exists(const struct nb_checkpoint *checkpoint, const char *name);
@@ -40,16 +41,16 @@ uint64_t nb_checkpoint_tensor_bytes(const struct nb_checkpoint *checkpoint, cons
  * holds: GGUF blocks are dequantized in fp32 and rounded, llama's permuted q and k rows are put back, and bitsandbytes matrices are
  * dequantized. All cores work on it. Errors: NB_FORMAT for a tensor that is missing, has another shape or dtype, or holds a NaN or
  * an infinity (also one that arises by rounding), naming file, tensor and index. */
-nb_status nb_checkpoint_tensor_read_bf16(const struct nb_checkpoint *checkpoint, const char *name, int64_t rows, int64_t columns,
-                                         nb_bf16 *out);
+nb_status nb_checkpoint_tensor_read_bf16(
+    const struct nb_checkpoint *checkpoint, const char *name, int64_t rows, int64_t columns, nb_bf16 *out);
 
 /* Whether the file holds the tensor in bitsandbytes' 4-bit layout. */
 bool nb_checkpoint_tensor_is_quantized(const struct nb_checkpoint *checkpoint, const char *name);
 
 /* A view of such a matrix into the mapping, with the file's own maps and offset. Errors: NB_FORMAT for parts that are missing or do
  * not fit the shape, and for a quant_state that is not understood; scales and maps are finite. */
-nb_status nb_checkpoint_matrix_quantized(const struct nb_checkpoint *checkpoint, const char *name, int64_t rows, int64_t columns,
-                                         struct nb_quant_matrix *view);
+nb_status nb_checkpoint_matrix_quantized(const struct nb_checkpoint *checkpoint, const char *name, int64_t rows,
+    int64_t columns, struct nb_quant_matrix *view);
 
 /* The tensor, with what belongs to it, has been read: its pages may go. A later read brings them back. */
 void nb_checkpoint_forget(const struct nb_checkpoint *checkpoint, const char *name);

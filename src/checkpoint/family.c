@@ -5,7 +5,8 @@
 
 #include "checkpoint/model_config.h"
 
-static const struct nb_family *const families[] = {&nb_family_llama, &nb_family_mistral, &nb_family_qwen2, &nb_family_qwen3};
+static const struct nb_family *const families[] = {
+    &nb_family_llama, &nb_family_mistral, &nb_family_qwen2, &nb_family_qwen3};
 
 enum { FAMILIES = sizeof families / sizeof families[0] };
 
@@ -33,13 +34,20 @@ const char *nb_family_names(void)
 static int64_t extent(const struct nb_model_config *config, enum nb_tensor_extent which)
 {
     switch (which) {
-    case NB_EXTENT_HIDDEN: return config->hidden;
-    case NB_EXTENT_INTERMEDIATE: return config->intermediate;
-    case NB_EXTENT_QUERY: return (int64_t)config->heads * config->head_dim;
-    case NB_EXTENT_KEY: return (int64_t)config->kv_heads * config->head_dim;
-    case NB_EXTENT_HEAD_DIM: return config->head_dim;
-    case NB_EXTENT_VOCAB: return config->vocab;
-    case NB_EXTENT_ONE: break;
+    case NB_EXTENT_HIDDEN:
+        return config->hidden;
+    case NB_EXTENT_INTERMEDIATE:
+        return config->intermediate;
+    case NB_EXTENT_QUERY:
+        return (int64_t)config->heads * config->head_dim;
+    case NB_EXTENT_KEY:
+        return (int64_t)config->kv_heads * config->head_dim;
+    case NB_EXTENT_HEAD_DIM:
+        return config->head_dim;
+    case NB_EXTENT_VOCAB:
+        return config->vocab;
+    case NB_EXTENT_ONE:
+        break;
     }
     return 1;
 }
@@ -68,7 +76,8 @@ int nb_family_layer_tensors(const struct nb_model_config *config, struct nb_tens
 bool nb_family_outer_tensor(const struct nb_model_config *config, enum nb_tensor_role role, struct nb_tensor_spec *out)
 {
     static const struct nb_family_tensor outer[] = {
-        {NB_TENSOR_EMBEDDING, "model.embed_tokens.weight", "token_embd.weight", NULL, NULL, NB_EXTENT_VOCAB, NB_EXTENT_HIDDEN},
+        {NB_TENSOR_EMBEDDING, "model.embed_tokens.weight", "token_embd.weight", NULL, NULL, NB_EXTENT_VOCAB,
+            NB_EXTENT_HIDDEN},
         {NB_TENSOR_FINAL_NORM, "model.norm.weight", "output_norm.weight", NULL, NULL, NB_EXTENT_ONE, NB_EXTENT_HIDDEN},
         {NB_TENSOR_HEAD, "lm_head.weight", "output.weight", NULL, NULL, NB_EXTENT_VOCAB, NB_EXTENT_HIDDEN},
     };

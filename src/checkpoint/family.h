@@ -38,8 +38,8 @@ enum nb_tensor_extent {
     NB_EXTENT_ONE,
     NB_EXTENT_HIDDEN,
     NB_EXTENT_INTERMEDIATE,
-    NB_EXTENT_QUERY,    /* heads * head_dim */
-    NB_EXTENT_KEY,      /* kv_heads * head_dim */
+    NB_EXTENT_QUERY, /* heads * head_dim */
+    NB_EXTENT_KEY,   /* kv_heads * head_dim */
     NB_EXTENT_HEAD_DIM,
     NB_EXTENT_VOCAB,
 };
@@ -54,13 +54,13 @@ struct nb_family_tensor {
 };
 
 struct nb_family {
-    const char *name;         /* config.json's model_type */
-    const char *class_name;   /* config.json's architectures[0] */
-    const char *gguf;         /* general.architecture */
-    bool attention_bias;      /* q, k and v have biases */
+    const char *name;       /* config.json's model_type */
+    const char *class_name; /* config.json's architectures[0] */
+    const char *gguf;       /* general.architecture */
+    bool attention_bias;    /* q, k and v have biases */
     bool head_norms;
-    bool windows;             /* sliding_window may be set */
-    bool gguf_permuted;       /* llama.cpp's converter permutes the rows of q and k */
+    bool windows;                           /* sliding_window may be set */
+    bool gguf_permuted;                     /* llama.cpp's converter permutes the rows of q and k */
     const struct nb_family_tensor *tensors; /* in the order of the roles */
     int tensor_count;
 };

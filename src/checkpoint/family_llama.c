@@ -2,8 +2,15 @@
 #include "checkpoint/family_tensors.h"
 
 static const struct nb_family_tensor tensors[] = {
-    NB_FAMILY_INPUT_NORM, NB_FAMILY_Q, NB_FAMILY_K, NB_FAMILY_V, NB_FAMILY_O,
-    NB_FAMILY_POST_NORM, NB_FAMILY_GATE, NB_FAMILY_UP, NB_FAMILY_DOWN,
+    NB_FAMILY_INPUT_NORM,
+    NB_FAMILY_Q,
+    NB_FAMILY_K,
+    NB_FAMILY_V,
+    NB_FAMILY_O,
+    NB_FAMILY_POST_NORM,
+    NB_FAMILY_GATE,
+    NB_FAMILY_UP,
+    NB_FAMILY_DOWN,
 };
 
 const struct nb_family nb_family_llama = {

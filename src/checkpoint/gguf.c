@@ -12,22 +12,42 @@ _Static_assert(__BYTE_ORDER__ == __ORDER_LITTLE_ENDIAN__, "file formats are read
 enum {
     GGUF_VERSION_MIN = 2,
     GGUF_VERSION_MAX = 3,
-    KEY_BYTES_MIN = 8 + 4 + 1,             /* an empty key's length, a type, the smallest value */
-    TENSOR_BYTES_MIN = 8 + 4 + 8 + 4 + 8,  /* an empty name's length, rank, one extent, type, offset */
+    KEY_BYTES_MIN = 8 + 4 + 1,            /* an empty key's length, a type, the smallest value */
+    TENSOR_BYTES_MIN = 8 + 4 + 8 + 4 + 8, /* an empty name's length, rank, one extent, type, offset */
     ALIGNMENT_DEFAULT = 32,
     ALIGNMENT_MAX = 1 << 20,
 };
 
 /* The numbers stand in the files. */
 enum kind {
-    KIND_U8, KIND_I8, KIND_U16, KIND_I16, KIND_U32, KIND_I32, KIND_F32, KIND_BOOL, KIND_STRING, KIND_ARRAY, KIND_U64, KIND_I64,
+    KIND_U8,
+    KIND_I8,
+    KIND_U16,
+    KIND_I16,
+    KIND_U32,
+    KIND_I32,
+    KIND_F32,
+    KIND_BOOL,
+    KIND_STRING,
+    KIND_ARRAY,
+    KIND_U64,
+    KIND_I64,
     KIND_F64,
     KINDS,
 };
 
 static const unsigned char kind_bytes[KINDS] = {
-    [KIND_U8] = 1, [KIND_I8] = 1, [KIND_U16] = 2, [KIND_I16] = 2, [KIND_U32] = 4, [KIND_I32] = 4,
-    [KIND_F32] = 4, [KIND_BOOL] = 1, [KIND_U64] = 8, [KIND_I64] = 8, [KIND_F64] = 8,
+    [KIND_U8] = 1,
+    [KIND_I8] = 1,
+    [KIND_U16] = 2,
+    [KIND_I16] = 2,
+    [KIND_U32] = 4,
+    [KIND_I32] = 4,
+    [KIND_F32] = 4,
+    [KIND_BOOL] = 1,
+    [KIND_U64] = 8,
+    [KIND_I64] = 8,
+    [KIND_F64] = 8,
 };
 
 struct value {
@@ -60,9 +80,10 @@ struct cursor {
 
 static nb_status past_end(const struct cursor *c, const char *what, uint64_t bytes)
 {
-    return nb_fail(NB_FORMAT, "%s: %s at offset %" PRIu64 ": %" PRIu64
-                   " bytes reach past the end of the file (%" PRIu64 " bytes). The download may be incomplete.",
-                   c->gguf->path, what, c->offset, bytes, c->bytes);
+    return nb_fail(NB_FORMAT,
+        "%s: %s at offset %" PRIu64 ": %" PRIu64 " bytes reach past the end of the file (%" PRIu64
+        " bytes). The download may be incomplete.",
+        c->gguf->path, what, c->offset, bytes, c->bytes);
 }
 
 static nb_status take(struct cursor *c, const char *what, uint64_t bytes, const unsigned char **data)
@@ -109,8 +130,8 @@ static nb_status take_strings(struct cursor *c, const char *what, struct value *
 {
     /* Each string takes at least its length word, so a true count cannot ask for more memory than twice the file. */
     if (value->count > (c->bytes - c->offset) / 8)
-        return nb_fail(NB_FORMAT, "%s: %s at offset %" PRIu64 ": %" PRIu64 " strings do not fit in the file", c->gguf->path, what,
-                       c->offset, value->count);
+        return nb_fail(NB_FORMAT, "%s: %s at offset %" PRIu64 ": %" PRIu64 " strings do not fit in the file",
+            c->gguf->path, what, c->offset, value->count);
     value->texts = malloc((value->count ? value->count : 1) * sizeof *value->texts);
     if (!value->texts)
         return no_memory(c->gguf);
@@ -134,8 +155,8 @@ static nb_status take_value(struct cursor *c, struct value *value)
         NB_TRY(take_u64(c, what, &value->count));
     }
     if (kind >= KINDS || kind == KIND_ARRAY)
-        return nb_fail(NB_FORMAT, "%s: %s: value type %" PRIu32 "%s at offset %" PRIu64 " is not one of GGUF's", c->gguf->path,
-                       what, kind, value->array ? " in an array" : "", c->offset);
+        return nb_fail(NB_FORMAT, "%s: %s: value type %" PRIu32 "%s at offset %" PRIu64 " is not one of GGUF's",
+            c->gguf->path, what, kind, value->array ? " in an array" : "", c->offset);
     value->kind = (enum kind)kind;
     if (kind == KIND_STRING)
         return take_strings(c, what, value);
@@ -161,7 +182,8 @@ static int compare_values(const void *a, const void *b)
 static nb_status take_metadata(struct cursor *c, struct nb_gguf *gguf, uint64_t count)
 {
     if (count > (c->bytes - c->offset) / KEY_BYTES_MIN)
-        return nb_fail(NB_FORMAT, "%s: %" PRIu64 " metadata keys (offset 16) do not fit in the file", gguf->path, count);
+        return nb_fail(
+            NB_FORMAT, "%s: %" PRIu64 " metadata keys (offset 16) do not fit in the file", gguf->path, count);
     gguf->values = calloc(count ? count : 1, sizeof *gguf->values);
     if (!gguf->values)
         return no_memory(gguf);
@@ -173,8 +195,8 @@ static nb_status take_metadata(struct cursor *c, struct nb_gguf *gguf, uint64_t 
     for (uint64_t i = 1; i < count; i++)
         if (compare_texts(&gguf->values[i - 1].key, &gguf->values[i].key) == 0)
             return nb_fail(NB_FORMAT, "%s: key %.*s is given twice, again at offset %" PRIu64, gguf->path,
-                           (int)(gguf->values[i].key.bytes < 64 ? gguf->values[i].key.bytes : 64), gguf->values[i].key.text,
-                           gguf->values[i].offset);
+                (int)(gguf->values[i].key.bytes < 64 ? gguf->values[i].key.bytes : 64), gguf->values[i].key.text,
+                gguf->values[i].offset);
     return NB_OK;
 }
 
@@ -185,7 +207,7 @@ static nb_status take_shape(struct cursor *c, struct nb_gguf_tensor *tensor)
     NB_TRY(take_u32(c, tensor->name, &rank));
     if (rank < 1 || rank > NB_GGUF_RANK_MAX)
         return nb_fail(NB_FORMAT, "%s: tensor %s: rank %" PRIu32 " at offset %" PRIu64 " is not 1 to %d", c->gguf->path,
-                       tensor->name, rank, c->offset - 4, NB_GGUF_RANK_MAX);
+            tensor->name, rank, c->offset - 4, NB_GGUF_RANK_MAX);
     tensor->rank = (int)rank;
     tensor->count = 1;
     for (uint32_t i = 0; i < NB_GGUF_RANK_MAX; i++)
@@ -195,8 +217,8 @@ static nb_status take_shape(struct cursor *c, struct nb_gguf_tensor *tensor)
         NB_TRY(take_u64(c, tensor->name, &extent));
         tensor->shape[rank - 1 - i] = extent;
         if (extent == 0 || extent > INT64_MAX || __builtin_mul_overflow(tensor->count, extent, &tensor->count))
-            return nb_fail(NB_FORMAT, "%s: tensor %s: the extents at offset %" PRIu64 " are 0 or overflow", c->gguf->path,
-                           tensor->name, c->offset - 8);
+            return nb_fail(NB_FORMAT, "%s: tensor %s: the extents at offset %" PRIu64 " are 0 or overflow",
+                c->gguf->path, tensor->name, c->offset - 8);
     }
     return NB_OK;
 }
@@ -207,7 +229,8 @@ static nb_status take_tensor(struct cursor *c, struct nb_gguf_tensor *tensor, ch
     uint32_t type;
     NB_TRY(take_text(c, "a tensor's name", &name));
     if (name.bytes == 0 || memchr(name.text, 0, name.bytes))
-        return nb_fail(NB_FORMAT, "%s: a tensor's name before offset %" PRIu64 " is empty or holds a zero", c->gguf->path, c->offset);
+        return nb_fail(NB_FORMAT, "%s: a tensor's name before offset %" PRIu64 " is empty or holds a zero",
+            c->gguf->path, c->offset);
     memcpy(*names, name.text, name.bytes);
     (*names)[name.bytes] = '\0';
     tensor->name = *names;
@@ -217,12 +240,14 @@ static nb_status take_tensor(struct cursor *c, struct nb_gguf_tensor *tensor, ch
     NB_TRY(take_u64(c, tensor->name, &tensor->offset));
     uint32_t block = nb_gguf_block_weights(type);
     if (block == 0)
-        return nb_fail(NB_UNSUPPORTED, "%s: tensor %s: GGUF type %" PRIu32 " is not supported. F32, F16, BF16, Q4_0, Q4_1, Q5_0, Q5_1, "
-                       "Q8_0, Q2_K to Q6_K, IQ4_NL and IQ4_XS are.", c->gguf->path, tensor->name, type);
+        return nb_fail(NB_UNSUPPORTED,
+            "%s: tensor %s: GGUF type %" PRIu32 " is not supported. F32, F16, BF16, Q4_0, Q4_1, Q5_0, Q5_1, "
+            "Q8_0, Q2_K to Q6_K, IQ4_NL and IQ4_XS are.",
+            c->gguf->path, tensor->name, type);
     tensor->type = (enum nb_gguf_type)type;
     if (tensor->shape[tensor->rank - 1] % block != 0)
         return nb_fail(NB_FORMAT, "%s: tensor %s: rows of %" PRIu64 " weights are not whole blocks of %s (%" PRIu32 ")",
-                       c->gguf->path, tensor->name, tensor->shape[tensor->rank - 1], nb_gguf_type_name(type), block);
+            c->gguf->path, tensor->name, tensor->shape[tensor->rank - 1], nb_gguf_type_name(type), block);
     if (__builtin_mul_overflow(tensor->count / block, nb_gguf_block_bytes(type), &tensor->bytes))
         return nb_fail(NB_FORMAT, "%s: tensor %s: its size overflows", c->gguf->path, tensor->name);
     return NB_OK;
@@ -256,7 +281,8 @@ static nb_status sort_tensors(struct nb_gguf *gguf)
         if (strcmp(gguf->by_name[i - 1]->name, gguf->by_name[i]->name) == 0)
             return nb_fail(NB_FORMAT, "%s: tensor %s is given twice", gguf->path, gguf->by_name[i]->name);
         if (b->offset - a->offset < a->bytes)
-            return nb_fail(NB_FORMAT, "%s: tensors %s and %s overlap at offset %" PRIu64, gguf->path, a->name, b->name, b->offset);
+            return nb_fail(
+                NB_FORMAT, "%s: tensors %s and %s overlap at offset %" PRIu64, gguf->path, a->name, b->name, b->offset);
     }
     return NB_OK;
 }
@@ -273,12 +299,13 @@ static nb_status place_tensors(const struct cursor *c, struct nb_gguf *gguf)
     for (size_t i = 0; i < gguf->tensor_count; i++) {
         struct nb_gguf_tensor *tensor = &gguf->tensors[i];
         if (tensor->offset % (uint64_t)alignment != 0)
-            return nb_fail(NB_FORMAT, "%s: tensor %s: offset %" PRIu64 " is not a multiple of the alignment, %" PRId64, gguf->path,
-                           tensor->name, tensor->offset, alignment);
+            return nb_fail(NB_FORMAT, "%s: tensor %s: offset %" PRIu64 " is not a multiple of the alignment, %" PRId64,
+                gguf->path, tensor->name, tensor->offset, alignment);
         if (base > c->bytes || tensor->offset > c->bytes - base || tensor->bytes > c->bytes - base - tensor->offset)
-            return nb_fail(NB_FORMAT, "%s: tensor %s: %" PRIu64 " bytes at offset %" PRIu64 " + %" PRIu64
-                           " reach past the end of the file (%" PRIu64 " bytes). The download may be incomplete.",
-                           gguf->path, tensor->name, tensor->bytes, base, tensor->offset, c->bytes);
+            return nb_fail(NB_FORMAT,
+                "%s: tensor %s: %" PRIu64 " bytes at offset %" PRIu64 " + %" PRIu64
+                " reach past the end of the file (%" PRIu64 " bytes). The download may be incomplete.",
+                gguf->path, tensor->name, tensor->bytes, base, tensor->offset, c->bytes);
         tensor->offset += base;
         tensor->data = c->data + tensor->offset;
     }
@@ -326,10 +353,11 @@ static nb_status parse(const void *data, uint64_t bytes, struct nb_gguf *gguf)
         return nb_fail(NB_FORMAT, "%s: does not begin with \"GGUF\"; is this a GGUF file?", gguf->path);
     NB_TRY(take_u32(&c, "the version", &version));
     if (version != 0 && (version & 0xffff) == 0)
-        return nb_fail(NB_UNSUPPORTED, "%s: a big-endian GGUF file; convert it with gguf-py's gguf_convert_endian", gguf->path);
+        return nb_fail(
+            NB_UNSUPPORTED, "%s: a big-endian GGUF file; convert it with gguf-py's gguf_convert_endian", gguf->path);
     if (version < GGUF_VERSION_MIN || version > GGUF_VERSION_MAX)
         return nb_fail(NB_UNSUPPORTED, "%s: GGUF version %" PRIu32 "; versions %d and %d are read", gguf->path, version,
-                       GGUF_VERSION_MIN, GGUF_VERSION_MAX);
+            GGUF_VERSION_MIN, GGUF_VERSION_MAX);
     NB_TRY(take_u64(&c, "the tensor count", &tensors));
     NB_TRY(take_u64(&c, "the key count", &keys));
     NB_TRY(take_metadata(&c, gguf, keys));
@@ -446,13 +474,27 @@ static bool element_integer(const struct value *value, uint64_t i, int64_t *resu
         return false;
     memcpy(&number, at, kind_bytes[value->kind]);
     switch (value->kind) {
-    case KIND_U8: *result = *at; break;
-    case KIND_I8: *result = number.i8; break;
-    case KIND_U16: *result = number.u16; break;
-    case KIND_I16: *result = number.i16; break;
-    case KIND_U32: *result = number.u32; break;
-    case KIND_I32: *result = number.i32; break;
-    case KIND_I64: *result = number.i64; break;
+    case KIND_U8:
+        *result = *at;
+        break;
+    case KIND_I8:
+        *result = number.i8;
+        break;
+    case KIND_U16:
+        *result = number.u16;
+        break;
+    case KIND_I16:
+        *result = number.i16;
+        break;
+    case KIND_U32:
+        *result = number.u32;
+        break;
+    case KIND_I32:
+        *result = number.i32;
+        break;
+    case KIND_I64:
+        *result = number.i64;
+        break;
     default:
         if (number.u64 > INT64_MAX)
             return false;
@@ -518,7 +560,8 @@ bool nb_gguf_string(const struct nb_gguf *gguf, const char *key, struct nb_gguf_
 bool nb_gguf_string_is(const struct nb_gguf *gguf, const char *key, const char *text)
 {
     struct nb_gguf_text value;
-    return nb_gguf_string(gguf, key, &value) && value.bytes == strlen(text) && memcmp(value.text, text, value.bytes) == 0;
+    return nb_gguf_string(gguf, key, &value) && value.bytes == strlen(text) &&
+           memcmp(value.text, text, value.bytes) == 0;
 }
 
 bool nb_gguf_strings(const struct nb_gguf *gguf, const char *key, const struct nb_gguf_text **texts, size_t *count)

@@ -74,9 +74,9 @@ void nb_gguf_close(struct nb_gguf **gguf);
 const char *nb_gguf_path(const struct nb_gguf *gguf);
 
 size_t nb_gguf_tensor_count(const struct nb_gguf *gguf);
-const struct nb_gguf_tensor *nb_gguf_tensor_at(const struct nb_gguf *gguf, size_t i);          /* in the file's order */
+const struct nb_gguf_tensor *nb_gguf_tensor_at(const struct nb_gguf *gguf, size_t i); /* in the file's order */
 const struct nb_gguf_tensor *nb_gguf_tensor_find(const struct nb_gguf *gguf, const char *name); /* or NULL */
-void nb_gguf_forget(const struct nb_gguf *gguf, const struct nb_gguf_tensor *tensor);          /* its pages may go */
+void nb_gguf_forget(const struct nb_gguf *gguf, const struct nb_gguf_tensor *tensor);           /* its pages may go */
 
 /* Metadata. Each of these returns false, and leaves *value alone, when the key is absent or of another kind: integers of any width
  * serve as int64 where they fit, any number as double. */

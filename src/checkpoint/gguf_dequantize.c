@@ -10,11 +10,21 @@ static const struct {
     const char *name;
     uint16_t weights, bytes;
 } types[] = {
-    [NB_GGUF_F32] = {"F32", 1, 4},       [NB_GGUF_F16] = {"F16", 1, 2},        [NB_GGUF_BF16] = {"BF16", 1, 2},
-    [NB_GGUF_Q4_0] = {"Q4_0", 32, 18},   [NB_GGUF_Q4_1] = {"Q4_1", 32, 20},    [NB_GGUF_Q5_0] = {"Q5_0", 32, 22},
-    [NB_GGUF_Q5_1] = {"Q5_1", 32, 24},   [NB_GGUF_Q8_0] = {"Q8_0", 32, 34},    [NB_GGUF_Q2_K] = {"Q2_K", SUPER, 84},
-    [NB_GGUF_Q3_K] = {"Q3_K", SUPER, 110}, [NB_GGUF_Q4_K] = {"Q4_K", SUPER, 144}, [NB_GGUF_Q5_K] = {"Q5_K", SUPER, 176},
-    [NB_GGUF_Q6_K] = {"Q6_K", SUPER, 210}, [NB_GGUF_IQ4_NL] = {"IQ4_NL", 32, 18}, [NB_GGUF_IQ4_XS] = {"IQ4_XS", SUPER, 136},
+    [NB_GGUF_F32] = {"F32", 1, 4},
+    [NB_GGUF_F16] = {"F16", 1, 2},
+    [NB_GGUF_BF16] = {"BF16", 1, 2},
+    [NB_GGUF_Q4_0] = {"Q4_0", 32, 18},
+    [NB_GGUF_Q4_1] = {"Q4_1", 32, 20},
+    [NB_GGUF_Q5_0] = {"Q5_0", 32, 22},
+    [NB_GGUF_Q5_1] = {"Q5_1", 32, 24},
+    [NB_GGUF_Q8_0] = {"Q8_0", 32, 34},
+    [NB_GGUF_Q2_K] = {"Q2_K", SUPER, 84},
+    [NB_GGUF_Q3_K] = {"Q3_K", SUPER, 110},
+    [NB_GGUF_Q4_K] = {"Q4_K", SUPER, 144},
+    [NB_GGUF_Q5_K] = {"Q5_K", SUPER, 176},
+    [NB_GGUF_Q6_K] = {"Q6_K", SUPER, 210},
+    [NB_GGUF_IQ4_NL] = {"IQ4_NL", 32, 18},
+    [NB_GGUF_IQ4_XS] = {"IQ4_XS", SUPER, 136},
 };
 
 enum { TYPES = sizeof types / sizeof types[0] };
@@ -228,8 +238,8 @@ static void iq4_xs(const uint8_t *restrict b, float *restrict out)
 }
 
 /* Inlined with a constant function, so that each type has a loop of its own. */
-static inline __attribute__((always_inline)) void each(void (*block)(const uint8_t *restrict, float *restrict), const uint8_t *b,
-                                                       uint64_t count, uint64_t weights, uint64_t bytes, float *out)
+static inline __attribute__((always_inline)) void each(void (*block)(const uint8_t *restrict, float *restrict),
+    const uint8_t *b, uint64_t count, uint64_t weights, uint64_t bytes, float *out)
 {
     for (uint64_t i = 0; i < count / weights; i++)
         block(b + i * bytes, out + i * weights);
@@ -239,20 +249,50 @@ void nb_gguf_dequantize(enum nb_gguf_type type, const void *blocks, uint64_t cou
 {
     const uint8_t *b = blocks;
     switch (type) {
-    case NB_GGUF_F32: f32(b, count, out); break;
-    case NB_GGUF_F16: f16(b, count, out); break;
-    case NB_GGUF_BF16: bf16(b, count, out); break;
-    case NB_GGUF_Q4_0: each(q4_0, b, count, 32, 18, out); break;
-    case NB_GGUF_Q4_1: each(q4_1, b, count, 32, 20, out); break;
-    case NB_GGUF_Q5_0: each(q5_0, b, count, 32, 22, out); break;
-    case NB_GGUF_Q5_1: each(q5_1, b, count, 32, 24, out); break;
-    case NB_GGUF_Q8_0: each(q8_0, b, count, 32, 34, out); break;
-    case NB_GGUF_Q2_K: each(q2_k, b, count, SUPER, 84, out); break;
-    case NB_GGUF_Q3_K: each(q3_k, b, count, SUPER, 110, out); break;
-    case NB_GGUF_Q4_K: each(q4_k, b, count, SUPER, 144, out); break;
-    case NB_GGUF_Q5_K: each(q5_k, b, count, SUPER, 176, out); break;
-    case NB_GGUF_Q6_K: each(q6_k, b, count, SUPER, 210, out); break;
-    case NB_GGUF_IQ4_NL: each(iq4_nl, b, count, 32, 18, out); break;
-    case NB_GGUF_IQ4_XS: each(iq4_xs, b, count, SUPER, 136, out); break;
+    case NB_GGUF_F32:
+        f32(b, count, out);
+        break;
+    case NB_GGUF_F16:
+        f16(b, count, out);
+        break;
+    case NB_GGUF_BF16:
+        bf16(b, count, out);
+        break;
+    case NB_GGUF_Q4_0:
+        each(q4_0, b, count, 32, 18, out);
+        break;
+    case NB_GGUF_Q4_1:
+        each(q4_1, b, count, 32, 20, out);
+        break;
+    case NB_GGUF_Q5_0:
+        each(q5_0, b, count, 32, 22, out);
+        break;
+    case NB_GGUF_Q5_1:
+        each(q5_1, b, count, 32, 24, out);
+        break;
+    case NB_GGUF_Q8_0:
+        each(q8_0, b, count, 32, 34, out);
+        break;
+    case NB_GGUF_Q2_K:
+        each(q2_k, b, count, SUPER, 84, out);
+        break;
+    case NB_GGUF_Q3_K:
+        each(q3_k, b, count, SUPER, 110, out);
+        break;
+    case NB_GGUF_Q4_K:
+        each(q4_k, b, count, SUPER, 144, out);
+        break;
+    case NB_GGUF_Q5_K:
+        each(q5_k, b, count, SUPER, 176, out);
+        break;
+    case NB_GGUF_Q6_K:
+        each(q6_k, b, count, SUPER, 210, out);
+        break;
+    case NB_GGUF_IQ4_NL:
+        each(iq4_nl, b, count, 32, 18, out);
+        break;
+    case NB_GGUF_IQ4_XS:
+        each(iq4_xs, b, count, SUPER, 136, out);
+        break;
     }
 }

@@ -58,8 +58,9 @@ static nb_status read_count(const struct reader *r, const json_t *object, const 
     return NB_OK;
 }
 
-/* A finite number above 0. A missing one becomes `fallback`, or an error when that is 0. */
-static nb_status read_number(const struct reader *r, const json_t *object, const char *key, double fallback, double *out)
+/* A number above 0, and not so small or large that it is 0 or infinite in fp32. A missing one becomes `fallback`, or an error when that is 0. */
+static nb_status read_number(
+    const struct reader *r, const json_t *object, const char *key, double fallback, double *out)
 {
     const json_t *value = present(object, key);
     if (!value && fallback > 0) {
@@ -67,7 +68,7 @@ static nb_status read_number(const struct reader *r, const json_t *object, const
         return NB_OK;
     }
     double number = json_is_number(value) ? json_number_value(value) : 0;
-    if (!(number > 0 && number <= 3e38))
+    if (!(number >= 1e-30 && number <= 1e30))
         return wrong(r, key, value, "a number above 0");
     *out = number;
     return NB_OK;
@@ -119,13 +120,36 @@ static nb_status read_special_ids(const struct reader *r, struct nb_model_config
 static nb_status refuse_arithmetic(const struct reader *r, const struct nb_family *family)
 {
     static const char *const absent[] = {
-        "attn_logit_softcapping", "final_logit_softcapping", "query_pre_attn_scalar", "clip_qkv", "num_local_experts",
-        "num_experts", "n_routed_experts", "no_rope_layers", "use_qk_norm", "qk_norm", "alibi", "parallel_attn",
-        "use_parallel_residual", "mlp_bias", "attention_bias", "attention_out_bias", "no_rope_layer_interval", "use_bias",
+        "attn_logit_softcapping",
+        "final_logit_softcapping",
+        "query_pre_attn_scalar",
+        "clip_qkv",
+        "num_local_experts",
+        "num_experts",
+        "n_routed_experts",
+        "no_rope_layers",
+        "use_qk_norm",
+        "qk_norm",
+        "alibi",
+        "parallel_attn",
+        "use_parallel_residual",
+        "mlp_bias",
+        "attention_bias",
+        "attention_out_bias",
+        "no_rope_layer_interval",
+        "use_bias",
     };
     static const char *const one[] = {
-        "attention_multiplier", "embedding_multiplier", "residual_multiplier", "logits_scaling", "logit_scale", "scale_emb",
-        "pretraining_tp", "partial_rotary_factor", "rotary_pct", "mup_base_width",
+        "attention_multiplier",
+        "embedding_multiplier",
+        "residual_multiplier",
+        "logits_scaling",
+        "logit_scale",
+        "scale_emb",
+        "pretraining_tp",
+        "partial_rotary_factor",
+        "rotary_pct",
+        "mup_base_width",
     };
     for (size_t i = 0; i < sizeof absent / sizeof absent[0]; i++) {
         const json_t *value = present(r->root, absent[i]);
@@ -265,7 +289,7 @@ static nb_status read_family(const struct reader *r, struct nb_model_config *con
     config->family = nb_family_find(json_string_value(type));
     if (!config->family)
         return nb_fail(NB_UNSUPPORTED, "%s: model_type = \"%.60s\" is not supported. Supported are %s.", r->path,
-                       json_string_value(type), nb_family_names());
+            json_string_value(type), nb_family_names());
     config->attention_bias = config->family->attention_bias;
     config->head_norms = config->family->head_norms;
     return NB_OK;
@@ -336,13 +360,15 @@ nb_status nb_model_config_parse(const char *text, size_t bytes, const char *path
     return status;
 }
 
-nb_status nb_model_config_parse_generation(const char *text, size_t bytes, const char *path, struct nb_model_config *config)
+nb_status nb_model_config_parse_generation(
+    const char *text, size_t bytes, const char *path, struct nb_model_config *config)
 {
     json_error_t error;
     struct reader r = {json_loadb(text, bytes, JSON_REJECT_DUPLICATES, &error), path};
     if (!r.root)
         return nb_fail(NB_FORMAT, "%s:%d:%d: not JSON: %s", path, error.line, error.column, error.text);
-    nb_status status = json_is_object(r.root) ? read_special_ids(&r, config) : nb_fail(NB_FORMAT, "%s: not a JSON object", path);
+    nb_status status =
+        json_is_object(r.root) ? read_special_ids(&r, config) : nb_fail(NB_FORMAT, "%s: not a JSON object", path);
     json_decref((json_t *)r.root);
     return status;
 }

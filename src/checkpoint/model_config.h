@@ -33,16 +33,16 @@ struct nb_model_config {
     int hidden, intermediate, layers, heads, kv_heads, head_dim, vocab, max_positions;
     float rms_epsilon;
     struct nb_rope_spec rope;
-    int sliding_window;                         /* 0: no layer has one. Key j is visible to i if i - j < window. */
-    bool layer_windowed[NB_MODEL_LAYERS_MAX];   /* whether layer l uses it */
-    bool tied;                                  /* the head is the embedding */
-    bool attention_bias;                        /* biases on q, k and v (not o) */
-    bool head_norms;                            /* RMS norms over head_dim of q and k, before the rotation */
-    int bos, pad;                               /* -1: none */
-    int eos[NB_MODEL_EOS_MAX], eos_count;       /* generation_config.json's where it has them, else config.json's */
-    bool quantized;                             /* the files hold bitsandbytes 4-bit weights */
-    bool quantized_fp4;                         /* their type is FP4, not NF4 */
-    bool quantized_nested;                      /* their scales are quantized as well */
+    int sliding_window;                       /* 0: no layer has one. Key j is visible to i if i - j < window. */
+    bool layer_windowed[NB_MODEL_LAYERS_MAX]; /* whether layer l uses it */
+    bool tied;                                /* the head is the embedding */
+    bool attention_bias;                      /* biases on q, k and v (not o) */
+    bool head_norms;                          /* RMS norms over head_dim of q and k, before the rotation */
+    int bos, pad;                             /* -1: none */
+    int eos[NB_MODEL_EOS_MAX], eos_count;     /* generation_config.json's where it has them, else config.json's */
+    bool quantized;                           /* the files hold bitsandbytes 4-bit weights */
+    bool quantized_fp4;                       /* their type is FP4, not NF4 */
+    bool quantized_nested;                    /* their scales are quantized as well */
 };
 
 /* The window of a layer, 0 for none. */
@@ -58,7 +58,8 @@ static inline int nb_model_config_window(const struct nb_model_config *config, i
 nb_status nb_model_config_parse(const char *text, size_t bytes, const char *path, struct nb_model_config *config);
 
 /* The ids of a generation_config.json (eos_token_id may be a list) replace those in `config`. Errors: NB_FORMAT. */
-nb_status nb_model_config_parse_generation(const char *text, size_t bytes, const char *path, struct nb_model_config *config);
+nb_status nb_model_config_parse_generation(
+    const char *text, size_t bytes, const char *path, struct nb_model_config *config);
 
 /* From a GGUF's metadata: general.architecture llama (mistral comes as llama), qwen2 or qwen3. Errors as above. */
 nb_status nb_model_config_from_gguf(const struct nb_gguf *gguf, struct nb_model_config *config);

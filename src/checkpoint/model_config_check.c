@@ -11,14 +11,16 @@ nb_status nb_model_config_check(const struct nb_model_config *c, const char *pat
     if (c->layers > NB_MODEL_LAYERS_MAX)
         return nb_fail(NB_UNSUPPORTED, "%s: %d layers; at most %d are supported", path, c->layers, NB_MODEL_LAYERS_MAX);
     if (c->heads % c->kv_heads != 0)
-        return nb_fail(NB_FORMAT, "%s: %d heads are not a multiple of %d key and value heads", path, c->heads, c->kv_heads);
+        return nb_fail(
+            NB_FORMAT, "%s: %d heads are not a multiple of %d key and value heads", path, c->heads, c->kv_heads);
     if (c->head_dim % 2 != 0)
         return nb_fail(NB_FORMAT, "%s: a head size of %d; rotary embeddings need an even one", path, c->head_dim);
     int64_t query = (int64_t)c->heads * c->head_dim;
     if (query > INT32_MAX || query * c->hidden > PRODUCT_MAX || (int64_t)c->vocab * c->hidden > PRODUCT_MAX ||
         (int64_t)c->intermediate * c->hidden > PRODUCT_MAX)
-        return nb_fail(NB_FORMAT, "%s: sizes of over 2^40 weights a matrix: hidden %d, intermediate %d, vocab %d, heads %d of %d", path,
-                       c->hidden, c->intermediate, c->vocab, c->heads, c->head_dim);
+        return nb_fail(NB_FORMAT,
+            "%s: sizes of over 2^40 weights a matrix: hidden %d, intermediate %d, vocab %d, heads %d of %d", path,
+            c->hidden, c->intermediate, c->vocab, c->heads, c->head_dim);
     return NB_OK;
 }
 

@@ -36,8 +36,9 @@ static nb_status read_count(const struct reader *r, const char *name, int fallba
     if (!nb_gguf_has(r->gguf, whole))
         return nb_fail(NB_FORMAT, "%s: key %s is missing", r->path, whole);
     if (!nb_gguf_integer(r->gguf, whole, &value))
-        return nb_fail(NB_UNSUPPORTED, "%s: key %s is not one whole number; sizes that differ from layer to layer are not supported",
-                       r->path, whole);
+        return nb_fail(NB_UNSUPPORTED,
+            "%s: key %s is not one whole number; sizes that differ from layer to layer are not supported", r->path,
+            whole);
     if (value < 1 || value > NB_MODEL_EXTENT_MAX)
         return nb_fail(NB_FORMAT, "%s: key %s = %" PRId64 " is out of range", r->path, whole, value);
     *out = (int)value;
@@ -49,7 +50,7 @@ static nb_status read_number(const struct reader *r, const char *name, double fa
     char whole[KEY_BYTES];
     *out = fallback;
     bool found = nb_gguf_number(r->gguf, key(r, name, whole), out);
-    if ((!found && nb_gguf_has(r->gguf, whole)) || !(*out > 0 && *out <= 3e38))
+    if ((!found && nb_gguf_has(r->gguf, whole)) || !(*out >= 1e-30 && *out <= 1e30))
         return nb_fail(NB_FORMAT, "%s: key %s is missing or not a number above 0", r->path, whole);
     return NB_OK;
 }
@@ -61,9 +62,16 @@ static nb_status refuse_arithmetic(const struct reader *r, const struct nb_model
         const char *name;
         double neutral;
     } keys[] = {
-        {"expert_count", 0}, {"logit_scale", 1}, {"attn_logit_softcapping", 0}, {"final_logit_softcapping", 0},
-        {"residual_scale", 1}, {"embedding_scale", 1}, {"attention.scale", 0}, {"use_parallel_residual", 0},
-        {"attention.clamp_kqv", 0}, {"attention.max_alibi_bias", 0},
+        {"expert_count", 0},
+        {"logit_scale", 1},
+        {"attn_logit_softcapping", 0},
+        {"final_logit_softcapping", 0},
+        {"residual_scale", 1},
+        {"embedding_scale", 1},
+        {"attention.scale", 0},
+        {"use_parallel_residual", 0},
+        {"attention.clamp_kqv", 0},
+        {"attention.max_alibi_bias", 0},
     };
     char whole[KEY_BYTES];
     double value;
@@ -75,14 +83,15 @@ static nb_status refuse_arithmetic(const struct reader *r, const struct nb_model
         else if (!nb_gguf_number(r->gguf, whole, &value))
             continue;
         if (value != keys[i].neutral)
-            return nb_fail(NB_UNSUPPORTED, "%s: key %s = %g changes the model's arithmetic and is not supported", r->path, whole, value);
+            return nb_fail(NB_UNSUPPORTED, "%s: key %s = %g changes the model's arithmetic and is not supported",
+                r->path, whole, value);
     }
     int rotated, values;
     NB_TRY(read_count(r, "rope.dimension_count", config->head_dim, &rotated));
     NB_TRY(read_count(r, "attention.value_length", config->head_dim, &values));
     if (rotated != config->head_dim || values != config->head_dim)
-        return nb_fail(NB_UNSUPPORTED, "%s: heads of %d with %d rotated and %d value elements; all three must be equal", r->path,
-                       config->head_dim, rotated, values);
+        return nb_fail(NB_UNSUPPORTED, "%s: heads of %d with %d rotated and %d value elements; all three must be equal",
+            r->path, config->head_dim, rotated, values);
     return NB_OK;
 }
 
@@ -119,8 +128,10 @@ static nb_status read_rope_divisors(const struct reader *r, int head_dim, struct
         memcpy(&divisor, tensor->data + (size_t)i * sizeof divisor, sizeof divisor);
         double want = llama3_divisor(&found, head_dim, i);
         if (!(fabs(divisor - want) <= 1e-4 * want))
-            return nb_fail(NB_UNSUPPORTED, "%s: tensor rope_freqs.weight: divisor %d is %g, not Llama 3's %g; other rope scalings are "
-                           "not supported", r->path, i, (double)divisor, want);
+            return nb_fail(NB_UNSUPPORTED,
+                "%s: tensor rope_freqs.weight: divisor %d is %g, not Llama 3's %g; other rope scalings are "
+                "not supported",
+                r->path, i, (double)divisor, want);
     }
     if (found.factor > 1)
         *rope = found;
@@ -135,7 +146,7 @@ static nb_status read_rope(const struct reader *r, int head_dim, struct nb_rope_
     key(r, "rope.scaling.type", whole);
     if (nb_gguf_string(r->gguf, whole, &type) && !nb_gguf_string_is(r->gguf, whole, "none"))
         return nb_fail(NB_UNSUPPORTED, "%s: key %s = \"%.*s\": only Llama 3's scaling is supported", r->path, whole,
-                       (int)(type.bytes < 40 ? type.bytes : 40), type.text);
+            (int)(type.bytes < 40 ? type.bytes : 40), type.text);
     if (nb_gguf_has(r->gguf, key(r, "rope.scale_linear", whole)))
         return nb_fail(NB_UNSUPPORTED, "%s: key %s: linear rope scaling is not supported", r->path, whole);
     return read_rope_divisors(r, head_dim, rope);
@@ -149,7 +160,8 @@ static nb_status read_window(const struct reader *r, struct nb_model_config *con
     if (!nb_gguf_integer(r->gguf, key(r, "attention.sliding_window", whole), &window) || window == 0)
         return NB_OK;
     if (config->family != &nb_family_llama)
-        return nb_fail(NB_UNSUPPORTED, "%s: key %s = %" PRId64 ": windows of this family are not supported in GGUF", r->path, whole, window);
+        return nb_fail(NB_UNSUPPORTED, "%s: key %s = %" PRId64 ": windows of this family are not supported in GGUF",
+            r->path, whole, window);
     NB_TRY(read_count(r, "attention.sliding_window", 0, &config->sliding_window));
     config->family = &nb_family_mistral;
     for (int layer = 0; layer < config->layers; layer++)
@@ -166,7 +178,8 @@ static int read_id(const struct reader *r, const char *name)
 /* The end of a turn is a second eos where the file tells them apart (Llama 3). */
 static void read_special_ids(const struct reader *r, struct nb_model_config *config)
 {
-    static const char *const ends[] = {"tokenizer.ggml.eos_token_id", "tokenizer.ggml.eot_token_id", "tokenizer.ggml.eom_token_id"};
+    static const char *const ends[] = {
+        "tokenizer.ggml.eos_token_id", "tokenizer.ggml.eot_token_id", "tokenizer.ggml.eom_token_id"};
     config->bos = read_id(r, "tokenizer.ggml.bos_token_id");
     config->pad = read_id(r, "tokenizer.ggml.padding_token_id");
     for (size_t i = 0; i < sizeof ends / sizeof ends[0]; i++) {
@@ -199,8 +212,8 @@ static nb_status read_shape(const struct reader *r, struct nb_model_config *conf
     NB_TRY(read_count(r, "block_count", 0, &config->layers));
     NB_TRY(read_count(r, "attention.head_count", 0, &config->heads));
     NB_TRY(read_count(r, "attention.head_count_kv", config->heads, &config->kv_heads));
-    NB_TRY(read_count(r, "attention.key_length", config->hidden / config->heads > 0 ? config->hidden / config->heads : 1,
-                      &config->head_dim));
+    NB_TRY(read_count(r, "attention.key_length",
+        config->hidden / config->heads > 0 ? config->hidden / config->heads : 1, &config->head_dim));
     NB_TRY(read_count(r, "context_length", 0, &config->max_positions));
     NB_TRY(read_number(r, "attention.layer_norm_rms_epsilon", 0, &epsilon));
     config->rms_epsilon = (float)epsilon;
@@ -216,8 +229,9 @@ nb_status nb_model_config_from_gguf(const struct nb_gguf *gguf, struct nb_model_
         return nb_fail(NB_FORMAT, "%s: key general.architecture is missing", r.path);
     config->family = nb_family_find_gguf(architecture.text, architecture.bytes);
     if (!config->family)
-        return nb_fail(NB_UNSUPPORTED, "%s: general.architecture = \"%.*s\" is not supported. Supported are llama, qwen2, qwen3.", r.path,
-                       (int)(architecture.bytes < 60 ? architecture.bytes : 60), architecture.text);
+        return nb_fail(NB_UNSUPPORTED,
+            "%s: general.architecture = \"%.*s\" is not supported. Supported are llama, qwen2, qwen3.", r.path,
+            (int)(architecture.bytes < 60 ? architecture.bytes : 60), architecture.text);
     r.architecture = config->family->gguf;
     config->attention_bias = config->family->attention_bias;
     config->head_norms = config->family->head_norms;

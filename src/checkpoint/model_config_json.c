@@ -20,7 +20,7 @@ static void write_ids(FILE *out, const struct nb_model_config *config)
         fprintf(out, "  \"eos_token_id\": %d,\n", config->eos[0]);
     for (int i = 0; i < config->eos_count && config->eos_count > 1; i++)
         fprintf(out, "%s%d%s", i == 0 ? "  \"eos_token_id\": [\n    " : "    ", config->eos[i],
-                i + 1 < config->eos_count ? ",\n" : "\n  ],\n");
+            i + 1 < config->eos_count ? ",\n" : "\n  ],\n");
 }
 
 static void write_layer_types(FILE *out, const struct nb_model_config *config)
@@ -28,7 +28,7 @@ static void write_layer_types(FILE *out, const struct nb_model_config *config)
     fputs("  \"layer_types\": [\n", out);
     for (int layer = 0; layer < config->layers; layer++)
         fprintf(out, "    \"%s_attention\"%s\n", config->layer_windowed[layer] ? "sliding" : "full",
-                layer + 1 < config->layers ? "," : "");
+            layer + 1 < config->layers ? "," : "");
     fputs("  ],\n", out);
 }
 

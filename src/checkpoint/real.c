@@ -28,14 +28,16 @@ const char *nb_real_format(double value, bool single, char out[NB_REAL_BYTES])
             digits[count++] = *c;
     const char *sign = negative ? "-" : "";
     if (exponent < -4 || exponent >= 16) {
-        position = snprintf(out, NB_REAL_BYTES, "%s%c%s%.*s", sign, digits[0], count > 1 ? "." : "", count - 1, digits + 1);
-        snprintf(out + position, (size_t)(NB_REAL_BYTES - position), "e%c%02d", exponent < 0 ? '-' : '+', abs(exponent));
+        position =
+            snprintf(out, NB_REAL_BYTES, "%s%c%s%.*s", sign, digits[0], count > 1 ? "." : "", count - 1, digits + 1);
+        snprintf(
+            out + position, (size_t)(NB_REAL_BYTES - position), "e%c%02d", exponent < 0 ? '-' : '+', abs(exponent));
     } else if (exponent < 0) {
         snprintf(out, NB_REAL_BYTES, "%s0.%.*s%.*s", sign, -exponent - 1, "000", count, digits);
     } else {
         int whole = exponent + 1 < count ? exponent + 1 : count, zeros = exponent + 1 - whole;
         snprintf(out, NB_REAL_BYTES, "%s%.*s%.*s.%.*s", sign, whole, digits, zeros, "0000000000000000",
-                 count > whole ? count - whole : 1, count > whole ? digits + whole : "0");
+            count > whole ? count - whole : 1, count > whole ? digits + whole : "0");
     }
     return out;
 }

@@ -1,7 +1,7 @@
 #include "checkpoint/safetensors.h"
 
-#include <jansson.h>
 #include <inttypes.h>
+#include <jansson.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -11,17 +11,27 @@ _Static_assert(__BYTE_ORDER__ == __ORDER_LITTLE_ENDIAN__, "file formats are read
 
 /* The reference implementation's limit. */
 #define HEADER_BYTES_MAX UINT64_C(100000000)
-#define INDEX_BYTES_MAX (UINT64_C(64) << 20)
+#define INDEX_BYTES_MAX  (UINT64_C(64) << 20)
 
 static const struct {
     const char *name;
     size_t bytes;
 } dtypes[NB_SAFETENSORS_DTYPES] = {
-    [NB_SAFETENSORS_BOOL] = {"BOOL", 1},       [NB_SAFETENSORS_U8] = {"U8", 1},           [NB_SAFETENSORS_I8] = {"I8", 1},
-    [NB_SAFETENSORS_F8_E4M3] = {"F8_E4M3", 1}, [NB_SAFETENSORS_F8_E5M2] = {"F8_E5M2", 1}, [NB_SAFETENSORS_U16] = {"U16", 2},
-    [NB_SAFETENSORS_I16] = {"I16", 2},         [NB_SAFETENSORS_F16] = {"F16", 2},         [NB_SAFETENSORS_BF16] = {"BF16", 2},
-    [NB_SAFETENSORS_U32] = {"U32", 4},         [NB_SAFETENSORS_I32] = {"I32", 4},         [NB_SAFETENSORS_F32] = {"F32", 4},
-    [NB_SAFETENSORS_U64] = {"U64", 8},         [NB_SAFETENSORS_I64] = {"I64", 8},         [NB_SAFETENSORS_F64] = {"F64", 8},
+    [NB_SAFETENSORS_BOOL] = {"BOOL", 1},
+    [NB_SAFETENSORS_U8] = {"U8", 1},
+    [NB_SAFETENSORS_I8] = {"I8", 1},
+    [NB_SAFETENSORS_F8_E4M3] = {"F8_E4M3", 1},
+    [NB_SAFETENSORS_F8_E5M2] = {"F8_E5M2", 1},
+    [NB_SAFETENSORS_U16] = {"U16", 2},
+    [NB_SAFETENSORS_I16] = {"I16", 2},
+    [NB_SAFETENSORS_F16] = {"F16", 2},
+    [NB_SAFETENSORS_BF16] = {"BF16", 2},
+    [NB_SAFETENSORS_U32] = {"U32", 4},
+    [NB_SAFETENSORS_I32] = {"I32", 4},
+    [NB_SAFETENSORS_F32] = {"F32", 4},
+    [NB_SAFETENSORS_U64] = {"U64", 8},
+    [NB_SAFETENSORS_I64] = {"I64", 8},
+    [NB_SAFETENSORS_F64] = {"F64", 8},
 };
 
 const char *nb_safetensors_dtype_name(enum nb_safetensors_dtype dtype)
@@ -73,7 +83,7 @@ static nb_status parse_shape(const json_t *shape, const struct source *source, s
         return nb_fail(NB_FORMAT, "%s: tensor %s: the header gives no shape", source->path, tensor->name);
     if (json_array_size(shape) > NB_SAFETENSORS_RANK_MAX)
         return nb_fail(NB_FORMAT, "%s: tensor %s: %zu dimensions; at most %d are read", source->path, tensor->name,
-                       json_array_size(shape), NB_SAFETENSORS_RANK_MAX);
+            json_array_size(shape), NB_SAFETENSORS_RANK_MAX);
     tensor->rank = (int)json_array_size(shape);
     tensor->count = 1;
     for (int i = 0; i < tensor->rank; i++) {
@@ -90,37 +100,38 @@ static nb_status parse_shape(const json_t *shape, const struct source *source, s
 }
 
 /* data_offsets count from the end of the header; `base` is there. */
-static nb_status parse_offsets(const json_t *offsets, const struct source *source, uint64_t base,
-                               struct nb_safetensors_tensor *tensor)
+static nb_status parse_offsets(
+    const json_t *offsets, const struct source *source, uint64_t base, struct nb_safetensors_tensor *tensor)
 {
     const json_t *first = json_array_get(offsets, 0), *last = json_array_get(offsets, 1);
     if (json_array_size(offsets) != 2 || !json_is_integer(first) || !json_is_integer(last))
         return nb_fail(NB_FORMAT, "%s: tensor %s: data_offsets is not a pair of numbers", source->path, tensor->name);
     json_int_t begin = json_integer_value(first), end = json_integer_value(last);
     if (begin < 0 || end < begin)
-        return nb_fail(NB_FORMAT, "%s: tensor %s: data_offsets %lld to %lld are not a range", source->path, tensor->name,
-                       (long long)begin, (long long)end);
+        return nb_fail(NB_FORMAT, "%s: tensor %s: data_offsets %lld to %lld are not a range", source->path,
+            tensor->name, (long long)begin, (long long)end);
     if ((uint64_t)end > source->bytes - base)
         return nb_fail(NB_FORMAT,
-                       "%s: tensor %s: its bytes up to offset %" PRIu64
-                       " reach past the end of the file (%" PRIu64 " bytes). The download may be incomplete.",
-                       source->path, tensor->name, base + (uint64_t)end, source->bytes);
+            "%s: tensor %s: its bytes up to offset %" PRIu64 " reach past the end of the file (%" PRIu64
+            " bytes). The download may be incomplete.",
+            source->path, tensor->name, base + (uint64_t)end, source->bytes);
     if ((uint64_t)(end - begin) != tensor->bytes)
-        return nb_fail(NB_FORMAT, "%s: tensor %s at offset %" PRIu64 ": %lld bytes, but its shape and dtype %s need %" PRIu64,
-                       source->path, tensor->name, base + (uint64_t)begin, (long long)(end - begin),
-                       dtypes[tensor->dtype].name, tensor->bytes);
+        return nb_fail(NB_FORMAT,
+            "%s: tensor %s at offset %" PRIu64 ": %lld bytes, but its shape and dtype %s need %" PRIu64, source->path,
+            tensor->name, base + (uint64_t)begin, (long long)(end - begin), dtypes[tensor->dtype].name, tensor->bytes);
     tensor->offset = base + (uint64_t)begin;
     tensor->data = source->data + tensor->offset;
     return NB_OK;
 }
 
 static nb_status parse_tensor(const char *name, const json_t *entry, const struct source *source, uint64_t base,
-                              struct nb_safetensors_tensor *tensor)
+    struct nb_safetensors_tensor *tensor)
 {
     *tensor = (struct nb_safetensors_tensor){.name = name, .path = source->path, .dtype = NB_SAFETENSORS_DTYPES};
     const char *dtype = json_string_value(json_object_get(entry, "dtype"));
     if (!dtype || json_object_size(entry) != 3)
-        return nb_fail(NB_FORMAT, "%s: tensor %s: the header's entry is not dtype, shape and data_offsets", source->path, name);
+        return nb_fail(
+            NB_FORMAT, "%s: tensor %s: the header's entry is not dtype, shape and data_offsets", source->path, name);
     for (int i = 0; i < NB_SAFETENSORS_DTYPES; i++)
         if (strcmp(dtype, dtypes[i].name) == 0)
             tensor->dtype = (enum nb_safetensors_dtype)i;
@@ -141,24 +152,26 @@ static int compare_offsets(const void *a, const void *b)
 }
 
 /* The data must be covered exactly: a hole could hide a second file, and the reference implementation refuses it as well. */
-static nb_status check_coverage(const struct source *source, const struct nb_safetensors_tensor *tensors, size_t count,
-                                uint64_t base)
+static nb_status check_coverage(
+    const struct source *source, const struct nb_safetensors_tensor *tensors, size_t count, uint64_t base)
 {
     uint64_t end = base;
     const char *before = "the header";
     for (size_t i = 0; i < count; i++) {
         if (tensors[i].offset < end)
-            return nb_fail(NB_FORMAT, "%s: tensors %s and %s overlap at offset %" PRIu64, source->path, before, tensors[i].name,
-                           tensors[i].offset);
+            return nb_fail(NB_FORMAT, "%s: tensors %s and %s overlap at offset %" PRIu64, source->path, before,
+                tensors[i].name, tensors[i].offset);
         if (tensors[i].offset > end)
-            return nb_fail(NB_FORMAT, "%s: %" PRIu64 " bytes at offset %" PRIu64 ", before tensor %s, belong to no tensor",
-                           source->path, tensors[i].offset - end, end, tensors[i].name);
+            return nb_fail(NB_FORMAT,
+                "%s: %" PRIu64 " bytes at offset %" PRIu64 ", before tensor %s, belong to no tensor", source->path,
+                tensors[i].offset - end, end, tensors[i].name);
         end = tensors[i].offset + tensors[i].bytes;
         before = tensors[i].name;
     }
     if (end != source->bytes)
-        return nb_fail(NB_FORMAT, "%s: %" PRIu64 " bytes at offset %" PRIu64 ", after the last tensor, belong to no tensor",
-                       source->path, source->bytes - end, end);
+        return nb_fail(NB_FORMAT,
+            "%s: %" PRIu64 " bytes at offset %" PRIu64 ", after the last tensor, belong to no tensor", source->path,
+            source->bytes - end, end);
     return NB_OK;
 }
 
@@ -168,9 +181,8 @@ static nb_status check_metadata(const struct source *source, json_t *metadata)
     json_t *value;
     if (!json_is_object(metadata))
         return nb_fail(NB_FORMAT, "%s: __metadata__ is not an object", source->path);
-    json_object_foreach(metadata, key, value)
-        if (!json_is_string(value))
-            return nb_fail(NB_FORMAT, "%s: __metadata__: the value of \"%.80s\" is not text", source->path, key);
+    json_object_foreach(metadata, key, value) if (!json_is_string(value)) return nb_fail(
+        NB_FORMAT, "%s: __metadata__: the value of \"%.80s\" is not text", source->path, key);
     return NB_OK;
 }
 
@@ -178,19 +190,22 @@ static nb_status load_header(struct source *source, uint64_t *base)
 {
     uint64_t length;
     if (source->bytes < sizeof length)
-        return nb_fail(NB_FORMAT, "%s: %" PRIu64 " bytes are too few for a safetensors file", source->path, source->bytes);
+        return nb_fail(
+            NB_FORMAT, "%s: %" PRIu64 " bytes are too few for a safetensors file", source->path, source->bytes);
     memcpy(&length, source->data, sizeof length);
     if (length > HEADER_BYTES_MAX)
-        return nb_fail(NB_FORMAT, "%s: a header of %" PRIu64 " bytes (offset 0) is refused; is this a safetensors file?",
-                       source->path, length);
+        return nb_fail(NB_FORMAT,
+            "%s: a header of %" PRIu64 " bytes (offset 0) is refused; is this a safetensors file?", source->path,
+            length);
     if (length > source->bytes - sizeof length)
-        return nb_fail(NB_FORMAT, "%s: a header of %" PRIu64 " bytes reaches past the end of the file (%" PRIu64 " bytes)",
-                       source->path, length, source->bytes);
+        return nb_fail(NB_FORMAT,
+            "%s: a header of %" PRIu64 " bytes reaches past the end of the file (%" PRIu64 " bytes)", source->path,
+            length, source->bytes);
     json_error_t error;
     source->header = json_loadb((const char *)source->data + sizeof length, length, JSON_REJECT_DUPLICATES, &error);
     if (!source->header)
         return nb_fail(NB_FORMAT, "%s: the header is not JSON at offset %zu: %s", source->path,
-                       sizeof length + (size_t)(error.position > 0 ? error.position : 0), error.text);
+            sizeof length + (size_t)(error.position > 0 ? error.position : 0), error.text);
     if (!json_is_object(source->header))
         return nb_fail(NB_FORMAT, "%s: the header (offset 8) is not a JSON object", source->path);
     *base = sizeof length + length;
@@ -211,7 +226,8 @@ static nb_status add_source(struct nb_safetensors *file, struct source *source)
     size_t count = 0;
     const char *name;
     json_t *entry;
-    json_object_foreach(source->header, name, entry) {
+    json_object_foreach(source->header, name, entry)
+    {
         if (strcmp(name, "__metadata__") == 0)
             NB_TRY(check_metadata(source, entry));
         else
@@ -239,8 +255,8 @@ static nb_status sort_names(struct nb_safetensors *file)
     qsort(file->by_name, file->count, sizeof *file->by_name, compare_names);
     for (size_t i = 1; i < file->count; i++)
         if (strcmp(file->by_name[i - 1]->name, file->by_name[i]->name) == 0)
-            return nb_fail(NB_FORMAT, "%s: tensor %s is in %s as well", file->by_name[i - 1]->path, file->by_name[i]->name,
-                           file->by_name[i]->path);
+            return nb_fail(NB_FORMAT, "%s: tensor %s is in %s as well", file->by_name[i - 1]->path,
+                file->by_name[i]->name, file->by_name[i]->path);
     return NB_OK;
 }
 
@@ -298,7 +314,8 @@ static nb_status shard_names(const json_t *weights, const char *path, json_t *na
 {
     const char *tensor;
     json_t *shard;
-    json_object_foreach((json_t *)weights, tensor, shard) {
+    json_object_foreach((json_t *)weights, tensor, shard)
+    {
         const char *name = json_string_value(shard);
         if (!name || name[0] == '\0' || name[0] == '.' || strchr(name, '/'))
             return nb_fail(NB_FORMAT, "%s: tensor %s: not a file name beside the index", path, tensor);
@@ -310,26 +327,30 @@ static nb_status shard_names(const json_t *weights, const char *path, json_t *na
     return NB_OK;
 }
 
-static nb_status check_index(const struct nb_safetensors *file, const json_t *weights, const char *folder, const char *path)
+static nb_status check_index(
+    const struct nb_safetensors *file, const json_t *weights, const char *folder, const char *path)
 {
     const char *name;
     json_t *shard;
-    json_object_foreach((json_t *)weights, name, shard) {
+    json_object_foreach((json_t *)weights, name, shard)
+    {
         const struct nb_safetensors_tensor *tensor = nb_safetensors_find(file, name);
         if (!tensor || strcmp(tensor->path + strlen(folder) + 1, json_string_value(shard)) != 0)
-            return nb_fail(NB_FORMAT, "%s: tensor %s is not in %s, where the index has it", path, name, json_string_value(shard));
+            return nb_fail(
+                NB_FORMAT, "%s: tensor %s is not in %s, where the index has it", path, name, json_string_value(shard));
     }
     return NB_OK;
 }
 
-static nb_status open_shards(const char *folder, const json_t *weights, const char *path, json_t *names,
-                             struct nb_safetensors **file)
+static nb_status open_shards(
+    const char *folder, const json_t *weights, const char *path, json_t *names, struct nb_safetensors **file)
 {
     const char *name;
     json_t *unused;
     NB_TRY(shard_names(weights, path, names));
     NB_TRY(create(json_object_size(names), path, file));
-    json_object_foreach(names, name, unused) {
+    json_object_foreach(names, name, unused)
+    {
         char *shard = nb_path_join(folder, name);
         nb_status status = open_source(*file, shard);
         free(shard);
@@ -373,7 +394,8 @@ nb_status nb_safetensors_open_folder(const char *folder, const char *name, struc
     else if (nb_path_exists(index))
         status = open_index(folder, index, file);
     else
-        status = nb_fail(NB_IO, "%s: neither %s.safetensors nor %s.safetensors.index.json is there", folder, name, name);
+        status =
+            nb_fail(NB_IO, "%s: neither %s.safetensors nor %s.safetensors.index.json is there", folder, name, name);
     free(whole);
     free(index);
     return status;

@@ -38,7 +38,7 @@ struct nb_safetensors_tensor {
     const char *name; /* owned by the reader */
     const char *path; /* the file it lies in, for messages; owned by the reader */
     enum nb_safetensors_dtype dtype;
-    int rank; /* 0 for a scalar */
+    int rank;                                /* 0 for a scalar */
     uint64_t shape[NB_SAFETENSORS_RANK_MAX]; /* outermost first; row-major */
     uint64_t count;                          /* of elements */
     uint64_t bytes;
@@ -94,8 +94,8 @@ uint64_t nb_safetensors_entry_bytes(const struct nb_safetensors_entry *entry);
 struct nb_safetensors_writer;
 
 /* Errors: NB_IO; NB_USAGE for duplicate names. */
-nb_status nb_safetensors_writer_open(const char *path, const struct nb_safetensors_entry *entries, size_t count,
-                                     struct nb_safetensors_writer **writer);
+nb_status nb_safetensors_writer_open(
+    const char *path, const struct nb_safetensors_entry *entries, size_t count, struct nb_safetensors_writer **writer);
 
 /* The next bytes; calls may split tensors anywhere. */
 nb_status nb_safetensors_writer_write(struct nb_safetensors_writer *writer, const void *data, size_t bytes);

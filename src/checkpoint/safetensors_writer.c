@@ -1,5 +1,5 @@
-#include <jansson.h>
 #include <inttypes.h>
+#include <jansson.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -26,12 +26,12 @@ static json_t *entry_json(const struct nb_safetensors_entry *entry, uint64_t beg
     json_t *shape = json_array();
     for (int i = 0; i < entry->rank; i++)
         json_array_append_new(shape, json_integer((json_int_t)entry->shape[i]));
-    return json_pack("{s:s, s:o, s:[I, I]}", "dtype", nb_safetensors_dtype_name(entry->dtype), "shape", shape, "data_offsets",
-                     (json_int_t)begin, (json_int_t)end);
+    return json_pack("{s:s, s:o, s:[I, I]}", "dtype", nb_safetensors_dtype_name(entry->dtype), "shape", shape,
+        "data_offsets", (json_int_t)begin, (json_int_t)end);
 }
 
-nb_status nb_safetensors_header(const char *path, const struct nb_safetensors_entry *entries, size_t count, char **header,
-                                size_t *bytes)
+nb_status nb_safetensors_header(
+    const char *path, const struct nb_safetensors_entry *entries, size_t count, char **header, size_t *bytes)
 {
     json_t *root = json_pack("{s:{s:s}}", "__metadata__", "format", "pt");
     uint64_t offset = 0;
@@ -41,8 +41,8 @@ nb_status nb_safetensors_header(const char *path, const struct nb_safetensors_en
         if (json_object_get(root, entries[i].name))
             status = nb_fail(NB_USAGE, "%s: tensor %s is given twice", path, entries[i].name);
         else if (json_object_set_new(root, entries[i].name, entry_json(&entries[i], offset, end)) != 0)
-            status = nb_fail(NB_MEMORY, "%s: tensor %s: no memory for the header, or its name is not UTF-8", path,
-                             entries[i].name);
+            status = nb_fail(
+                NB_MEMORY, "%s: tensor %s: no memory for the header, or its name is not UTF-8", path, entries[i].name);
         offset = end;
     }
     char *text = status == NB_OK ? json_dumps(root, JSON_COMPACT) : NULL;
@@ -63,8 +63,8 @@ nb_status nb_safetensors_header(const char *path, const struct nb_safetensors_en
     return *header ? NB_OK : nb_fail(NB_MEMORY, "%s: no memory for the header", path);
 }
 
-nb_status nb_safetensors_writer_open(const char *path, const struct nb_safetensors_entry *entries, size_t count,
-                                     struct nb_safetensors_writer **writer)
+nb_status nb_safetensors_writer_open(
+    const char *path, const struct nb_safetensors_entry *entries, size_t count, struct nb_safetensors_writer **writer)
 {
     char *header = NULL;
     size_t bytes;
@@ -99,8 +99,8 @@ nb_status nb_safetensors_writer_finish(struct nb_safetensors_writer **writer, ui
     struct nb_safetensors_writer *w = *writer;
     nb_status status = NB_OK;
     if (w->written != w->expected)
-        status = nb_fail(NB_USAGE, "%s: %" PRIu64 " bytes of tensors were written, the header says %" PRIu64, w->path, w->written,
-                         w->expected);
+        status = nb_fail(NB_USAGE, "%s: %" PRIu64 " bytes of tensors were written, the header says %" PRIu64, w->path,
+            w->written, w->expected);
     if (crc32)
         *crc32 = nb_writer_crc32(w->file);
     if (status == NB_OK)

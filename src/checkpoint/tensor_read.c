@@ -3,8 +3,8 @@
 #include <string.h>
 
 enum {
-    PIECE = 4096,        /* weights converted at a time: 16 KiB of fp32 stay in the first-level cache */
-    PIECE_BLOCK = 256,   /* a multiple of every GGUF block */
+    PIECE = 4096,      /* weights converted at a time: 16 KiB of fp32 stay in the first-level cache */
+    PIECE_BLOCK = 256, /* a multiple of every GGUF block */
 };
 
 _Static_assert(PIECE % PIECE_BLOCK == 0, "pieces are whole blocks");
@@ -38,7 +38,8 @@ static inline float half_to_float(uint16_t half)
     return nb_float_from_bits(bits | (uint32_t)(half & 0x8000u) << 16);
 }
 
-static void convert_plain(enum nb_safetensors_dtype dtype, const unsigned char *restrict data, int64_t count, nb_bf16 *restrict out)
+static void convert_plain(
+    enum nb_safetensors_dtype dtype, const unsigned char *restrict data, int64_t count, nb_bf16 *restrict out)
 {
     switch (dtype) {
     case NB_SAFETENSORS_F32:
@@ -60,7 +61,8 @@ static void convert_plain(enum nb_safetensors_dtype dtype, const unsigned char *
     }
 }
 
-int64_t nb_tensor_read_plain(enum nb_safetensors_dtype dtype, const unsigned char *data, int64_t rows, int64_t columns, nb_bf16 *out)
+int64_t nb_tensor_read_plain(
+    enum nb_safetensors_dtype dtype, const unsigned char *data, int64_t rows, int64_t columns, nb_bf16 *out)
 {
     int64_t count = rows * columns, bytes = (int64_t)nb_safetensors_dtype_bytes(dtype), bad = 0;
 #pragma omp parallel for schedule(static) reduction(| : bad)
@@ -94,7 +96,8 @@ static int64_t read_row(const struct nb_gguf_tensor *tensor, int64_t row, int64_
     return bad;
 }
 
-int64_t nb_tensor_read_gguf(const struct nb_gguf_tensor *tensor, int64_t rows, int64_t columns, int64_t permuted_heads, nb_bf16 *out)
+int64_t nb_tensor_read_gguf(
+    const struct nb_gguf_tensor *tensor, int64_t rows, int64_t columns, int64_t permuted_heads, nb_bf16 *out)
 {
     int64_t bad = 0;
 #pragma omp parallel for schedule(static) reduction(| : bad)

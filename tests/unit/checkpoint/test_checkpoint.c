@@ -87,9 +87,12 @@ static void check_family(const char *name, const char *folder, uint64_t shard_by
     char *index = nb_path_join(output, "model.safetensors.index.json");
     assert_int_equal(nb_path_exists(index), shard_bytes != 0);
     /* A second time: refused, and the first result stays. */
-    assert_int_equal(nb_bnb_write(&(struct nb_bnb_write){.source = source, .folder = output, .type = NB_QUANT_NF4}), NB_USAGE);
+    assert_int_equal(
+        nb_bnb_write(&(struct nb_bnb_write){.source = source, .folder = output, .type = NB_QUANT_NF4}), NB_USAGE);
     says("exists already");
-    assert_int_equal(nb_bnb_write(&(struct nb_bnb_write){.source = written, .folder = "/nonexistent/x", .type = NB_QUANT_NF4}), NB_USAGE);
+    assert_int_equal(
+        nb_bnb_write(&(struct nb_bnb_write){.source = written, .folder = "/nonexistent/x", .type = NB_QUANT_NF4}),
+        NB_USAGE);
     says("quantized already");
     nb_safetensors_close(&want);
     nb_checkpoint_close(&written);
@@ -141,7 +144,8 @@ static void quantized_files_are_read(void **state)
             must(nb_checkpoint_matrix_quantized(quantized, name, specs[j].rows, specs[j].columns, &view));
             nb_dequantize_bf16(&view, 0, weights, want);
             assert_memory_equal(got, want, weights * sizeof *got);
-            assert_int_equal(nb_checkpoint_matrix_quantized(quantized, name, specs[j].rows, specs[j].columns + 1, &view), NB_FORMAT);
+            assert_int_equal(
+                nb_checkpoint_matrix_quantized(quantized, name, specs[j].rows, specs[j].columns + 1, &view), NB_FORMAT);
             nb_checkpoint_forget(quantized, name);
             assert_true(nb_checkpoint_tensor_bytes(quantized, name) > weights / 2);
         }
@@ -160,7 +164,8 @@ static void plain_and_fp4_forms_round_trip(void **state)
     must(nb_checkpoint_open("tests/golden/models/qwen3", &source));
     for (int nested = 0; nested < 2; nested++) {
         char *output = nb_format("%s/fp4-%d", f->folder, nested);
-        must(nb_bnb_write(&(struct nb_bnb_write){.source = source, .folder = output, .type = NB_QUANT_FP4, .nested = nested}));
+        must(nb_bnb_write(
+            &(struct nb_bnb_write){.source = source, .folder = output, .type = NB_QUANT_FP4, .nested = nested}));
         must(nb_checkpoint_open(output, &written));
         assert_true(nb_checkpoint_config(written)->quantized_fp4);
         assert_int_equal(nb_checkpoint_config(written)->quantized_nested, nested);
@@ -269,7 +274,8 @@ static void float_types_are_rounded_to_bf16(void **state)
     says("I64");
     /* Quantizing it fails at the first missing tensor and leaves nothing, not even the temporary folder. */
     char *output = nb_format("%s/gone", f->folder), *temporary = nb_format("%s.tmp-%d", output, (int)getpid());
-    assert_int_equal(nb_bnb_write(&(struct nb_bnb_write){.source = c, .folder = output, .type = NB_QUANT_NF4}), NB_FORMAT);
+    assert_int_equal(
+        nb_bnb_write(&(struct nb_bnb_write){.source = c, .folder = output, .type = NB_QUANT_NF4}), NB_FORMAT);
     says("model.embed_tokens.weight is missing");
     assert_false(nb_path_exists(output));
     assert_false(nb_path_exists(temporary));

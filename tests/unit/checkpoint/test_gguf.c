@@ -19,10 +19,20 @@ static const struct {
     enum nb_gguf_type type;
     uint32_t ulps;
 } types[] = {
-    {"F16", NB_GGUF_F16, 0},       {"BF16", NB_GGUF_BF16, 0},     {"Q4_0", NB_GGUF_Q4_0, 0}, {"Q4_1", NB_GGUF_Q4_1, 1},
-    {"Q5_0", NB_GGUF_Q5_0, 0},     {"Q5_1", NB_GGUF_Q5_1, 1},     {"Q8_0", NB_GGUF_Q8_0, 0}, {"Q2_K", NB_GGUF_Q2_K, 1},
-    {"Q3_K", NB_GGUF_Q3_K, 0},     {"Q4_K", NB_GGUF_Q4_K, 1},     {"Q5_K", NB_GGUF_Q5_K, 1}, {"Q6_K", NB_GGUF_Q6_K, 0},
-    {"IQ4_NL", NB_GGUF_IQ4_NL, 0}, {"IQ4_XS", NB_GGUF_IQ4_XS, 0},
+    {"F16", NB_GGUF_F16, 0},
+    {"BF16", NB_GGUF_BF16, 0},
+    {"Q4_0", NB_GGUF_Q4_0, 0},
+    {"Q4_1", NB_GGUF_Q4_1, 1},
+    {"Q5_0", NB_GGUF_Q5_0, 0},
+    {"Q5_1", NB_GGUF_Q5_1, 1},
+    {"Q8_0", NB_GGUF_Q8_0, 0},
+    {"Q2_K", NB_GGUF_Q2_K, 1},
+    {"Q3_K", NB_GGUF_Q3_K, 0},
+    {"Q4_K", NB_GGUF_Q4_K, 1},
+    {"Q5_K", NB_GGUF_Q5_K, 1},
+    {"Q6_K", NB_GGUF_Q6_K, 0},
+    {"IQ4_NL", NB_GGUF_IQ4_NL, 0},
+    {"IQ4_XS", NB_GGUF_IQ4_XS, 0},
 };
 
 static uint32_t distance_ulps(float a, float b)
@@ -48,7 +58,8 @@ static void every_type_has_the_reference_values(void **state)
         assert_non_null(bytes);
         assert_non_null(values);
         assert_int_equal(values->count, 8 * 512);
-        assert_int_equal(bytes->bytes, 8 * 512 / nb_gguf_block_weights(types[t].type) * nb_gguf_block_bytes(types[t].type));
+        assert_int_equal(
+            bytes->bytes, 8 * 512 / nb_gguf_block_weights(types[t].type) * nb_gguf_block_bytes(types[t].type));
         nb_gguf_dequantize(types[t].type, bytes->data, values->count, got);
         for (size_t i = 0; i < values->count; i++) {
             float want;
@@ -98,7 +109,8 @@ static void put_header(struct builder *b, uint32_t version, uint64_t tensors, ui
     put_u64(b, keys);
 }
 
-static void put_tensor(struct builder *b, const char *name, uint64_t columns, uint64_t rows, uint32_t type, uint64_t offset)
+static void put_tensor(
+    struct builder *b, const char *name, uint64_t columns, uint64_t rows, uint32_t type, uint64_t offset)
 {
     put_text(b, name);
     put_u32(b, 2);
@@ -333,9 +345,12 @@ static void hostile_tensors_are_refused(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(every_type_has_the_reference_values), cmocka_unit_test(metadata_and_tensors_are_read),
-        cmocka_unit_test(every_truncation_is_refused),         cmocka_unit_test(hostile_headers_are_refused),
-        cmocka_unit_test(hostile_metadata_is_refused),         cmocka_unit_test(hostile_tensors_are_refused),
+        cmocka_unit_test(every_type_has_the_reference_values),
+        cmocka_unit_test(metadata_and_tensors_are_read),
+        cmocka_unit_test(every_truncation_is_refused),
+        cmocka_unit_test(hostile_headers_are_refused),
+        cmocka_unit_test(hostile_metadata_is_refused),
+        cmocka_unit_test(hostile_tensors_are_refused),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

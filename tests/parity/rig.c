@@ -36,17 +36,25 @@ static void open_device(struct rig *rig)
 
 static void open_adapter(struct rig *rig)
 {
-    struct nb_peft_config *config;
-    struct nb_adapter_options options = {.activation = rig->options.activation, .trains = rig->options.keep != NB_KEEP_NOTHING, .seed = 1};
+    const struct rig_options *o = &rig->options;
+    struct nb_peft_config *config = NULL;
+    struct nb_adapter_options options = {0};
     void *staging;
-    rig_check(nb_peft_config_read(rig->options.adapter, &config));
-    nb_peft_config_options(config, &options);
+    if (o->fresh_adapter) {
+        options = *o->fresh_adapter;
+    } else {
+        rig_check(nb_peft_config_read(o->adapter, &config));
+        nb_peft_config_options(config, &options);
+    }
+    options.activation = o->activation;
+    options.trains = o->keep != NB_KEEP_NOTHING;
+    options.seed = 1;
     rig_check(nb_adapter_create(nb_model_config_of(rig->model), &options, &rig->adapter));
     rig_check(nb_adapter_allocate(rig->adapter, rig->device, rig->arena));
     rig_check(rig->device->host_take(rig->device, nb_adapter_staging_bytes(rig->adapter), &staging));
     rig_check(nb_adapter_initialize(rig->adapter, rig->stream, staging));
-    if (!rig->options.dry)
-        rig_check(nb_peft_load(rig->adapter, rig->stream, staging, rig->options.adapter));
+    if (!o->dry && !o->fresh_adapter)
+        rig_check(nb_peft_load(rig->adapter, rig->stream, staging, o->adapter));
     rig->device->host_give_back(rig->device, staging);
     nb_peft_config_destroy(&config);
 }
@@ -106,7 +114,7 @@ void rig_open(struct rig *rig, const struct rig_options *options)
     rig_check(nb_model_load(rig->model, rig->stream, rig->arena, NULL));
     if (options->reference_scales)
         use_reference_scales(rig);
-    if (options->adapter)
+    if (options->adapter || options->fresh_adapter)
         open_adapter(rig);
     rig_check(nb_arena_take(rig->arena, NB_CATEGORY_BATCH, "step", sizeof(struct nb_step), &rig->step.address));
     if (options->limits.tokens) {

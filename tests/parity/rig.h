@@ -9,6 +9,7 @@
 
 struct rig_options {
     const char *model, *adapter; /* folders (or a GGUF); adapter may be NULL */
+    const struct nb_adapter_options *fresh_adapter; /* instead of `adapter`: targets, rank, alpha, dropout of one with B = 0; or NULL */
     enum nb_weight_format format;
     bool nested;
     enum nb_dtype activation;

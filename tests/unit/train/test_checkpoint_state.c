@@ -255,7 +255,7 @@ static void a_failed_save_leaves_nothing(void **state)
     open_place(&place, false);
     signal(SIGXFSZ, SIG_IGN);
     assert_int_equal(getrlimit(RLIMIT_FSIZE, &usual), 0);
-    small = (struct rlimit){.rlim_cur = 200000, .rlim_max = usual.rlim_max};
+    small = (struct rlimit){.rlim_cur = 500000, .rlim_max = usual.rlim_max};
     assert_int_equal(setrlimit(RLIMIT_FSIZE, &small), 0);
     nb_status status = nb_checkpoint_state_save(&place.bench.session, place.folder, &trainer);
     assert_int_equal(setrlimit(RLIMIT_FSIZE, &usual), 0);

@@ -1,8 +1,8 @@
-/* Products without a library: operands are packed into fp32 panels, and a small block of c is kept in registers while it walks along
- * k. Compiled with a * b + c contracted to FMA where the machine has it (meson.build): which additions fuse is this file's own affair.
+/* Products without a library: b is packed into fp32 panels of 32 columns, a is widened to fp32 rows, and a block of c, 8 rows of 32
+ * columns, stays in registers while it walks along k. Compiled with a * b + c contracted to FMA where the machine has it (meson.build):
+ * which additions fuse is this file's own affair.
  *
- * Panels: a as [m / 8][k][8], b as [n / 32][k][32], the last ones padded with zeros. A row of c is summed over k in one order whatever
- * m is, so its bits depend on nothing else. */
+ * A row of c is summed over k in one order whatever m is, so its bits depend on nothing else. */
 #include <stdlib.h>
 #include <string.h>
 
@@ -69,67 +69,119 @@ static int64_t round_up(int64_t value, int64_t multiple)
 uint64_t nb_product_scratch_bytes(const struct nb_product *largest, bool bf16)
 {
     (void)bf16;
-    int64_t floats = (round_up(largest->m, BLOCK_ROWS) + round_up(largest->n, BLOCK_COLUMNS)) * largest->k;
+    int64_t floats = (largest->m + round_up(largest->n, BLOCK_COLUMNS)) * (int64_t)largest->k;
     return (uint64_t)round_up(floats * (int64_t)sizeof(float), 256);
 }
 
-/* One operand, for packing: element (i, d), i along m or n, d along k, stands at i * along + d * deep. */
-struct operand {
+/* ---- packing ---- */
+
+static inline __attribute__((always_inline)) vector load(const void *from, int64_t at, int count, enum nb_dtype dtype)
+{
+    float lanes[VECTOR] = {0};
+    const float *restrict wide = (const float *)from + at;
+    const nb_bf16 *restrict narrow = (const nb_bf16 *)from + at;
+    if (count == VECTOR) /* the constant count is what vectorizes */
+        for (int l = 0; l < VECTOR; l++)
+            lanes[l] = dtype == NB_DTYPE_F32 ? wide[l] : nb_bf16_to_float(narrow[l]);
+    else
+        for (int l = 0; l < count; l++)
+            lanes[l] = dtype == NB_DTYPE_F32 ? wide[l] : nb_bf16_to_float(narrow[l]);
+    vector v;
+    memcpy(&v, lanes, sizeof v);
+    return v;
+}
+
+/* Transposes a square of 16 vectors: interleaving the upper with the lower half four times over turns indices (i, l) into (l, i). */
+static inline __attribute__((always_inline)) void transpose(vector square[VECTOR])
+{
+    typedef int32_t mask __attribute__((vector_size(VECTOR * sizeof(int32_t))));
+    const mask low = {0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23};
+    const mask high = {8, 24, 9, 25, 10, 26, 11, 27, 12, 28, 13, 29, 14, 30, 15, 31};
+    for (int stage = 0; stage < 4; stage++) {
+        vector next[VECTOR];
+        for (int i = 0; i < VECTOR / 2; i++) {
+            next[2 * i] = __builtin_shuffle(square[i], square[i + VECTOR / 2], low);
+            next[2 * i + 1] = __builtin_shuffle(square[i], square[i + VECTOR / 2], high);
+        }
+        memcpy(square, next, sizeof next);
+    }
+}
+
+/* A matrix [rows, columns] with a stride, to be copied as fp32. */
+struct source {
     const void *data;
     enum nb_dtype dtype;
-    int count, depth;
-    int64_t along, deep;
+    int rows, columns, stride;
 };
 
-/* to[d][0 .. width) = elements i0 + 0 .. of depth d, zeros where there are none. */
-static inline __attribute__((always_inline)) void pack_panel_of(float *restrict to, const struct operand *o, int i0, int width,
-                                                                enum nb_dtype dtype)
+/* to[i * to_stride + j] = s[i][begin + j], j < width, zeros beyond the last column. width is a multiple of 16. */
+static inline __attribute__((always_inline)) void copy_columns(float *restrict to, int64_t to_stride, const struct source *s, int begin,
+                                                               int width, enum nb_dtype dtype)
 {
-    int valid = o->count - i0 < width ? o->count - i0 : width;
-    const float *restrict wide = o->data;
-    const nb_bf16 *restrict narrow = o->data;
-    if (o->along == 1) {
-        for (int d = 0; d < o->depth; d++) {
-            int64_t at = i0 + d * o->deep;
-            for (int i = 0; i < valid; i++)
-                to[(int64_t)d * width + i] = dtype == NB_DTYPE_F32 ? wide[at + i] : nb_bf16_to_float(narrow[at + i]);
-            for (int i = valid; i < width; i++)
-                to[(int64_t)d * width + i] = 0.0f;
-        }
-        return;
-    }
-    /* Rows lie along k: turned over in squares of 16 depths, which are read whole. */
-    for (int d0 = 0; d0 < o->depth; d0 += VECTOR) {
-        int depths = o->depth - d0 < VECTOR ? o->depth - d0 : VECTOR;
-        for (int i = 0; i < width; i++) {
-            float row[VECTOR] = {0};
-            int64_t at = (i0 + i) * o->along + d0;
-            if (i < valid)
-                for (int d = 0; d < depths; d++)
-                    row[d] = dtype == NB_DTYPE_F32 ? wide[at + d] : nb_bf16_to_float(narrow[at + d]);
-            for (int d = 0; d < depths; d++)
-                to[(int64_t)(d0 + d) * width + i] = row[d];
+    for (int i = 0; i < s->rows; i++) {
+        for (int j = 0; j < width; j += VECTOR) {
+            int left = s->columns - begin - j, count = left > VECTOR ? VECTOR : left > 0 ? left : 0;
+            vector v = load(s->data, (int64_t)i * s->stride + begin + j, count, dtype);
+            memcpy(to + i * to_stride + j, &v, sizeof v);
         }
     }
 }
 
-/* All panels of an operand. */
-NB_CLONES static void pack(float *to, const struct operand *o, int width)
+/* to[j * to_stride + i] = s[begin + i][j], i < 16, zeros beyond the last row; all columns j. */
+static inline __attribute__((always_inline)) void transpose_rows(float *restrict to, int64_t to_stride, const struct source *s, int begin,
+                                                                 enum nb_dtype dtype)
 {
-    for (int i = 0; i < o->count; i += width, to += (int64_t)width * o->depth) {
-        if (width == BLOCK_ROWS && o->dtype == NB_DTYPE_F32)
-            pack_panel_of(to, o, i, BLOCK_ROWS, NB_DTYPE_F32);
-        else if (width == BLOCK_ROWS)
-            pack_panel_of(to, o, i, BLOCK_ROWS, NB_DTYPE_BF16);
-        else if (o->dtype == NB_DTYPE_F32)
-            pack_panel_of(to, o, i, BLOCK_COLUMNS, NB_DTYPE_F32);
-        else
-            pack_panel_of(to, o, i, BLOCK_COLUMNS, NB_DTYPE_BF16);
+    for (int j = 0; j < s->columns; j += VECTOR) {
+        int count = s->columns - j < VECTOR ? s->columns - j : VECTOR;
+        vector square[VECTOR];
+        for (int i = 0; i < VECTOR; i++)
+            square[i] = begin + i < s->rows ? load(s->data, (int64_t)(begin + i) * s->stride + j, count, dtype) : (vector){0};
+        transpose(square);
+        for (int l = 0; l < count; l++)
+            memcpy(to + (j + l) * to_stride, &square[l], sizeof square[l]);
     }
 }
 
-/* block [8, 32] = the product of one panel of a and one of b. The loops have constant ends, so that all of sum stays in registers. */
-static inline __attribute__((always_inline)) void multiply_block(const float *restrict a, const float *restrict b, int depth,
+/* b as panels [n / 32][k][32]. */
+NB_CLONES static void pack_b(float *to, const struct nb_product *p, const void *b)
+{
+    struct source s = {b, p->b_dtype, p->b_transposed ? p->n : p->k, p->b_transposed ? p->k : p->n, p->b_stride};
+    for (int j = 0; j < p->n; j += BLOCK_COLUMNS, to += (int64_t)p->k * BLOCK_COLUMNS) {
+        if (!p->b_transposed && p->b_dtype == NB_DTYPE_F32) {
+            copy_columns(to, BLOCK_COLUMNS, &s, j, BLOCK_COLUMNS, NB_DTYPE_F32);
+        } else if (!p->b_transposed) {
+            copy_columns(to, BLOCK_COLUMNS, &s, j, BLOCK_COLUMNS, NB_DTYPE_BF16);
+        } else {
+            for (int half = 0; half < 2; half++) {
+                if (p->b_dtype == NB_DTYPE_F32)
+                    transpose_rows(to + half * VECTOR, BLOCK_COLUMNS, &s, j + half * VECTOR, NB_DTYPE_F32);
+                else
+                    transpose_rows(to + half * VECTOR, BLOCK_COLUMNS, &s, j + half * VECTOR, NB_DTYPE_BF16);
+            }
+        }
+    }
+}
+
+/* a as fp32 rows: those of a itself where that is what it is, else a copy; *stride is set to theirs. */
+NB_CLONES static const float *rows_of_a(float *to, const struct nb_product *p, const void *a, int64_t *stride)
+{
+    *stride = p->a_stride;
+    if (!p->a_transposed && p->a_dtype == NB_DTYPE_F32)
+        return a;
+    *stride = p->k;
+    for (int i = 0; i < p->m; i++) {
+        for (int d = 0; d < p->k; d++) {
+            int64_t at = p->a_transposed ? (int64_t)d * p->a_stride + i : (int64_t)i * p->a_stride + d;
+            to[(int64_t)i * p->k + d] = p->a_dtype == NB_DTYPE_F32 ? ((const float *)a)[at] : nb_bf16_to_float(((const nb_bf16 *)a)[at]);
+        }
+    }
+    return to;
+}
+
+/* ---- multiplying ---- */
+
+/* block [8, 32] = 8 rows of a by a panel of b. The loops have constant ends, so that all of sum stays in registers. */
+static inline __attribute__((always_inline)) void multiply_block(const float *const row[BLOCK_ROWS], const float *restrict b, int depth,
                                                                  vector block[BLOCK_ROWS][2])
 {
     vector sum[BLOCK_ROWS][2] = {0};
@@ -138,7 +190,7 @@ static inline __attribute__((always_inline)) void multiply_block(const float *re
         vector b0 = right[0], b1 = right[1];
 #pragma GCC unroll 8
         for (int i = 0; i < BLOCK_ROWS; i++) {
-            float left = a[(int64_t)d * BLOCK_ROWS + i];
+            float left = row[i][d];
             sum[i][0] += left * b0;
             sum[i][1] += left * b1;
         }
@@ -146,14 +198,17 @@ static inline __attribute__((always_inline)) void multiply_block(const float *re
     memcpy(block, sum, sizeof sum);
 }
 
-NB_CLONES static void multiply_panels(const struct nb_product *p, const float *a, const float *b, float *c)
+NB_CLONES static void multiply_panels(const struct nb_product *p, const float *a, int64_t a_stride, const float *b, float *c)
 {
     for (int j = 0; j < p->n; j += BLOCK_COLUMNS) {
         int columns = p->n - j < BLOCK_COLUMNS ? p->n - j : BLOCK_COLUMNS;
         for (int i = 0; i < p->m; i += BLOCK_ROWS) {
             int rows = p->m - i < BLOCK_ROWS ? p->m - i : BLOCK_ROWS;
+            const float *row[BLOCK_ROWS];
             vector block[BLOCK_ROWS][2];
-            multiply_block(a + (int64_t)i * p->k, b + (int64_t)j * p->k, p->k, block);
+            for (int r = 0; r < BLOCK_ROWS; r++) /* beyond the last row: the first again, multiplied for nothing */
+                row[r] = a + (i + (r < rows ? r : 0)) * a_stride;
+            multiply_block(row, b + (int64_t)j * p->k, p->k, block);
             for (int r = 0; r < rows; r++) {
                 const float *from = (const float *)(const void *)block[r];
                 float *to = c + (int64_t)(i + r) * p->c_stride + j;
@@ -171,10 +226,9 @@ NB_CLONES static void multiply_panels(const struct nb_product *p, const float *a
 void nb_product_multiply(struct nb_products *products, const struct nb_product *p, const void *a, const void *b, float *c, void *scratch)
 {
     (void)products;
-    struct operand left = {a, p->a_dtype, p->m, p->k, p->a_transposed ? 1 : p->a_stride, p->a_transposed ? p->a_stride : 1};
-    struct operand right = {b, p->b_dtype, p->n, p->k, p->b_transposed ? p->b_stride : 1, p->b_transposed ? 1 : p->b_stride};
-    float *b_panels = scratch, *a_panels = b_panels + round_up(p->n, BLOCK_COLUMNS) * p->k;
-    pack(b_panels, &right, BLOCK_COLUMNS);
-    pack(a_panels, &left, BLOCK_ROWS);
-    multiply_panels(p, a_panels, b_panels, c);
+    float *panels = scratch;
+    int64_t a_stride;
+    const float *rows = rows_of_a(panels + round_up(p->n, BLOCK_COLUMNS) * p->k, p, a, &a_stride);
+    pack_b(panels, p, b);
+    multiply_panels(p, rows, a_stride, panels, c);
 }

@@ -168,6 +168,7 @@ void checkop_cross_entropy(struct checkop *c)
         one(c, shapes[3], dtype, CHECKOP_NORMAL, 60.0, true); /* most exponentials underflow */
         for (int pattern = 0; pattern < CHECKOP_PATTERNS; pattern++)
             one(c, shapes[3], dtype, (enum checkop_pattern)pattern, 1.0, true);
+        one(c, shapes[3], dtype, CHECKOP_CONSTANT, 1000.0, true); /* a maximum far below zero */
         masked(c, dtype);
     }
     poisoned(c, NAN);

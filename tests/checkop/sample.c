@@ -53,6 +53,8 @@ static void one(struct checkop *c, struct variant k, enum nb_dtype dtype, enum c
     struct checkop_buffer *logits = checkop_input(c, "logits", dtype, (uint64_t)k.vocabulary);
     struct checkop_buffer *next = checkop_output(c, "next", NB_DTYPE_I32, 1);
     checkop_fill_pattern(c, logits, pattern);
+    for (uint64_t i = 0; pattern == CHECKOP_ZERO && i < checkop_count(logits); i += 2)
+        checkop_set(logits, i, -0.0); /* which ties with +0 */
     struct candidate *all = (struct candidate *)(void *)checkop_scratch(c, 2 * (uint64_t)k.vocabulary);
     for (int i = 0; i < k.vocabulary; i++)
         all[i] = (struct candidate){checkop_get(logits, (uint64_t)i) + 0.0, i};
@@ -102,11 +104,12 @@ void checkop_sample(struct checkop *c)
     for (size_t i = 0; i < sizeof variants / sizeof *variants; i++)
         for (uint32_t index = 0; index < 6; index++)
             one(c, variants[i], index & 1 ? NB_DTYPE_BF16 : NB_DTYPE_F32, CHECKOP_NORMAL, index);
-    /* all tied; a few far above the rest; +0 beside -0 */
+    /* all tied; a few far above the rest; differences below what fp32's exp sees; +0 beside -0 */
     for (uint32_t index = 0; index < 6; index++)
         for (size_t i = 4; i < 7; i++) {
             one(c, variants[i], NB_DTYPE_F32, CHECKOP_CONSTANT, index);
             one(c, variants[i], NB_DTYPE_F32, CHECKOP_HUGE, index);
             one(c, variants[i], NB_DTYPE_F32, CHECKOP_SUBNORMAL, index);
+            one(c, variants[i], NB_DTYPE_F32, CHECKOP_ZERO, index);
         }
 }

@@ -373,10 +373,10 @@ void nb_dataset_destroy(struct nb_dataset **dataset)
 
 void nb_dataset_copy_row(const struct nb_dataset *dataset, uint32_t row, int32_t *ids, int32_t *labels)
 {
-    const nb_row_token *tokens = dataset->tokens + dataset->rows[row].first;
     for (uint32_t i = 0; i < dataset->rows[row].count; i++) {
-        ids[i] = nb_row_token_id(tokens[i]);
+        nb_row_token token = dataset->tokens[dataset->rows[row].first + i];
+        ids[i] = nb_row_token_id(token);
         if (labels)
-            labels[i] = nb_row_token_trained(tokens[i]) ? ids[i] : NB_LABEL_IGNORED;
+            labels[i] = nb_row_token_trained(token) ? ids[i] : NB_LABEL_IGNORED;
     }
 }

@@ -60,10 +60,10 @@ nb_status nb_dataset_show_row(const struct nb_dataset *dataset, const struct nb_
 {
     struct shown shown = {0};
     struct nb_stream_decoder decoder = {0};
-    const nb_row_token *tokens = dataset->tokens + dataset->rows[row].first;
+    uint32_t i = 0, count = dataset->rows[row].count;
+    const nb_row_token *tokens = count > 0 ? dataset->tokens + dataset->rows[row].first : NULL;
     bool trained = false;
     nb_status status = append(&shown, "", 0);
-    uint32_t i = 0, count = dataset->rows[row].count;
     for (; status == NB_OK && i < count && shown.bytes <= limit; i++) {
         if (nb_row_token_trained(tokens[i]) != trained) {
             status = end_stretch(&shown, &decoder, trained);

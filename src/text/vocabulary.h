@@ -42,7 +42,7 @@ struct nb_vocabulary {
 };
 
 /* Ids may run this far past the number of tokens: room for the gaps that some files have, none for an id that eats the memory. */
-enum { NB_VOCABULARY_GAP_MAX = 1 << 20, NB_VOCABULARY_MAX = 1 << 24 };
+enum { NB_VOCABULARY_GAP_MAX = 1 << 16, NB_VOCABULARY_MAX = 1 << 24 };
 
 /* Room for `tokens` tokens and `merges` merges; every id must lie below tokens + NB_VOCABULARY_GAP_MAX. Free with
  * nb_vocabulary_free, also after an error. */

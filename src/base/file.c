@@ -390,8 +390,13 @@ nb_status nb_make_folder(const char *path)
         end += strcspn(end, "/");
         char kept = *end;
         *end = 0;
-        if (mkdir(copy, 0777) != 0 && !nb_path_is_folder(copy))
-            status = nb_fail_errno("%s: cannot make the folder", copy);
+        if (mkdir(copy, 0777) != 0 && !nb_path_is_folder(copy)) {
+            /* The second mkdir is for its errno, which looking has replaced. */
+            if (nb_path_exists(copy))
+                status = nb_fail(NB_IO, "%s: is not a folder; remove it, or choose another place", copy);
+            else if (mkdir(copy, 0777) != 0)
+                status = nb_fail_errno("%s: cannot make the folder", copy);
+        }
         *end = kept;
     }
     if (status == NB_OK && !nb_path_is_folder(path))

@@ -63,8 +63,10 @@ static nb_status print_evaluation(const struct nb_evaluation *evaluation, const 
     if (evaluation->trained_tokens == 0)
         return nb_fail(NB_FORMAT, "no row has a token to evaluate");
     double loss = evaluation->loss_sum / (double)evaluation->trained_tokens;
+    if (report)
+        NB_TRY(write_report(report, evaluation, loss));
     printf("loss %.6f  perplexity %.4f  tokens %llu\n", loss, exp(loss), (unsigned long long)evaluation->trained_tokens);
-    return report ? write_report(report, evaluation, loss) : NB_OK;
+    return NB_OK;
 }
 
 static nb_status run(const struct nb_arguments *arguments)

@@ -43,15 +43,7 @@ static nb_status fill_adapter(struct nb_session *s)
 static nb_status load_model(struct nb_session *s, bool shows_progress)
 {
     struct nb_progress progress;
-    if (s->dry || !shows_progress)
-        return nb_model_load(s->model, s->stream, s->arena, NULL);
-    nb_progress_start(&progress, s->run->model.linear_format == NB_WEIGHT_BF16 ? "loading" : "loading in 4 bits", NULL, 0);
-    nb_status status = nb_model_load(s->model, s->stream, s->arena, &progress);
-    if (status == NB_OK)
-        nb_progress_finish(&progress);
-    else
-        nb_progress_abandon(&progress);
-    return status;
+    return nb_model_load(s->model, s->stream, s->arena, s->dry || !shows_progress ? NULL : &progress);
 }
 
 static nb_status open_session(struct nb_session *s, const struct nb_session_args *args)

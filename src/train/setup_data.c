@@ -17,7 +17,7 @@ enum {
 
 static nb_status within_problem(const struct nb_run *run, nb_status status)
 {
-    if (status != NB_OK && !run->tokenizer && run->tokenizer_problem) {
+    if (status == NB_USAGE && !run->tokenizer && run->tokenizer_problem) {
         char *message = strdup(nb_status_message());
         nb_fail(status, "%s (the model has no tokenizer: %s)", message ? message : "", run->tokenizer_problem);
         free(message);

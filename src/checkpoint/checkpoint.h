@@ -48,7 +48,7 @@ nb_status nb_checkpoint_tensor_read_bf16(
 bool nb_checkpoint_tensor_is_quantized(const struct nb_checkpoint *checkpoint, const char *name);
 
 /* A view of such a matrix into the mapping, with the file's own maps and offset. Errors: NB_FORMAT for parts that are missing or do
- * not fit the shape, and for a quant_state that is not understood; scales and maps are finite. */
+ * not fit the shape, and for a quant_state that is not understood; scales and maps are finite. From one thread at a time. */
 nb_status nb_checkpoint_matrix_quantized(const struct nb_checkpoint *checkpoint, const char *name, int64_t rows,
     int64_t columns, struct nb_quant_matrix *view);
 

@@ -1,11 +1,10 @@
-#include "checkpoint/gguf.h"
-
 #include <inttypes.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
 #include "base/file.h"
+#include "checkpoint/gguf_tables.h"
 
 _Static_assert(__BYTE_ORDER__ == __ORDER_LITTLE_ENDIAN__, "file formats are read in place");
 
@@ -16,59 +15,6 @@ enum {
     TENSOR_BYTES_MIN = 8 + 4 + 8 + 4 + 8, /* an empty name's length, rank, one extent, type, offset */
     ALIGNMENT_DEFAULT = 32,
     ALIGNMENT_MAX = 1 << 20,
-};
-
-/* The numbers stand in the files. */
-enum kind {
-    KIND_U8,
-    KIND_I8,
-    KIND_U16,
-    KIND_I16,
-    KIND_U32,
-    KIND_I32,
-    KIND_F32,
-    KIND_BOOL,
-    KIND_STRING,
-    KIND_ARRAY,
-    KIND_U64,
-    KIND_I64,
-    KIND_F64,
-    KINDS,
-};
-
-static const unsigned char kind_bytes[KINDS] = {
-    [KIND_U8] = 1,
-    [KIND_I8] = 1,
-    [KIND_U16] = 2,
-    [KIND_I16] = 2,
-    [KIND_U32] = 4,
-    [KIND_I32] = 4,
-    [KIND_F32] = 4,
-    [KIND_BOOL] = 1,
-    [KIND_U64] = 8,
-    [KIND_I64] = 8,
-    [KIND_F64] = 8,
-};
-
-struct value {
-    struct nb_gguf_text key;
-    uint64_t offset; /* of the key, for messages */
-    enum kind kind;  /* of an array: its elements' */
-    bool array;
-    const unsigned char *data;  /* of a number, or of an array of numbers */
-    struct nb_gguf_text *texts; /* of strings; owned */
-    uint64_t count;             /* 1 unless an array */
-};
-
-struct nb_gguf {
-    struct nb_mapped_file map; /* data is NULL when the bytes are the caller's */
-    char *path;
-    struct value *values; /* sorted by key */
-    size_t value_count;
-    struct nb_gguf_tensor *tensors;
-    size_t tensor_count;
-    const struct nb_gguf_tensor **by_name, **by_offset;
-    char *names;
 };
 
 /* What remains to be read. */
@@ -126,7 +72,7 @@ static nb_status no_memory(const struct nb_gguf *gguf)
     return nb_fail(NB_MEMORY, "%s: no memory for its tables", gguf->path);
 }
 
-static nb_status take_strings(struct cursor *c, const char *what, struct value *value)
+static nb_status take_strings(struct cursor *c, const char *what, struct nb_gguf_value *value)
 {
     /* Each string takes at least its length word, so a true count cannot ask for more memory than twice the file. */
     if (value->count > (c->bytes - c->offset) / 8)
@@ -140,7 +86,7 @@ static nb_status take_strings(struct cursor *c, const char *what, struct value *
     return NB_OK;
 }
 
-static nb_status take_value(struct cursor *c, struct value *value)
+static nb_status take_value(struct cursor *c, struct nb_gguf_value *value)
 {
     char what[96];
     uint32_t kind;
@@ -149,33 +95,27 @@ static nb_status take_value(struct cursor *c, struct value *value)
     snprintf(what, sizeof what, "key %.*s", (int)(value->key.bytes < 64 ? value->key.bytes : 64), value->key.text);
     NB_TRY(take_u32(c, what, &kind));
     value->count = 1;
-    value->array = kind == KIND_ARRAY;
+    value->array = kind == NB_GGUF_KIND_ARRAY;
     if (value->array) {
         NB_TRY(take_u32(c, what, &kind));
         NB_TRY(take_u64(c, what, &value->count));
     }
-    if (kind >= KINDS || kind == KIND_ARRAY)
+    if (kind >= NB_GGUF_KINDS || kind == NB_GGUF_KIND_ARRAY)
         return nb_fail(NB_FORMAT, "%s: %s: value type %" PRIu32 "%s at offset %" PRIu64 " is not one of GGUF's",
             c->gguf->path, what, kind, value->array ? " in an array" : "", c->offset);
-    value->kind = (enum kind)kind;
-    if (kind == KIND_STRING)
+    value->kind = (enum nb_gguf_kind)kind;
+    if (kind == NB_GGUF_KIND_STRING)
         return take_strings(c, what, value);
     uint64_t bytes;
-    if (__builtin_mul_overflow(value->count, kind_bytes[kind], &bytes))
+    if (__builtin_mul_overflow(value->count, nb_gguf_kind_bytes[kind], &bytes))
         bytes = UINT64_MAX;
     return take(c, what, bytes, &value->data);
 }
 
-static int compare_texts(const struct nb_gguf_text *a, const struct nb_gguf_text *b)
-{
-    int order = memcmp(a->text, b->text, a->bytes < b->bytes ? a->bytes : b->bytes);
-    return order != 0 ? order : (a->bytes > b->bytes) - (a->bytes < b->bytes);
-}
-
 static int compare_values(const void *a, const void *b)
 {
-    const struct value *x = a, *y = b;
-    int order = compare_texts(&x->key, &y->key);
+    const struct nb_gguf_value *x = a, *y = b;
+    int order = nb_gguf_compare_texts(&x->key, &y->key);
     return order != 0 ? order : (x->offset > y->offset) - (x->offset < y->offset);
 }
 
@@ -193,7 +133,7 @@ static nb_status take_metadata(struct cursor *c, struct nb_gguf *gguf, uint64_t 
     }
     qsort(gguf->values, count, sizeof *gguf->values, compare_values);
     for (uint64_t i = 1; i < count; i++)
-        if (compare_texts(&gguf->values[i - 1].key, &gguf->values[i].key) == 0)
+        if (nb_gguf_compare_texts(&gguf->values[i - 1].key, &gguf->values[i].key) == 0)
             return nb_fail(NB_FORMAT, "%s: key %.*s is given twice, again at offset %" PRIu64, gguf->path,
                 (int)(gguf->values[i].key.bytes < 64 ? gguf->values[i].key.bytes : 64), gguf->values[i].key.text,
                 gguf->values[i].offset);
@@ -439,158 +379,4 @@ void nb_gguf_forget(const struct nb_gguf *gguf, const struct nb_gguf_tensor *ten
 {
     if (gguf->map.data)
         nb_mapped_file_forget(&gguf->map, tensor->offset, tensor->bytes);
-}
-
-static const struct value *find(const struct nb_gguf *gguf, const char *key)
-{
-    struct nb_gguf_text text = {key, strlen(key)};
-    size_t low = 0, high = gguf->value_count;
-    while (low < high) {
-        size_t middle = low + (high - low) / 2;
-        int order = compare_texts(&text, &gguf->values[middle].key);
-        if (order == 0)
-            return &gguf->values[middle];
-        if (order < 0)
-            high = middle;
-        else
-            low = middle + 1;
-    }
-    return NULL;
-}
-
-static bool element_integer(const struct value *value, uint64_t i, int64_t *result)
-{
-    const unsigned char *at = value->data + i * kind_bytes[value->kind];
-    union {
-        int8_t i8;
-        uint16_t u16;
-        int16_t i16;
-        uint32_t u32;
-        int32_t i32;
-        uint64_t u64;
-        int64_t i64;
-    } number;
-    if (value->kind == KIND_F32 || value->kind == KIND_F64 || value->kind == KIND_BOOL || value->kind == KIND_STRING)
-        return false;
-    memcpy(&number, at, kind_bytes[value->kind]);
-    switch (value->kind) {
-    case KIND_U8:
-        *result = *at;
-        break;
-    case KIND_I8:
-        *result = number.i8;
-        break;
-    case KIND_U16:
-        *result = number.u16;
-        break;
-    case KIND_I16:
-        *result = number.i16;
-        break;
-    case KIND_U32:
-        *result = number.u32;
-        break;
-    case KIND_I32:
-        *result = number.i32;
-        break;
-    case KIND_I64:
-        *result = number.i64;
-        break;
-    default:
-        if (number.u64 > INT64_MAX)
-            return false;
-        *result = (int64_t)number.u64;
-    }
-    return true;
-}
-
-static bool element_number(const struct value *value, uint64_t i, double *result)
-{
-    int64_t integer;
-    if (value->kind == KIND_F32) {
-        float number;
-        memcpy(&number, value->data + i * sizeof number, sizeof number);
-        *result = number;
-        return true;
-    }
-    if (value->kind == KIND_F64) {
-        memcpy(result, value->data + i * sizeof *result, sizeof *result);
-        return true;
-    }
-    if (!element_integer(value, i, &integer))
-        return false;
-    *result = (double)integer;
-    return true;
-}
-
-bool nb_gguf_has(const struct nb_gguf *gguf, const char *key)
-{
-    return find(gguf, key) != NULL;
-}
-
-bool nb_gguf_integer(const struct nb_gguf *gguf, const char *key, int64_t *value)
-{
-    const struct value *found = find(gguf, key);
-    return found && !found->array && element_integer(found, 0, value);
-}
-
-bool nb_gguf_number(const struct nb_gguf *gguf, const char *key, double *value)
-{
-    const struct value *found = find(gguf, key);
-    return found && !found->array && element_number(found, 0, value);
-}
-
-bool nb_gguf_boolean(const struct nb_gguf *gguf, const char *key, bool *value)
-{
-    const struct value *found = find(gguf, key);
-    if (!found || found->array || found->kind != KIND_BOOL)
-        return false;
-    *value = found->data[0] != 0;
-    return true;
-}
-
-bool nb_gguf_string(const struct nb_gguf *gguf, const char *key, struct nb_gguf_text *value)
-{
-    const struct value *found = find(gguf, key);
-    if (!found || found->array || found->kind != KIND_STRING)
-        return false;
-    *value = found->texts[0];
-    return true;
-}
-
-bool nb_gguf_string_is(const struct nb_gguf *gguf, const char *key, const char *text)
-{
-    struct nb_gguf_text value;
-    return nb_gguf_string(gguf, key, &value) && value.bytes == strlen(text) &&
-           memcmp(value.text, text, value.bytes) == 0;
-}
-
-bool nb_gguf_strings(const struct nb_gguf *gguf, const char *key, const struct nb_gguf_text **texts, size_t *count)
-{
-    const struct value *found = find(gguf, key);
-    if (!found || !found->array || found->kind != KIND_STRING)
-        return false;
-    *texts = found->texts;
-    *count = found->count;
-    return true;
-}
-
-bool nb_gguf_array_length(const struct nb_gguf *gguf, const char *key, size_t *count)
-{
-    const struct value *found = find(gguf, key);
-    if (!found || !found->array)
-        return false;
-    *count = found->count;
-    return true;
-}
-
-bool nb_gguf_array_integer(const struct nb_gguf *gguf, const char *key, size_t i, int64_t *value)
-{
-    const struct value *found = find(gguf, key);
-    return found && found->array && i < found->count && element_integer(found, i, value);
-}
-
-bool nb_gguf_array_number(const struct nb_gguf *gguf, const char *key, size_t i, double *value)
-{
-    const struct value *found = find(gguf, key);
-    return found && found->array && i < found->count && found->kind != KIND_STRING && element_number(found, i, value);
 }

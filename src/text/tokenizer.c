@@ -8,8 +8,9 @@
 #include "text/tokenizer_internal.h"
 #include "text/utf8.h"
 
-/* Words are few and come again: their tokens are kept in a table of 64-byte entries, one place for each hash. */
-enum { CACHED_WORDS = 16384, CACHED_BYTES = 22, CACHED_TOKENS = 8 };
+/* Words are few and come again: their tokens are kept in a table of 64-byte entries, one place for each hash. A few words alone do not
+ * pay for the table. */
+enum { CACHED_WORDS = 16384, CACHED_BYTES = 22, CACHED_TOKENS = 8, UNCACHED_WORDS = 64 };
 
 struct cached_word {
     uint8_t bytes, count;
@@ -23,7 +24,8 @@ struct nb_encode_work {
     struct nb_split_work split;
     struct nb_bpe_work bpe;
     struct nb_normalized normalized;
-    struct cached_word cache[CACHED_WORDS];
+    struct cached_word *cache; /* NULL at first */
+    uint32_t words;            /* encoded without it */
 };
 
 nb_status nb_tokenizer_create(struct nb_tokenizer **tokenizer)
@@ -88,6 +90,7 @@ void nb_token_list_free(struct nb_token_list *list)
         nb_split_work_free(&list->work->split);
         nb_bpe_work_free(&list->work->bpe);
         nb_normalized_free(&list->work->normalized);
+        free(list->work->cache);
         free(list->work);
     }
     free(list->tokens);
@@ -120,22 +123,32 @@ static void remember(struct cached_word *entry, const struct nb_token_list *list
     }
 }
 
+/* The place of a word in the table, or NULL: it is too long, or there is no table. */
+static struct cached_word *find_cached(struct nb_encode_work *work, const char *word, size_t bytes)
+{
+    if (!work->cache) {
+        /* Without memory for it, every word is merged anew. */
+        if (work->words++ == UNCACHED_WORDS)
+            work->cache = calloc(CACHED_WORDS, sizeof *work->cache);
+        if (!work->cache)
+            return NULL;
+    }
+    return bytes <= CACHED_BYTES ? &work->cache[nb_bytes_hash(word, bytes) % CACHED_WORDS] : NULL;
+}
+
 static nb_status encode_word(void *user, const char *text, size_t begin, size_t end)
 {
     struct nb_token_list *list = user;
     struct nb_encode_work *work = list->work;
     const struct nb_tokenizer *t = work->tokenizer;
-    struct cached_word *entry = NULL;
-    if (end - begin <= CACHED_BYTES) {
-        entry = &work->cache[nb_bytes_hash(text + begin, end - begin) % CACHED_WORDS];
-        if (entry->bytes == end - begin && memcmp(entry->text, text + begin, end - begin) == 0) {
-            size_t from = begin;
-            for (int i = 0; i < entry->count; i++) {
-                NB_TRY(nb_token_list_add(list, entry->id[i], from, begin + entry->end[i]));
-                from = begin + entry->end[i];
-            }
-            return NB_OK;
+    struct cached_word *entry = find_cached(work, text + begin, end - begin);
+    if (entry && entry->bytes == end - begin && memcmp(entry->text, text + begin, end - begin) == 0) {
+        size_t from = begin;
+        for (int i = 0; i < entry->count; i++) {
+            NB_TRY(nb_token_list_add(list, entry->id[i], from, begin + entry->end[i]));
+            from = begin + entry->end[i];
         }
+        return NB_OK;
     }
     size_t first = list->count;
     NB_TRY(nb_bpe_word(&t->vocabulary, t->whole_words, t->model_unk, &work->bpe, text, begin, end, list));
@@ -190,7 +203,9 @@ static nb_status prepare(const struct nb_tokenizer *tokenizer, struct nb_token_l
     }
     if (list->work->tokenizer != tokenizer) {
         list->work->tokenizer = tokenizer;
-        memset(list->work->cache, 0, sizeof list->work->cache);
+        free(list->work->cache);
+        list->work->cache = NULL;
+        list->work->words = 0;
     }
     list->count = 0;
     return NB_OK;

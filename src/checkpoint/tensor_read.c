@@ -3,8 +3,9 @@
 #include <string.h>
 
 enum {
-    PIECE = 4096,      /* weights converted at a time: 16 KiB of fp32 stay in the first-level cache */
-    PIECE_BLOCK = 256, /* a multiple of every GGUF block */
+    PIECE = 4096,               /* weights converted at a time: 16 KiB of fp32 stay in the first-level cache */
+    PIECE_BLOCK = 256,          /* a multiple of every GGUF block */
+    PARALLEL_WEIGHTS = 1 << 15, /* below this, waking the other threads costs more than the work */
 };
 
 _Static_assert(PIECE % PIECE_BLOCK == 0, "pieces are whole blocks");
@@ -65,7 +66,7 @@ int64_t nb_tensor_read_plain(
     enum nb_safetensors_dtype dtype, const unsigned char *data, int64_t rows, int64_t columns, nb_bf16 *out)
 {
     int64_t count = rows * columns, bytes = (int64_t)nb_safetensors_dtype_bytes(dtype), bad = 0;
-#pragma omp parallel for schedule(static) reduction(| : bad)
+#pragma omp parallel for schedule(static) reduction(| : bad) if (count >= PARALLEL_WEIGHTS)
     for (int64_t begin = 0; begin < count; begin += PIECE) {
         int64_t length = count - begin < PIECE ? count - begin : PIECE;
         convert_plain(dtype, data + begin * bytes, length, out + begin);
@@ -100,7 +101,7 @@ int64_t nb_tensor_read_gguf(
     const struct nb_gguf_tensor *tensor, int64_t rows, int64_t columns, int64_t permuted_heads, nb_bf16 *out)
 {
     int64_t bad = 0;
-#pragma omp parallel for schedule(static) reduction(| : bad)
+#pragma omp parallel for schedule(static) reduction(| : bad) if (rows * columns >= PARALLEL_WEIGHTS)
     for (int64_t row = 0; row < rows; row++) {
         int64_t from = permuted_heads > 0 ? stored_row(row, rows / permuted_heads) : row;
         bad |= read_row(tensor, from, columns, out + row * columns);
@@ -111,7 +112,7 @@ int64_t nb_tensor_read_gguf(
 int64_t nb_tensor_read_quantized(const struct nb_quant_matrix *matrix, nb_bf16 *out)
 {
     int64_t count = (int64_t)(matrix->rows * matrix->columns), bad = 0;
-#pragma omp parallel for schedule(static) reduction(| : bad)
+#pragma omp parallel for schedule(static) reduction(| : bad) if (count >= PARALLEL_WEIGHTS)
     for (int64_t begin = 0; begin < count; begin += PIECE) {
         int64_t length = count - begin < PIECE ? count - begin : PIECE;
         nb_dequantize_bf16(matrix, (uint64_t)begin, (uint64_t)length, out + begin);

@@ -131,6 +131,7 @@ struct nb_linear {
     enum nb_dtype activation;
     enum nb_row_count rows_from;
     int row_begin_chunk;
+    nb_dptr rows; /* i32 [trained rows] of a chunk: which token each is, for dropout's counters. Null: row i is token i */
     struct nb_linear_part part[NB_LINEAR_PARTS];
     struct nb_scratch scratch;
 };
@@ -146,6 +147,7 @@ struct nb_linear_backward {
     enum nb_dtype activation;
     enum nb_row_count rows_from;
     int row_begin_chunk;
+    nb_dptr rows; /* i32 [trained rows] of a chunk: which token each is, for dropout's counters. Null: row i is token i */
     struct nb_linear_part part[NB_LINEAR_PARTS];
     struct nb_scratch scratch;
 };

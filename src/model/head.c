@@ -81,6 +81,7 @@ static nb_status run_linear(const struct nb_head *h, nb_dptr x, nb_dptr logits, 
         .activation = h->model->options.activation,
         .rows_from = from,
         .row_begin_chunk = begin,
+        .rows = from == NB_ROWS_TRAINED_CHUNK ? h->trained_row : (nb_dptr){0},
         .part = {head_part(h, logits, t)},
     };
     return nb_work_linear(h->work, &args);
@@ -137,6 +138,7 @@ static nb_status chunk_backward(const struct nb_head *h, const struct chunk *chu
         .activation = activation,
         .rows_from = NB_ROWS_TRAINED_CHUNK,
         .row_begin_chunk = chunk->begin,
+        .rows = h->trained_row,
         .part = {head_part(h, chunk->logits, chunk->t)},
     };
     NB_TRY(nb_work_linear_backward(h->work, &linear));

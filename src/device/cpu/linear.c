@@ -39,8 +39,8 @@ static void adapter_down(const struct work *w, const struct nb_linear_local *loc
             struct nb_tile_rows x = tile_rows(w, a->x, a->x_stride, row_tile, begin, nb_cut_width(&w->depth, d));
             const void *rows;
             if (lora->dropout > 0) {
-                uint32_t token = nb_cpu_slot(a->slot)->token_offset + (uint32_t)nb_cut_begin(&w->rows, row_tile);
-                struct nb_linear_mask mask = {lora, nb_cpu_step(a->step), token};
+                struct nb_linear_mask mask =
+                    nb_linear_mask(lora, a->step, a->slot, a->rows, a->row_begin_chunk, nb_cut_begin(&w->rows, row_tile));
                 rows = nb_linear_rows_masked(&x, &mask, begin, local->rows);
                 product.a_stride = x.columns;
             } else {

@@ -75,8 +75,7 @@ static void compute_u(const struct work *w, const struct nb_linear_local *local,
 
 static struct nb_linear_mask mask_of(const struct work *w, const struct nb_lora *lora, int row)
 {
-    uint32_t token = nb_cpu_slot(w->a->slot)->token_offset + (uint32_t)row;
-    return (struct nb_linear_mask){lora, nb_cpu_step(w->a->step), token};
+    return nb_linear_mask(lora, w->a->step, w->a->slot, w->a->rows, w->a->row_begin_chunk, row);
 }
 
 /* sum += the adapter's share of dx: u A, masked as the branch's input was. */

@@ -83,9 +83,20 @@ struct nb_linear_local nb_linear_local(char *scratch, int thread, enum nb_dtype 
 
 /* ---- rows ---- */
 
+struct nb_linear_mask nb_linear_mask(const struct nb_lora *lora, nb_dptr step, nb_dptr slot, nb_dptr rows, int row_begin, int row)
+{
+    struct nb_linear_mask mask = {.lora = lora, .step = nb_cpu_step(step), .token = nb_cpu_slot(slot)->token_offset};
+    if (nb_dptr_is_null(rows))
+        mask.token += (uint32_t)row;
+    else
+        mask.rows = (const int32_t *)nb_cpu_pointer(rows) + row_begin + row;
+    return mask;
+}
+
 static struct nb_dropout dropout_of(const struct nb_linear_mask *mask, int row)
 {
-    return nb_dropout(mask->lora->dropout, mask->lora->module, mask->step->random_step, mask->step->seed, mask->token + (uint32_t)row);
+    uint32_t token = mask->token + (uint32_t)(mask->rows ? mask->rows[row] : row);
+    return nb_dropout(mask->lora->dropout, mask->lora->module, mask->step->random_step, mask->step->seed, token);
 }
 
 /* to[j] = keep[j] ? from[j] : 0, on the bits. */

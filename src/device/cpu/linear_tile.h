@@ -38,8 +38,12 @@ struct nb_linear_local nb_linear_local(char *scratch, int thread, enum nb_dtype 
 struct nb_linear_mask {
     const struct nb_lora *lora;
     const struct nb_step *step;
-    uint32_t token; /* of the tile's first row, within the step */
+    uint32_t token;      /* of the tile's first row, within the step; with `rows`, of the micro-batch's first token */
+    const int32_t *rows; /* which token of the micro-batch each row of the tile is, or NULL: one after the other */
 };
+
+/* For the rows from `row` on of an op's buffers; `rows` and `row_begin` are the op's rows and row_begin_chunk. */
+struct nb_linear_mask nb_linear_mask(const struct nb_lora *lora, nb_dptr step, nb_dptr slot, nb_dptr rows, int row_begin, int row);
 
 /* A copy of the rows in `buffer`, contiguous, zero where dropout drops feature `feature` + column (a multiple of 4) and behind. */
 const void *nb_linear_rows_masked(const struct nb_tile_rows *rows, const struct nb_linear_mask *mask, int feature, void *buffer);

@@ -151,10 +151,11 @@ static nb_status merge_long(const struct nb_vocabulary *vocabulary, struct nb_bp
     return NB_OK;
 }
 
-nb_status nb_bpe_word(const struct nb_vocabulary *vocabulary, bool whole_words, int32_t unk, struct nb_bpe_work *work,
-                      const char *text, size_t begin, size_t end, struct nb_token_list *list)
+nb_status nb_bpe_word(const struct nb_bpe_rules *rules, struct nb_bpe_work *work, const char *text, size_t begin, size_t end,
+                      struct nb_token_list *list)
 {
-    if (whole_words) {
+    const struct nb_vocabulary *vocabulary = rules->vocabulary;
+    if (rules->whole_words) {
         int32_t id = nb_vocabulary_find(vocabulary, text + begin, end - begin);
         if (id >= 0 && !(vocabulary->tokens[id].flags & NB_TOKEN_ADDED))
             return nb_token_list_add(list, id, begin, end);
@@ -167,7 +168,7 @@ nb_status nb_bpe_word(const struct nb_vocabulary *vocabulary, bool whole_words, 
         work->symbols = symbols;
         work->capacity = capacity;
     }
-    size_t count = start_symbols(vocabulary, unk, work->symbols, text, begin, end);
+    size_t count = start_symbols(vocabulary, rules->unk, work->symbols, text, begin, end);
     if (count <= SHORT_WORD) {
         work->operations += count;
         count = merge_short(vocabulary, work->symbols, count);

@@ -26,12 +26,18 @@ struct nb_bpe_work {
     uint64_t operations;
 };
 
-/* Appends the tokens of the word text[begin, end) to `list`: its bytes, then always the pair of lowest rank merged first, the
- * leftmost of equals (Sennrich et al. 2016, arXiv 1508.07909, as GPT-2 runs it). A byte without a token becomes `unk`, or is left
- * out if unk is -1. With `whole_words` a word that is a token is that token, whatever the merges say.
- * O(n log n) in the word's bytes. Errors: NB_MEMORY. */
-nb_status nb_bpe_word(const struct nb_vocabulary *vocabulary, bool whole_words, int32_t unk, struct nb_bpe_work *work,
-                      const char *text, size_t begin, size_t end, struct nb_token_list *list);
+/* How words become tokens. */
+struct nb_bpe_rules {
+    const struct nb_vocabulary *vocabulary;
+    bool whole_words; /* a word that is a token is that token, whatever the merges say */
+    int32_t unk;      /* for a byte without a token; -1: such bytes are left out */
+};
+
+/* Appends the tokens of the word text[begin, end) to `list`: its bytes, then always the pair of lowest rank merged
+ * first, the leftmost of equals (Sennrich et al. 2016, arXiv 1508.07909, as GPT-2 runs it). O(n log n) in the word's
+ * bytes. Errors: NB_MEMORY. */
+nb_status nb_bpe_word(const struct nb_bpe_rules *rules, struct nb_bpe_work *work, const char *text, size_t begin, size_t end,
+                      struct nb_token_list *list);
 
 void nb_bpe_work_free(struct nb_bpe_work *work);
 

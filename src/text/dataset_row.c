@@ -109,8 +109,10 @@ void nb_row_worker_free(struct nb_row_worker *worker)
 }
 
 /* Marks a row as dropped, with the reason in words and the beginning of its JSON text. */
-__attribute__((format(printf, 4, 5))) static nb_status drop(struct nb_row_result *result, const json_t *row,
-                                                            enum nb_row_dropped why, const char *format, ...)
+static nb_status drop(struct nb_row_result *result, const json_t *row, enum nb_row_dropped why, const char *format, ...)
+    __attribute__((format(printf, 4, 5)));
+
+static nb_status drop(struct nb_row_result *result, const json_t *row, enum nb_row_dropped why, const char *format, ...)
 {
     char reason[512];
     va_list arguments;

@@ -89,7 +89,7 @@ static nb_status put(struct nb_normalized *normalized, const char *text, size_t 
 static nb_status put_stretch(struct nb_normalized *normalized, const char *text, size_t begin, size_t end)
 {
     char *composed = NULL;
-    size_t bytes;
+    size_t bytes = 0;
     NB_TRY(compose(text + begin, end - begin, &composed, &bytes));
     bool same = bytes == end - begin && memcmp(composed, text + begin, bytes) == 0;
     nb_status status = put(normalized, composed, bytes, same, begin, end);
@@ -120,7 +120,7 @@ nb_status nb_normalize_nfc(const char *text, size_t bytes, struct nb_normalized 
         return NB_OK;
     NB_TRY(check_marks(text, bytes));
     char *whole = NULL;
-    size_t whole_bytes;
+    size_t whole_bytes = 0;
     NB_TRY(compose(text, bytes, &whole, &whole_bytes));
     bool same = whole_bytes == bytes && memcmp(whole, text, bytes) == 0;
     free(whole);

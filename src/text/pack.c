@@ -20,48 +20,53 @@ struct nb_batch_plan {
     bool laid_out;
 };
 
-nb_status nb_dataset_split(const struct nb_dataset *dataset, double size, uint64_t seed, uint32_t **train, uint32_t *train_count,
-                           uint32_t **validation, uint32_t *validation_count)
+/* Allocates the lists; on an error neither has memory. */
+static nb_status start_lists(struct nb_row_list *train, uint32_t train_count, struct nb_row_list *held, uint32_t held_count)
 {
-    uint32_t kept = dataset->kept_count;
-    *train = *validation = NULL;
-    *train_count = *validation_count = 0;
+    *train = (struct nb_row_list){malloc((size_t)train_count * sizeof *train->rows), 0};
+    *held = (struct nb_row_list){held_count > 0 ? malloc((size_t)held_count * sizeof *held->rows) : NULL, 0};
+    if (train->rows && (held->rows || held_count == 0))
+        return NB_OK;
+    free(train->rows);
+    free(held->rows);
+    *train = *held = (struct nb_row_list){0};
+    return nb_fail(NB_MEMORY, "no memory to split %u rows", train_count + held_count);
+}
+
+nb_status nb_dataset_split(const struct nb_dataset *dataset, double size, uint64_t seed, struct nb_row_list *train,
+                           struct nb_row_list *validation)
+{
+    uint32_t kept = dataset->kept_count, number = 0;
+    *train = *validation = (struct nb_row_list){0};
     if (!(size >= 0))
         return nb_fail(NB_USAGE, "val_set_size %g is not a fraction or a number of rows", size);
     double wanted = size < 1 ? floor(size * kept + 0.5) : floor(size);
     if (size > 0 && wanted < 1)
         wanted = 1;
     if (wanted >= kept)
-        return nb_fail(NB_USAGE, "val_set_size %g takes %.0f rows for evaluation, but the data set has %u usable rows: none would be "
-                       "left to train on", size, wanted, kept);
-    uint32_t held = (uint32_t)wanted, n = 0;
-    uint32_t *rows = malloc((size_t)kept * sizeof *rows), *order = malloc((size_t)kept * sizeof *order);
+        return nb_fail(NB_USAGE, "val_set_size %g takes %.0f rows for evaluation, but the data set has %u usable rows: none would "
+                       "be left to train on", size, wanted, kept);
+    uint32_t held = (uint32_t)wanted;
+    uint32_t *order = malloc((size_t)kept * sizeof *order);
     bool *is_held = calloc(kept, sizeof *is_held);
-    *train = malloc((size_t)(kept - held) * sizeof **train);
-    *validation = held > 0 ? malloc((size_t)held * sizeof **validation) : NULL;
-    if (!rows || !order || !is_held || !*train || (held > 0 && !*validation)) {
-        free(rows), free(order), free(is_held), free(*train), free(*validation);
-        *train = *validation = NULL;
-        return nb_fail(NB_MEMORY, "no memory to split %u rows", kept);
+    nb_status status = order && is_held ? start_lists(train, kept - held, validation, held)
+                                        : nb_fail(NB_MEMORY, "no memory to split %u rows", kept);
+    if (status == NB_OK) {
+        for (uint32_t i = 0; i < kept; i++)
+            order[i] = i;
+        nb_random_shuffle(seed, NB_RANDOM_SPLIT, 0, order, kept);
+        for (uint32_t i = 0; i < held; i++)
+            is_held[order[i]] = true;
+        for (uint32_t i = 0; i < dataset->row_count && number < kept; i++) {
+            if (dataset->rows[i].dropped != NB_ROW_KEPT)
+                continue;
+            struct nb_row_list *list = is_held[number++] ? validation : train;
+            list->rows[list->count++] = i;
+        }
     }
-    for (uint32_t i = 0; i < dataset->row_count && n < kept; i++)
-        if (dataset->rows[i].dropped == NB_ROW_KEPT)
-            rows[n++] = i;
-    for (uint32_t i = 0; i < kept; i++)
-        order[i] = i;
-    nb_random_shuffle(seed, NB_RANDOM_SPLIT, 0, order, kept);
-    for (uint32_t i = 0; i < held; i++)
-        is_held[order[i]] = true;
-    for (uint32_t i = 0; i < kept; i++) {
-        if (is_held[i])
-            (*validation)[(*validation_count)++] = rows[i];
-        else
-            (*train)[(*train_count)++] = rows[i];
-    }
-    free(rows);
     free(order);
     free(is_held);
-    return NB_OK;
+    return status;
 }
 
 /* A tree over bins whose nodes hold the most room of any bin below them; leaf b is node `leaves` + b. */

@@ -10,12 +10,18 @@
 
 struct nb_dataset;
 
+/* Indices of rows, ascending. */
+struct nb_row_list {
+    uint32_t *rows;
+    uint32_t count;
+};
+
 /* Divides the kept rows of a set in two. `size` is the config's val_set_size: below 1 a fraction (rounded to nearest, at least one
  * row), from 1 up a number of rows, 0 none. Chosen by (seed, NB_RANDOM_SPLIT); both lists are in file order.
- * The caller frees *train and *validation (NULL where empty).
+ * The caller frees both lists' rows (NULL where empty).
  * Errors: NB_USAGE (nothing would be left to train on; size negative or not a number), NB_MEMORY. */
-nb_status nb_dataset_split(const struct nb_dataset *dataset, double size, uint64_t seed, uint32_t **train, uint32_t *train_count,
-                           uint32_t **validation, uint32_t *validation_count);
+nb_status nb_dataset_split(const struct nb_dataset *dataset, double size, uint64_t seed, struct nb_row_list *train,
+    struct nb_row_list *validation);
 
 struct nb_batch_plan_options {
     uint64_t seed;

@@ -118,8 +118,7 @@ struct splitter {
     const struct nb_pretokenizer *pretokenizer;
     struct nb_split_work *work;
     const char *text;
-    nb_piece_function piece;
-    void *user;
+    const struct nb_piece_sink *sink;
 };
 
 static nb_status split(const struct splitter *s, int step, size_t begin, size_t end);
@@ -129,7 +128,7 @@ static nb_status pass_on(const struct splitter *s, int step, size_t begin, size_
     if (begin == end)
         return NB_OK;
     if (step == s->pretokenizer->count)
-        return s->piece(s->user, s->text, begin, end);
+        return s->sink->piece(s->sink->user, s->text, begin, end);
     return split(s, step, begin, end);
 }
 
@@ -193,9 +192,9 @@ static nb_status split(const struct splitter *s, int step, size_t begin, size_t 
 }
 
 nb_status nb_pretokenizer_split(const struct nb_pretokenizer *pretokenizer, struct nb_split_work *work, const char *text,
-                                size_t begin, size_t end, nb_piece_function piece, void *user)
+                                size_t begin, size_t end, const struct nb_piece_sink *sink)
 {
     NB_TRY(prepare(work));
-    struct splitter splitter = {pretokenizer, work, text, piece, user};
+    struct splitter splitter = {pretokenizer, work, text, sink};
     return pass_on(&splitter, 0, begin, end);
 }

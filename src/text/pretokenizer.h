@@ -32,7 +32,10 @@ struct nb_split_work {
 };
 
 /* Called for each piece, in order; begin and end are offsets in the text. */
-typedef nb_status (*nb_piece_function)(void *user, const char *text, size_t begin, size_t end);
+struct nb_piece_sink {
+    nb_status (*piece)(void *user, const char *text, size_t begin, size_t end);
+    void *user;
+};
 
 /* Adds a step. `expression` is a regular expression, or `literal` text; ignored for NB_SPLIT_DIGITS.
  * \s and \S mean Unicode's White_Space, as in the expressions' home. Errors: NB_FORMAT (PCRE2's words for what is wrong), NB_MEMORY. */
@@ -40,9 +43,9 @@ nb_status nb_pretokenizer_add(struct nb_pretokenizer *pretokenizer, enum nb_spli
                               bool literal);
 void nb_pretokenizer_free(struct nb_pretokenizer *pretokenizer);
 
-/* Cuts [begin, end) of a valid UTF-8 text. Errors: what `piece` returns; NB_UNSUPPORTED when an expression hits PCRE2's limits. */
+/* Cuts [begin, end) of a valid UTF-8 text. Errors: what the sink returns; NB_UNSUPPORTED when an expression hits PCRE2's limits. */
 nb_status nb_pretokenizer_split(const struct nb_pretokenizer *pretokenizer, struct nb_split_work *work, const char *text,
-                                size_t begin, size_t end, nb_piece_function piece, void *user);
+                                size_t begin, size_t end, const struct nb_piece_sink *sink);
 
 void nb_split_work_free(struct nb_split_work *work);
 

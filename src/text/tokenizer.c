@@ -150,8 +150,9 @@ static nb_status encode_word(void *user, const char *text, size_t begin, size_t 
         }
         return NB_OK;
     }
+    struct nb_bpe_rules rules = {&t->vocabulary, t->whole_words, t->model_unk};
     size_t first = list->count;
-    NB_TRY(nb_bpe_word(&t->vocabulary, t->whole_words, t->model_unk, &work->bpe, text, begin, end, list));
+    NB_TRY(nb_bpe_word(&rules, &work->bpe, text, begin, end, list));
     if (entry)
         remember(entry, list, first, text, begin, end);
     return NB_OK;
@@ -161,13 +162,14 @@ static nb_status encode_word(void *user, const char *text, size_t begin, size_t 
 static nb_status encode_normalized(const char *text, size_t begin, size_t end, struct nb_token_list *list)
 {
     const struct nb_tokenizer *t = list->work->tokenizer;
+    const struct nb_piece_sink sink = {encode_word, list};
     struct nb_added_match match;
     while (nb_added_tokens_find(&t->added_normalized, text, begin, end, &match)) {
-        NB_TRY(nb_pretokenizer_split(&t->pretokenizer, &list->work->split, text, begin, match.begin, encode_word, list));
+        NB_TRY(nb_pretokenizer_split(&t->pretokenizer, &list->work->split, text, begin, match.begin, &sink));
         NB_TRY(nb_token_list_add(list, match.id, match.begin, match.end));
         begin = match.end;
     }
-    return nb_pretokenizer_split(&t->pretokenizer, &list->work->split, text, begin, end, encode_word, list);
+    return nb_pretokenizer_split(&t->pretokenizer, &list->work->split, text, begin, end, &sink);
 }
 
 /* The text between two added tokens. */

@@ -83,8 +83,13 @@ static nb_status read_data(struct nb_run *run)
         return all_kept_rows(run->test_data, &run->eval_rows, &run->eval_count);
     }
     run->eval_data = run->data;
-    return nb_dataset_split(run->data, config->val_set_size, (uint64_t)config->seed, &run->train_rows, &run->train_count,
-                            &run->eval_rows, &run->eval_count);
+    struct nb_row_list train, held;
+    nb_status status = nb_dataset_split(run->data, config->val_set_size, (uint64_t)config->seed, &train, &held);
+    run->train_rows = train.rows;
+    run->train_count = train.count;
+    run->eval_rows = held.rows;
+    run->eval_count = held.count;
+    return status;
 }
 
 /* Whole tiles of rows whose logits take about LOGITS_BYTES, and no more than the batch has. */

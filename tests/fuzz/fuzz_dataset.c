@@ -52,13 +52,14 @@ static void check_rows(const struct nb_dataset *dataset, const struct nb_dataset
 
 static void check_plan(const struct nb_dataset *dataset, const struct nb_dataset_options *options)
 {
-    uint32_t *train, *held, train_count, held_count, rows = 0;
+    struct nb_row_list train, held;
+    uint32_t rows = 0;
     struct nb_batch_plan *plan;
-    if (nb_dataset_split(dataset, 0, 1, &train, &train_count, &held, &held_count) != NB_OK)
+    if (nb_dataset_split(dataset, 0, 1, &train, &held) != NB_OK)
         return;
     struct nb_batch_plan_options how = {
         .seed = 1, .sequence_len = options->sequence_len, .bins_per_step = 2, .sample_packing = true, .shuffle = true};
-    if (nb_batch_plan_open(dataset, train, train_count, &how, &plan) != NB_OK)
+    if (nb_batch_plan_open(dataset, train.rows, train.count, &how, &plan) != NB_OK)
         abort();
     for (uint32_t step = 0; step < nb_batch_plan_steps(plan); step++) {
         struct nb_step_rows s;
@@ -66,11 +67,11 @@ static void check_plan(const struct nb_dataset *dataset, const struct nb_dataset
             abort();
         rows += s.row_count;
     }
-    if (rows != train_count)
+    if (rows != train.count)
         abort();
     nb_batch_plan_destroy(&plan);
-    free(train);
-    free(held);
+    free(train.rows);
+    free(held.rows);
 }
 
 static void check_words(const struct nb_dataset *dataset, const struct nb_dataset_options *options)

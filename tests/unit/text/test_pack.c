@@ -63,10 +63,12 @@ static void assert_epoch(const struct nb_dataset *dataset, struct nb_batch_plan 
 
 static void split_all(const struct nb_dataset *dataset, uint32_t **rows, uint32_t *count)
 {
-    uint32_t *none, none_count;
-    assert_int_equal(nb_dataset_split(dataset, 0, 1, rows, count, &none, &none_count), NB_OK);
-    assert_null(none);
-    assert_int_equal(*count, dataset->kept_count);
+    struct nb_row_list all, none;
+    assert_int_equal(nb_dataset_split(dataset, 0, 1, &all, &none), NB_OK);
+    assert_null(none.rows);
+    assert_int_equal(all.count, dataset->kept_count);
+    *rows = all.rows;
+    *count = all.count;
 }
 
 static void free_dataset(struct nb_dataset *dataset)
@@ -195,32 +197,36 @@ static void splits_part_the_rows(void **state)
         uint32_t held;
     } cases[] = {{0.1, 49}, {0.0001, 1}, {1, 1}, {20, 20}, {0.999, 490 - 1}};
     for (size_t c = 0; c < 5; c++) {
-        uint32_t *train, *held, *again, *unused, train_count, held_count, n, m;
+        struct nb_row_list train, held, again, unused;
         bool seen[ROWS] = {false};
-        nb_status status = nb_dataset_split(dataset, cases[c].size, 3, &train, &train_count, &held, &held_count);
+        nb_status status = nb_dataset_split(dataset, cases[c].size, 3, &train, &held);
         if (c == 4) { /* 0.999 of 490 rounds to 490: nothing left */
             assert_int_equal(status, NB_USAGE);
             continue;
         }
         assert_int_equal(status, NB_OK);
-        assert_int_equal(held_count, cases[c].held);
-        assert_int_equal(train_count + held_count, dataset->kept_count);
-        for (uint32_t i = 0; i < train_count; i++) {
-            assert_true(i == 0 || train[i] > train[i - 1]);
-            seen[train[i]] = true;
+        assert_int_equal(held.count, cases[c].held);
+        assert_int_equal(train.count + held.count, dataset->kept_count);
+        for (uint32_t i = 0; i < train.count; i++) {
+            assert_true(i == 0 || train.rows[i] > train.rows[i - 1]);
+            seen[train.rows[i]] = true;
         }
-        for (uint32_t i = 0; i < held_count; i++) {
-            assert_true((i == 0 || held[i] > held[i - 1]) && !seen[held[i]] && dataset->rows[held[i]].count > 0);
-            seen[held[i]] = true;
+        for (uint32_t i = 0; i < held.count; i++) {
+            uint32_t row = held.rows[i];
+            assert_true((i == 0 || row > held.rows[i - 1]) && !seen[row] && dataset->rows[row].count > 0);
+            seen[row] = true;
         }
-        assert_int_equal(nb_dataset_split(dataset, cases[c].size, 3, &unused, &n, &again, &m), NB_OK);
-        assert_memory_equal(again, held, held_count * sizeof *held);
-        free(train), free(held), free(unused), free(again);
+        assert_int_equal(nb_dataset_split(dataset, cases[c].size, 3, &unused, &again), NB_OK);
+        assert_memory_equal(again.rows, held.rows, held.count * sizeof *held.rows);
+        free(train.rows);
+        free(held.rows);
+        free(unused.rows);
+        free(again.rows);
     }
-    uint32_t *train, *held, n, m;
-    assert_int_equal(nb_dataset_split(dataset, -1, 3, &train, &n, &held, &m), NB_USAGE);
-    assert_int_equal(nb_dataset_split(dataset, NAN, 3, &train, &n, &held, &m), NB_USAGE);
-    assert_int_equal(nb_dataset_split(dataset, 490, 3, &train, &n, &held, &m), NB_USAGE);
+    struct nb_row_list train, held;
+    assert_int_equal(nb_dataset_split(dataset, -1, 3, &train, &held), NB_USAGE);
+    assert_int_equal(nb_dataset_split(dataset, NAN, 3, &train, &held), NB_USAGE);
+    assert_int_equal(nb_dataset_split(dataset, 490, 3, &train, &held), NB_USAGE);
     free_dataset(dataset);
 }
 

@@ -23,7 +23,7 @@ succeeds inspect "$models/llama/model.safetensors" --json
 text_model "$work/text"
 succeeds inspect "$work/text" --json
 equal "tokens" "$("$probe" json "$work/out" tokenizer.tokens)" 259
-equal "template" "$("$probe" json "$work/out" chat_template | head -1)" '{% for message in messages %}{'
+equal "template" "$("$probe" json "$work/out" chat_template | head -1 | cut -c1-30)" '{% for message in messages %}{'
 
 # Data: alone, its rows and fields; with a model, what trains between the marks.
 chat_rows 24 >"$work/chat.jsonl"

@@ -58,7 +58,8 @@ static nb_status read_count(const struct reader *r, const json_t *object, const 
     return NB_OK;
 }
 
-/* A number above 0, and not so small or large that it is 0 or infinite in fp32. A missing one becomes `fallback`, or an error when that is 0. */
+/* A number above 0, and not so small or large that it is 0 or infinite in fp32. A missing one becomes `fallback`, or an error
+ * when that is 0. */
 static nb_status read_number(
     const struct reader *r, const json_t *object, const char *key, double fallback, double *out)
 {

@@ -364,7 +364,8 @@ static void the_tokenizer_is_written(void **state)
     assert_true(json_is_true(json_object_get(json_array_get(added, 0), "special")));
     json_t *split = json_array_get(json_object_get(json_object_get(root, "pre_tokenizer"), "pretokenizers"), 0);
     assert_string_equal(json_string_value(json_object_get(json_object_get(split, "pattern"), "Regex")),
-                        "(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\\r\\n\\p{L}\\p{N}]?\\p{L}+|\\p{N}{1,3}| ?[^\\s\\p{L}\\p{N}]+[\\r\\n]*|\\s*[\\r\\n]+|"
+                        "(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\\r\\n\\p{L}\\p{N}]?\\p{L}+"
+                        "|\\p{N}{1,3}| ?[^\\s\\p{L}\\p{N}]+[\\r\\n]*|\\s*[\\r\\n]+|"
                         "\\s+(?!\\S)|\\s+");
     json_t *processors = json_object_get(json_object_get(root, "post_processor"), "processors");
     json_t *first = json_array_get(json_object_get(json_array_get(processors, 1), "single"), 0);

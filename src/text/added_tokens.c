@@ -55,8 +55,10 @@ void nb_added_tokens_finish(struct nb_added_tokens *set)
     }
 }
 
-/* The first of the tokens [low, high), all alike up to `place` and longer than it, whose byte there is not below `byte`. */
-static uint32_t lower_bound(const struct nb_added_tokens *set, uint32_t low, uint32_t high, uint32_t place, unsigned byte)
+/* The first of the tokens [low, high), all alike up to `place` and longer than it, whose byte there is not below
+ * `byte`. */
+static uint32_t lower_bound(
+    const struct nb_added_tokens *set, uint32_t low, uint32_t high, uint32_t place, unsigned byte)
 {
     while (low < high) {
         uint32_t middle = low + (high - low) / 2;
@@ -69,7 +71,8 @@ static uint32_t lower_bound(const struct nb_added_tokens *set, uint32_t low, uin
 }
 
 /* The longest token that text[at, end) begins with, or NULL: the range of candidates narrows byte by byte. */
-static const struct nb_added_token *longest_at(const struct nb_added_tokens *set, const char *text, size_t at, size_t end)
+static const struct nb_added_token *longest_at(
+    const struct nb_added_tokens *set, const char *text, size_t at, size_t end)
 {
     unsigned char lead = (unsigned char)text[at];
     uint32_t low = set->first[lead], high = set->first[lead + 1];

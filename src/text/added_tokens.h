@@ -34,8 +34,8 @@ struct nb_added_match {
     int32_t id;
 };
 
-/* The leftmost longest added token in text[from, end), valid UTF-8 where `from` is the text's start or the end of the match before.
- * False if there is none. */
+/* The leftmost longest added token in text[from, end), valid UTF-8 where `from` is the text's start or the end of the
+ * match before. False if there is none. */
 bool nb_added_tokens_find(const struct nb_added_tokens *set, const char *text, size_t from, size_t end,
                           struct nb_added_match *match);
 

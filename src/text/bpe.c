@@ -36,8 +36,8 @@ static uint32_t pair_rank(const struct nb_vocabulary *vocabulary, int32_t left, 
 }
 
 /* The word's bytes as symbols; returns their number. */
-static size_t start_symbols(const struct nb_vocabulary *vocabulary, int32_t unk, struct nb_bpe_symbol *symbols, const char *text,
-                            size_t begin, size_t end)
+static size_t start_symbols(const struct nb_vocabulary *vocabulary, int32_t unk, struct nb_bpe_symbol *symbols,
+    const char *text, size_t begin, size_t end)
 {
     size_t count = 0;
     for (size_t i = begin; i < end; i++) {
@@ -66,7 +66,8 @@ static size_t merge_short(const struct nb_vocabulary *vocabulary, struct nb_bpe_
         symbols[best].end = symbols[best + 1].end;
         memmove(symbols + best + 1, symbols + best + 2, (count - best - 2) * sizeof *symbols);
         count--;
-        symbols[best].rank = best + 1 < count ? pair_rank(vocabulary, symbols[best].id, symbols[best + 1].id) : NB_NO_RANK;
+        symbols[best].rank =
+            best + 1 < count ? pair_rank(vocabulary, symbols[best].id, symbols[best + 1].id) : NB_NO_RANK;
         if (best > 0)
             symbols[best - 1].rank = pair_rank(vocabulary, symbols[best - 1].id, symbols[best].id);
     }
@@ -114,12 +115,13 @@ static uint64_t queue_pop(struct nb_bpe_work *work)
 static nb_status update_rank(const struct nb_vocabulary *vocabulary, struct nb_bpe_work *work, uint32_t at)
 {
     struct nb_bpe_symbol *symbol = &work->symbols[at];
-    symbol->rank = symbol->next == NONE ? NB_NO_RANK : pair_rank(vocabulary, symbol->id, work->symbols[symbol->next].id);
+    symbol->rank =
+        symbol->next == NONE ? NB_NO_RANK : pair_rank(vocabulary, symbol->id, work->symbols[symbol->next].id);
     return symbol->rank == NB_NO_RANK ? NB_OK : queue_push(work, (uint64_t)symbol->rank << 32 | at);
 }
 
-/* Merges in a linked list, the next pair taken from the queue. An entry whose rank is not its symbol's any more is stale: a rank
- * names one pair, and no pair can come back at a place. */
+/* Merges in a linked list, the next pair taken from the queue. An entry whose rank is not its symbol's any more is
+ * stale: a rank names one pair, and no pair can come back at a place. */
 static nb_status merge_long(const struct nb_vocabulary *vocabulary, struct nb_bpe_work *work, size_t count)
 {
     struct nb_bpe_symbol *symbols = work->symbols;
@@ -151,8 +153,8 @@ static nb_status merge_long(const struct nb_vocabulary *vocabulary, struct nb_bp
     return NB_OK;
 }
 
-nb_status nb_bpe_word(const struct nb_bpe_rules *rules, struct nb_bpe_work *work, const char *text, size_t begin, size_t end,
-                      struct nb_token_list *list)
+nb_status nb_bpe_word(const struct nb_bpe_rules *rules, struct nb_bpe_work *work, const char *text, size_t begin,
+    size_t end, struct nb_token_list *list)
 {
     const struct nb_vocabulary *vocabulary = rules->vocabulary;
     if (rules->whole_words) {

@@ -36,8 +36,8 @@ struct nb_bpe_rules {
 /* Appends the tokens of the word text[begin, end) to `list`: its bytes, then always the pair of lowest rank merged
  * first, the leftmost of equals (Sennrich et al. 2016, arXiv 1508.07909, as GPT-2 runs it). O(n log n) in the word's
  * bytes. Errors: NB_MEMORY. */
-nb_status nb_bpe_word(const struct nb_bpe_rules *rules, struct nb_bpe_work *work, const char *text, size_t begin, size_t end,
-                      struct nb_token_list *list);
+nb_status nb_bpe_word(const struct nb_bpe_rules *rules, struct nb_bpe_work *work, const char *text, size_t begin,
+    size_t end, struct nb_token_list *list);
 
 void nb_bpe_work_free(struct nb_bpe_work *work);
 

@@ -26,10 +26,11 @@ enum { STYLE_CHATML, STYLE_LLAMA3, STYLE_SMOLLM2 };
 
 #define CHATML_TURN "{{'<|im_start|>' + message['role'] + '\n' + message['content'] + '<|im_end|>' + '\n'}}"
 #define CHATML_PROMPT "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
-#define PROMPT_IS_FALSE "{% if not add_generation_prompt is defined %}{% set add_generation_prompt = false %}{% endif %}"
-#define LLAMA3_TURNS                                                                                                    \
-    "{% set loop_messages = messages %}{% for message in loop_messages %}{% set content = '<|start_header_id|>' + "       \
-    "message['role'] + '<|end_header_id|>\n\n'+ message['content'] | trim + '<|eot_id|>' %}{% if loop.index0 == 0 %}"     \
+#define PROMPT_IS_FALSE \
+    "{% if not add_generation_prompt is defined %}{% set add_generation_prompt = false %}{% endif %}"
+#define LLAMA3_TURNS                                                                                                  \
+    "{% set loop_messages = messages %}{% for message in loop_messages %}{% set content = '<|start_header_id|>' + "   \
+    "message['role'] + '<|end_header_id|>\n\n'+ message['content'] | trim + '<|eot_id|>' %}{% if loop.index0 == 0 %}" \
     "{% set content = bos_token + content %}{% endif %}{{ content }}{% endfor %}"
 
 /* The texts as checkpoints carry them. */
@@ -103,9 +104,10 @@ nb_status nb_chat_template_open(const char *name, const char *checkpoint_text, c
     } else {
         style = style_by_text(checkpoint_text);
         if (!style)
-            return nb_fail(NB_UNSUPPORTED, "the checkpoint's chat template is none of those this program knows (it begins "
-                           "\"%.60s\"); if its conversations are written as one of " CHOICES ", set chat_template to that",
-                           checkpoint_text);
+            return nb_fail(NB_UNSUPPORTED,
+                "the checkpoint's chat template is none of those this program knows (it begins "
+                "\"%.60s\"); if its conversations are written as one of " CHOICES ", set chat_template to that",
+                checkpoint_text);
     }
     struct nb_chat_template *created = calloc(1, sizeof *created);
     if (created)
@@ -199,7 +201,8 @@ static void trim(const char **content, size_t *bytes)
     *bytes = kept;
 }
 
-static nb_status append_turn(struct nb_rendering *rendering, const struct style *style, const struct nb_chat_message *message)
+static nb_status append_turn(
+    struct nb_rendering *rendering, const struct style *style, const struct nb_chat_message *message)
 {
     const char *content = message->content;
     size_t bytes = message->content_bytes;
@@ -223,8 +226,8 @@ static nb_status check_message(const struct nb_chat_message *message, size_t ind
     for (size_t i = 0; i < sizeof roles / sizeof *roles; i++)
         found = found || strcmp(message->role, roles[i]) == 0;
     if (!found)
-        return nb_fail(NB_FORMAT, "message %zu: role \"%.40s\" is not one of system, user, assistant and tool", index + 1,
-                       message->role);
+        return nb_fail(NB_FORMAT, "message %zu: role \"%.40s\" is not one of system, user, assistant and tool",
+            index + 1, message->role);
     size_t valid = nb_utf8_valid_prefix(message->content, message->content_bytes);
     if (valid < message->content_bytes)
         return nb_fail(NB_FORMAT, "message %zu is not UTF-8: byte 0x%02x at offset %zu", index + 1,

@@ -1,5 +1,6 @@
-/* Chat templates: a conversation to one text and the byte ranges of it that train. The text is then tokenized once, whole, and a
- * token trains if its first byte lies in a range; so a general template language would replace this file alone. */
+/* Chat templates: a conversation to one text and the byte ranges of it that train. The text is then tokenized once,
+ * whole, and a token trains if its first byte lies in a range; so a general template language would replace this file
+ * alone. */
 #ifndef NB_TEXT_CHAT_TEMPLATE_H
 #define NB_TEXT_CHAT_TEMPLATE_H
 
@@ -30,11 +31,12 @@ struct nb_rendering {
     size_t span_count, span_capacity;
 };
 
-/* The template to use. `name` is the config's chat_template: "chatml", "llama3", "smollm2", or NULL or "tokenizer_default" for the
- * checkpoint's own, whose text is `checkpoint_text` (NULL when it has none): recognized only when identical to a known one.
- * `bos_text` is the tokenizer's bos token, which llama3 begins with (NULL or "": none).
- * Errors: NB_UNSUPPORTED (another template), NB_USAGE (unknown name, or neither given), both naming the chat_template key and the
- * choices; NB_MEMORY. */
+/* The template to use. `name` is the config's chat_template: "chatml", "llama3", "smollm2", or NULL or
+ * "tokenizer_default" for the checkpoint's own, whose text is `checkpoint_text` (NULL when it has none): recognized
+ * only when identical to a known one. `bos_text` is the tokenizer's bos token, which llama3 begins with (NULL or "":
+ * none).
+ * Errors: NB_UNSUPPORTED (another template), NB_USAGE (unknown name, or neither given), both naming the chat_template
+ * key and the choices; NB_MEMORY. */
 nb_status nb_chat_template_open(const char *name, const char *checkpoint_text, const char *bos_text,
                                 struct nb_chat_template **chat_template);
 
@@ -47,8 +49,8 @@ const char *nb_chat_template_name(const struct nb_chat_template *chat_template);
 /* The text of the token that ends a turn, such as "<|im_end|>": what an answer is trained to end with. */
 const char *nb_chat_template_end_of_turn(const struct nb_chat_template *chat_template);
 
-/* Renders messages into `rendering`, replacing what it held. Spans: each assistant message's content and its end-of-turn token,
- * not the newline after it. With `add_generation_prompt` the text ends where an answer begins.
+/* Renders messages into `rendering`, replacing what it held. Spans: each assistant message's content and its
+ * end-of-turn token, not the newline after it. With `add_generation_prompt` the text ends where an answer begins.
  * Errors, which the caller gives a place: NB_FORMAT (no messages, an unknown role, not UTF-8), NB_MEMORY. */
 nb_status nb_chat_template_render(const struct nb_chat_template *chat_template, const struct nb_chat_message *messages,
                                   size_t count, bool add_generation_prompt, struct nb_rendering *rendering);

@@ -71,8 +71,8 @@ static nb_status add_row(struct reading *r, struct nb_row row, const nb_row_toke
     return NB_OK;
 }
 
-/* Tokens of the piece at `at`, of `count` in all: sequence_len, but no piece of one token is left behind, in which nothing would be
- * predicted. */
+/* Tokens of the piece at `at`, of `count` in all: sequence_len, but no piece of one token is left behind, in which
+ * nothing would be predicted. */
 static size_t piece_length(size_t at, size_t count, uint32_t sequence_len)
 {
     size_t left = count - at;
@@ -144,8 +144,8 @@ static nb_status choose(struct reading *r)
         json_error_t error;
         first->value = json_loadb(first->text, first->bytes, JSON_ALLOW_NUL, &error);
         if (!first->value)
-            return nb_fail(NB_FORMAT, "%s:%llu: not JSON: %s (column %d)", r->file->path, (unsigned long long)first->line,
-                           error.text, error.column);
+            return nb_fail(NB_FORMAT, "%s:%llu: not JSON: %s (column %d)", r->file->path,
+                (unsigned long long)first->line, error.text, error.column);
     }
     NB_TRY(nb_row_reader_choose(&r->reader, first->value));
     r->file->type = nb_row_type_name(r->reader.type);
@@ -224,10 +224,11 @@ static nb_status read_array(struct reading *r, const char *data, size_t bytes)
         if (at < bytes && data[at] == ']' && !expect_element)
             break;
         json_error_t error;
-        json_t *value = at < bytes ? json_loadb(data + at, bytes - at, JSON_ALLOW_NUL | JSON_DISABLE_EOF_CHECK, &error) : NULL;
+        json_t *value =
+            at < bytes ? json_loadb(data + at, bytes - at, JSON_ALLOW_NUL | JSON_DISABLE_EOF_CHECK, &error) : NULL;
         if (!value)
             return nb_fail(NB_FORMAT, "%s: element %llu of the array, at byte %zu: %s", r->file->path,
-                           (unsigned long long)element + 1, at, at < bytes ? error.text : "the file ends; is it complete?");
+                (unsigned long long)element + 1, at, at < bytes ? error.text : "the file ends; is it complete?");
         at += (size_t)error.position;
         NB_TRY(add_unit(r, (struct unit){.value = value, .line = ++element}));
         while (at < bytes && is_json_space(data[at]))
@@ -237,7 +238,7 @@ static nb_status read_array(struct reading *r, const char *data, size_t bytes)
             at++;
         else if (at >= bytes || data[at] != ']')
             return nb_fail(NB_FORMAT, "%s: after element %llu of the array, at byte %zu: %s", r->file->path,
-                           (unsigned long long)element, at, at < bytes ? "',' or ']' expected" : "the file ends; is it complete?");
+                (unsigned long long)element, at, at < bytes ? "',' or ']' expected" : "the file ends; is it complete?");
     }
     for (at++; at < bytes; at++)
         if (!is_json_space(data[at]))
@@ -311,8 +312,8 @@ static nb_status start(struct reading *r, const struct nb_dataset_options *optio
 }
 
 /* `data` replaces the file of a single source when it is not NULL. */
-static nb_status read_sources(const struct nb_dataset_source *sources, size_t count, const struct nb_dataset_options *options,
-                              const char *data, size_t bytes, struct nb_dataset **dataset)
+static nb_status read_sources(const struct nb_dataset_source *sources, size_t count,
+    const struct nb_dataset_options *options, const char *data, size_t bytes, struct nb_dataset **dataset)
 {
     struct reading r = {0};
     *dataset = NULL;
@@ -342,8 +343,8 @@ static nb_status read_sources(const struct nb_dataset_source *sources, size_t co
     return status;
 }
 
-nb_status nb_dataset_read(const struct nb_dataset_source *sources, size_t count, const struct nb_dataset_options *options,
-                          struct nb_dataset **dataset)
+nb_status nb_dataset_read(const struct nb_dataset_source *sources, size_t count,
+    const struct nb_dataset_options *options, struct nb_dataset **dataset)
 {
     return read_sources(sources, count, options, NULL, 0, dataset);
 }

@@ -1,7 +1,8 @@
-/* Data files to rows of tokens: JSONL or a JSON array, either gzipped; conversations, alpaca, plain text, or tokens already.
+/* Data files to rows of tokens: JSONL or a JSON array, either gzipped; conversations, alpaca, plain text, or tokens
+ * already.
  *
- * Every row of a file keeps its place: one that cannot be used has 0 tokens and a reason, so that row i of a report is row i of
- * the file. (Plain text is the exception: a long text becomes several rows, each with its line.) */
+ * Every row of a file keeps its place: one that cannot be used has 0 tokens and a reason, so that row i of a report is
+ * row i of the file. (Plain text is the exception: a long text becomes several rows, each with its line.) */
 #ifndef NB_TEXT_DATASET_H
 #define NB_TEXT_DATASET_H
 
@@ -17,7 +18,8 @@ struct nb_chat_template;
 /* Not trained, in a row of labels: the value that PyTorch's cross-entropy and the field's data files use. */
 #define NB_LABEL_IGNORED (-100)
 
-/* One entry of the config's `datasets` or `test_datasets`. A NULL string means its default. Does not own its strings. */
+/* One entry of the config's `datasets` or `test_datasets`. A NULL string means its default. Does not own its strings.
+ * */
 struct nb_dataset_source {
     const char *path;
     const char *type; /* "chat_template", "alpaca", "completion", "tokens"; NULL: told by the first row's fields */
@@ -38,7 +40,7 @@ struct nb_dataset_source {
 struct nb_dataset_options {
     const struct nb_tokenizer *tokenizer;          /* NULL: only rows of tokens can be read */
     const struct nb_chat_template *chat_template;  /* NULL: conversations cannot be read */
-    const char *chat_template_problem;             /* with a NULL template: why there is none, for the message; may be NULL */
+    const char *chat_template_problem; /* with a NULL template: why there is none, for the message; may be NULL */
     uint32_t sequence_len;                         /* the longest row, in tokens; at least 2 */
     int32_t vocabulary;                            /* rows of the model's embedding: ids must lie in [0, vocabulary) */
     bool train_on_inputs;                          /* every token trains; rows of tokens keep their own labels */
@@ -99,10 +101,11 @@ struct nb_dataset {
 };
 
 /* Reads the sources one after the other into one set. It only marks; nb_lint decides what is an error.
- * Errors: NB_IO, NB_FORMAT (not JSON: file and line), NB_USAGE (unknown type; a type that cannot be told, listing the fields found;
- * conversations without a template, text without a tokenizer), NB_MEMORY. On an error *dataset is NULL. */
-nb_status nb_dataset_read(const struct nb_dataset_source *sources, size_t count, const struct nb_dataset_options *options,
-                          struct nb_dataset **dataset);
+ * Errors: NB_IO, NB_FORMAT (not JSON: file and line), NB_USAGE (unknown type; a type that cannot be told, listing the
+ * fields found; conversations without a template, text without a tokenizer), NB_MEMORY. On an error *dataset is NULL.
+ * */
+nb_status nb_dataset_read(const struct nb_dataset_source *sources, size_t count,
+    const struct nb_dataset_options *options, struct nb_dataset **dataset);
 
 /* The same for one source whose contents, not gzipped, are in memory; source->path names it in messages. */
 nb_status nb_dataset_read_bytes(const char *data, size_t bytes, const struct nb_dataset_source *source,
@@ -111,13 +114,13 @@ nb_status nb_dataset_read_bytes(const char *data, size_t bytes, const struct nb_
 /* Takes NULL; nulls the handle. */
 void nb_dataset_destroy(struct nb_dataset **dataset);
 
-/* Writes a row's ids and labels (row->count of each; labels may be NULL). The first label is NB_LABEL_IGNORED or the first id as the
- * file says; a loss that shifts never looks at it. */
+/* Writes a row's ids and labels (row->count of each; labels may be NULL). The first label is NB_LABEL_IGNORED or the
+ * first id as the file says; a loss that shifts never looks at it. */
 void nb_dataset_copy_row(const struct nb_dataset *dataset, uint32_t row, int32_t *ids, int32_t *labels);
 
-/* A row as a person reads it: its text with trained stretches between 【 and 】, at most `limit` bytes of it. The caller frees
- * *text. Without a tokenizer: the ids. */
-nb_status nb_dataset_show_row(const struct nb_dataset *dataset, const struct nb_tokenizer *tokenizer, uint32_t row, size_t limit,
-                              char **text);
+/* A row as a person reads it: its text with trained stretches between 【 and 】, at most `limit` bytes of it. The caller
+ * frees *text. Without a tokenizer: the ids. */
+nb_status nb_dataset_show_row(
+    const struct nb_dataset *dataset, const struct nb_tokenizer *tokenizer, uint32_t row, size_t limit, char **text);
 
 #endif

@@ -10,10 +10,10 @@
 enum { SHOWN_BYTES = 200 };
 
 /* The prompts of tatsu-lab/stanford_alpaca, README.md. */
-#define ALPACA_WITH_INPUT                                                                                               \
-    "Below is an instruction that describes a task, paired with an input that provides further context. "                \
+#define ALPACA_WITH_INPUT                                                                                 \
+    "Below is an instruction that describes a task, paired with an input that provides further context. " \
     "Write a response that appropriately completes the request."
-#define ALPACA_WITHOUT_INPUT                                                                                            \
+#define ALPACA_WITHOUT_INPUT \
     "Below is an instruction that describes a task. Write a response that appropriately completes the request."
 
 const char *nb_row_type_name(enum nb_row_type type)
@@ -63,10 +63,11 @@ static nb_status find_type(struct nb_row_reader *reader, const json_t *first_row
         reader->type = NB_ROW_COMPLETION;
     } else {
         char *names = field_names(first_row);
-        nb_status status =
-            nb_fail(NB_USAGE, "%s: cannot tell the type of its rows: the first has the fields (%s). Known are messages or "
-                    "conversations (type chat_template), instruction and output (alpaca), text (completion), input_ids "
-                    "(tokens); name others with field_messages, field_instruction, field_output or field", source->path, names);
+        nb_status status = nb_fail(NB_USAGE,
+            "%s: cannot tell the type of its rows: the first has the fields (%s). Known are messages or "
+            "conversations (type chat_template), instruction and output (alpaca), text (completion), input_ids "
+            "(tokens); name others with field_messages, field_instruction, field_output or field",
+            source->path, names);
         free(names);
         return status;
     }
@@ -81,8 +82,10 @@ nb_status nb_row_reader_choose(struct nb_row_reader *reader, const json_t *first
         while (type < NB_ROW_TYPE_COUNT && strcmp(source->type, nb_row_type_name(type)) != 0)
             type++;
         if (type == NB_ROW_TYPE_COUNT)
-            return nb_fail(NB_USAGE, "%s: type \"%s\" is not known; choose chat_template, alpaca, completion or tokens, or leave "
-                           "it out to let the first row tell", source->path, source->type);
+            return nb_fail(NB_USAGE,
+                "%s: type \"%s\" is not known; choose chat_template, alpaca, completion or tokens, or leave "
+                "it out to let the first row tell",
+                source->path, source->type);
         reader->type = (enum nb_row_type)type;
     } else {
         NB_TRY(find_type(reader, first_row));
@@ -92,11 +95,13 @@ nb_status nb_row_reader_choose(struct nb_row_reader *reader, const json_t *first
                        nb_row_type_name(reader->type));
     if (reader->type == NB_ROW_CHAT && !reader->options->chat_template)
         return nb_fail(NB_USAGE, "%s: its rows are conversations, which need a chat template: %s", source->path,
-                       or_default(reader->options->chat_template_problem, "set chat_template to chatml, llama3 or smollm2"));
+            or_default(reader->options->chat_template_problem, "set chat_template to chatml, llama3 or smollm2"));
     if ((reader->type == NB_ROW_ALPACA || reader->type == NB_ROW_COMPLETION) &&
         nb_tokenizer_eos(reader->options->tokenizer) < 0)
-        return nb_fail(NB_USAGE, "%s: its rows (%s) end with eos, but the tokenizer names none; give its tokenizer_config.json "
-                       "an eos_token", source->path, nb_row_type_name(reader->type));
+        return nb_fail(NB_USAGE,
+            "%s: its rows (%s) end with eos, but the tokenizer names none; give its tokenizer_config.json "
+            "an eos_token",
+            source->path, nb_row_type_name(reader->type));
     return NB_OK;
 }
 
@@ -177,15 +182,16 @@ static nb_status check(const struct nb_row_reader *reader, struct nb_row_result 
     result->double_bos = bos >= 0 && result->count > 1 && nb_row_token_id(result->tokens[0]) == bos &&
                          nb_row_token_id(result->tokens[1]) == bos;
     if (result->count > options->sequence_len && reader->type != NB_ROW_COMPLETION)
-        return drop(result, row, NB_ROW_TOO_LONG, "%zu tokens, but sequence_len is %u", result->count, options->sequence_len);
+        return drop(
+            result, row, NB_ROW_TOO_LONG, "%zu tokens, but sequence_len is %u", result->count, options->sequence_len);
     if (trained == 0)
         return drop(result, row, NB_ROW_NO_ANSWER, "no token of it would be trained");
     return NB_OK;
 }
 
 /* Tokens of the list, with [bos] before and [eos] after; those whose first byte lies in a span train. */
-static nb_status take_list(const struct nb_row_reader *reader, struct nb_row_worker *worker, const struct nb_span *spans,
-                           size_t span_count, bool with_ends, struct nb_row_result *result)
+static nb_status take_list(const struct nb_row_reader *reader, struct nb_row_worker *worker,
+    const struct nb_span *spans, size_t span_count, bool with_ends, struct nb_row_result *result)
 {
     const struct nb_tokenizer *tokenizer = reader->options->tokenizer;
     const struct nb_token_list *list = &worker->list;
@@ -239,11 +245,12 @@ static nb_status take_messages(const struct nb_row_reader *reader, struct nb_row
             return drop(result, row, NB_ROW_BAD_FIELDS, "message %zu lacks a %s that is text", index + 1,
                         json_is_string(role) ? "content" : "role");
         if (json_array_size(json_object_get(message, "tool_calls")) > 0)
-            return drop(result, row, NB_ROW_BAD_FIELDS, "message %zu has tool_calls, which the known templates cannot write",
-                        index + 1);
-        worker->messages[index] = (struct nb_chat_message){usual_role(json_string_value(role)), json_string_value(content),
-                                                           json_string_length(content)};
-        answered = answered || (strcmp(worker->messages[index].role, "assistant") == 0 && json_string_length(content) > 0);
+            return drop(result, row, NB_ROW_BAD_FIELDS,
+                "message %zu has tool_calls, which the known templates cannot write", index + 1);
+        worker->messages[index] = (struct nb_chat_message){
+            usual_role(json_string_value(role)), json_string_value(content), json_string_length(content)};
+        answered =
+            answered || (strcmp(worker->messages[index].role, "assistant") == 0 && json_string_length(content) > 0);
     }
     nb_status status = nb_chat_template_render(reader->options->chat_template, worker->messages, count, false,
                                                &worker->rendering);
@@ -265,7 +272,8 @@ static nb_status read_chat(const struct nb_row_reader *reader, struct nb_row_wor
     if (result->dropped)
         return NB_OK;
     const struct nb_rendering *rendering = &worker->rendering;
-    nb_status status = nb_tokenizer_encode(reader->options->tokenizer, rendering->text, rendering->bytes, &worker->list);
+    nb_status status =
+        nb_tokenizer_encode(reader->options->tokenizer, rendering->text, rendering->bytes, &worker->list);
     if (status != NB_OK)
         return drop_for_status(result, row, status);
     return take_list(reader, worker, rendering->spans, rendering->span_count, false, result);
@@ -279,10 +287,12 @@ static nb_status read_alpaca(const struct nb_row_reader *reader, struct nb_row_w
     const json_t *output = json_object_get(row, or_default(source->field_output, "output"));
     const json_t *input = json_object_get(row, or_default(source->field_input, "input"));
     const json_t *system = json_object_get(row, or_default(source->field_system, "system"));
-    if (!json_is_string(instruction) || !json_is_string(output) || (input && !json_is_string(input) && !json_is_null(input)) ||
+    if (!json_is_string(instruction) || !json_is_string(output) ||
+        (input && !json_is_string(input) && !json_is_null(input)) ||
         (system && !json_is_string(system) && !json_is_null(system)))
-        return drop(result, row, NB_ROW_BAD_FIELDS, "instruction and output must be text, and input and system where they are "
-                    "there");
+        return drop(result, row, NB_ROW_BAD_FIELDS,
+            "instruction and output must be text, and input and system where they are "
+            "there");
     size_t output_bytes = json_string_length(output), input_bytes = json_string_length(input);
     if (output_bytes == 0 && !reader->options->train_on_inputs)
         return drop(result, row, NB_ROW_NO_ANSWER, "the output is empty");
@@ -349,7 +359,8 @@ static nb_status read_tokens(const struct nb_row_reader *reader, const json_t *r
         const json_t *id = json_array_get(ids, i), *label = labels ? json_array_get(labels, i) : id;
         if (mask && json_integer_value(json_array_get(mask, i)) == 0) /* padding */
             continue;
-        if (!json_is_integer(id) || json_integer_value(id) < 0 || json_integer_value(id) >= reader->options->vocabulary) {
+        if (!json_is_integer(id) || json_integer_value(id) < 0 ||
+            json_integer_value(id) >= reader->options->vocabulary) {
             result->length = count;
             return drop(result, row, NB_ROW_BAD_ID, "input_ids[%zu] is not a token id from 0 to %d", i,
                         reader->options->vocabulary - 1);
@@ -357,8 +368,10 @@ static nb_status read_tokens(const struct nb_row_reader *reader, const json_t *r
         json_int_t value = json_is_integer(label) ? json_integer_value(label) : -1;
         if (value != NB_LABEL_IGNORED && value != json_integer_value(id)) {
             result->length = count;
-            return drop(result, row, NB_ROW_BAD_LABELS, "labels[%zu] is neither %d nor input_ids[%zu], which is %lld (labels are "
-                        "not shifted)", i, NB_LABEL_IGNORED, i, (long long)json_integer_value(id));
+            return drop(result, row, NB_ROW_BAD_LABELS,
+                "labels[%zu] is neither %d nor input_ids[%zu], which is %lld (labels are "
+                "not shifted)",
+                i, NB_LABEL_IGNORED, i, (long long)json_integer_value(id));
         }
         result->tokens[result->count++] = row_token((int32_t)json_integer_value(id), value != NB_LABEL_IGNORED);
     }

@@ -55,8 +55,8 @@ static nb_status end_stretch(struct shown *shown, struct nb_stream_decoder *deco
     return trained ? append(shown, TRAINED_END, strlen(TRAINED_END)) : NB_OK;
 }
 
-nb_status nb_dataset_show_row(const struct nb_dataset *dataset, const struct nb_tokenizer *tokenizer, uint32_t row, size_t limit,
-                              char **text)
+nb_status nb_dataset_show_row(
+    const struct nb_dataset *dataset, const struct nb_tokenizer *tokenizer, uint32_t row, size_t limit, char **text)
 {
     struct shown shown = {0};
     struct nb_stream_decoder decoder = {0};

@@ -17,7 +17,8 @@ static const struct {
     [NB_ROW_TOO_LONG] = {"longer than sequence_len", "raise sequence_len or cut the rows"},
     [NB_ROW_NO_ANSWER] = {"without an answer to learn", "give each row one, or take these rows out"},
     [NB_ROW_BAD_ID] = {"with token ids outside the vocabulary", "the rows were made with another model's tokenizer"},
-    [NB_ROW_BAD_LABELS] = {"whose labels do not fit", "labels are a copy of input_ids, with -100 where nothing is learnt"},
+    [NB_ROW_BAD_LABELS] = {"whose labels do not fit",
+        "labels are a copy of input_ids, with -100 where nothing is learnt"},
     [NB_ROW_BAD_FIELDS] = {"with fields that do not fit", "mend the rows, or name the fields in the config"},
 };
 
@@ -34,7 +35,7 @@ static nb_status check_dropped(const struct nb_dataset_file *file, int reason)
                        (unsigned long long)file->first_line[reason], problem, (unsigned long long)count,
                        (unsigned long long)file->rows, reasons[reason].what, reasons[reason].remedy);
     nb_warn("%s: dropped %llu of %llu rows %s; the first, line %llu: %s", file->path, (unsigned long long)count,
-            (unsigned long long)file->rows, reasons[reason].what, (unsigned long long)file->first_line[reason], problem);
+        (unsigned long long)file->rows, reasons[reason].what, (unsigned long long)file->first_line[reason], problem);
     return NB_OK;
 }
 
@@ -45,13 +46,14 @@ static nb_status refuse_all(const struct nb_dataset_file *file)
     for (int reason = NB_ROW_TOO_LONG; reason < NB_ROW_DROPPED_COUNT; reason++)
         if (file->dropped_count[reason] > file->dropped_count[most])
             most = reason;
-    return nb_fail(NB_FORMAT, "%s: no row of %llu can be used; most are %s, the first at line %llu: %s (%s)", file->path,
-                   (unsigned long long)file->rows, reasons[most].what, (unsigned long long)file->first_line[most],
-                   file->first_problem[most] ? file->first_problem[most] : "", reasons[most].remedy);
+    return nb_fail(NB_FORMAT, "%s: no row of %llu can be used; most are %s, the first at line %llu: %s (%s)",
+        file->path, (unsigned long long)file->rows, reasons[most].what, (unsigned long long)file->first_line[most],
+        file->first_problem[most] ? file->first_problem[most] : "", reasons[most].remedy);
 }
 
 /* The text of the kept row at a line; the caller frees it. NULL if there is none. */
-static char *show_line(const struct nb_dataset *dataset, const struct nb_tokenizer *tokenizer, size_t source, uint64_t line)
+static char *show_line(
+    const struct nb_dataset *dataset, const struct nb_tokenizer *tokenizer, size_t source, uint64_t line)
 {
     char *text = NULL;
     for (uint32_t i = 0; i < dataset->row_count; i++) {
@@ -72,12 +74,15 @@ static nb_status check_ends(const struct nb_dataset *dataset, size_t source, con
     char *text = show_line(dataset, tokenizer, source, 0);
     nb_status status = NB_OK;
     if (chat)
-        status = nb_fail(NB_FORMAT, "%s: the model would never learn to stop: the tokenizer has no token %s, with which chat_template "
-                         "%s ends a turn; choose the chat_template that fits the model. The first row: %s", file->path,
-                         nb_chat_template_end_of_turn(chat_template), nb_chat_template_name(chat_template), text ? text : "");
+        status = nb_fail(NB_FORMAT,
+            "%s: the model would never learn to stop: the tokenizer has no token %s, with which chat_template "
+            "%s ends a turn; choose the chat_template that fits the model. The first row: %s",
+            file->path, nb_chat_template_end_of_turn(chat_template), nb_chat_template_name(chat_template),
+            text ? text : "");
     else if (!tokens)
-        status = nb_fail(NB_FORMAT, "%s: the model would never learn to stop: no row trains the eos token. The first row: %s",
-                         file->path, text ? text : "");
+        status = nb_fail(NB_FORMAT,
+            "%s: the model would never learn to stop: no row trains the eos token. The first row: %s", file->path,
+            text ? text : "");
     else
         nb_warn("%s: no row trains the eos token, so the model may not learn to stop; the first row: %s", file->path,
                 text ? text : "");
@@ -97,9 +102,11 @@ static nb_status check_bos(const struct nb_dataset *dataset, size_t source, cons
                 (unsigned long long)file->double_bos_count, (unsigned long long)file->rows,
                 (unsigned long long)file->double_bos_line, text ? text : "");
     else
-        status = nb_fail(NB_FORMAT, "%s:%llu: begins with two bos tokens (so do %llu of %llu rows): take the bos text out of the "
-                         "rows, it is added for them. The row: %s", file->path, (unsigned long long)file->double_bos_line,
-                         (unsigned long long)file->double_bos_count, (unsigned long long)file->rows, text ? text : "");
+        status = nb_fail(NB_FORMAT,
+            "%s:%llu: begins with two bos tokens (so do %llu of %llu rows): take the bos text out of the "
+            "rows, it is added for them. The row: %s",
+            file->path, (unsigned long long)file->double_bos_line, (unsigned long long)file->double_bos_count,
+            (unsigned long long)file->rows, text ? text : "");
     free(text);
     return status;
 }

@@ -7,7 +7,8 @@
 
 #include "text/utf8.h"
 
-/* Ordering a run of combining marks takes quadratic time in utf8proc. No real text has 30 in a row (UAX 15, section 12.1). */
+/* Ordering a run of combining marks takes quadratic time in utf8proc. No real text has 30 in a row (UAX 15, section
+ * 12.1). */
 enum { MARKS_MAX = 1024 };
 
 void nb_normalized_free(struct nb_normalized *normalized)
@@ -27,8 +28,8 @@ static bool needs_a_look(const char *text, size_t bytes)
     return false;
 }
 
-/* Whether nothing before this character can combine or change places with it or with what it decomposes to. Says no to some
- * characters where yes were right, which only makes a stretch longer. */
+/* Whether nothing before this character can combine or change places with it or with what it decomposes to. Says no to
+ * some characters where yes were right, which only makes a stretch longer. */
 static bool starts_stretch(uint32_t c)
 {
     if (c < 0x300)
@@ -40,7 +41,8 @@ static bool starts_stretch(uint32_t c)
     if (count < 1 || count > 8)
         return false;
     utf8proc_int32_t first = parts[0];
-    if ((first >= 0x1160 && first <= 0x11ff) || (first >= 0x16d63 && first <= 0x16d6a)) /* combine though they are letters */
+    if ((first >= 0x1160 && first <= 0x11ff) ||
+        (first >= 0x16d63 && first <= 0x16d6a)) /* combine though they are letters */
         return false;
     utf8proc_category_t category = utf8proc_category(first);
     return utf8proc_get_property(first)->combining_class == 0 && category != UTF8PROC_CATEGORY_MN &&
@@ -61,7 +63,8 @@ static nb_status compose(const char *text, size_t bytes, char **out, size_t *out
     return NB_OK;
 }
 
-static nb_status put(struct nb_normalized *normalized, const char *text, size_t bytes, bool same, size_t begin, size_t end)
+static nb_status put(
+    struct nb_normalized *normalized, const char *text, size_t bytes, bool same, size_t begin, size_t end)
 {
     if (normalized->bytes + bytes > normalized->capacity) {
         size_t capacity = (normalized->bytes + bytes) * 2;
@@ -106,7 +109,8 @@ static nb_status check_marks(const char *text, size_t bytes)
         marks = starts_stretch(c) ? 0 : marks + 1;
         /* Conjoining letters count too: a sequence of thousands of them alone has no meaning either. */
         if (marks > MARKS_MAX)
-            return nb_fail(NB_UNSUPPORTED, "more than %d combining marks in a row at byte %zu of the text", MARKS_MAX, i);
+            return nb_fail(
+                NB_UNSUPPORTED, "more than %d combining marks in a row at byte %zu of the text", MARKS_MAX, i);
     }
     return NB_OK;
 }

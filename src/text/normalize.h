@@ -13,7 +13,8 @@ struct nb_normalized {
     size_t bytes;
     int changed;
     char *buffer;
-    uint32_t *begin, *end; /* for byte i of `text`: the original bytes [begin[i], end[i]) it came from; only where changed */
+    uint32_t *begin,
+        *end; /* for byte i of `text`: the original bytes [begin[i], end[i]) it came from; only where changed */
     size_t capacity;
 };
 

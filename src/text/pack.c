@@ -21,7 +21,8 @@ struct nb_batch_plan {
 };
 
 /* Allocates the lists; on an error neither has memory. */
-static nb_status start_lists(struct nb_row_list *train, uint32_t train_count, struct nb_row_list *held, uint32_t held_count)
+static nb_status start_lists(
+    struct nb_row_list *train, uint32_t train_count, struct nb_row_list *held, uint32_t held_count)
 {
     *train = (struct nb_row_list){malloc((size_t)train_count * sizeof *train->rows), 0};
     *held = (struct nb_row_list){held_count > 0 ? malloc((size_t)held_count * sizeof *held->rows) : NULL, 0};
@@ -44,8 +45,10 @@ nb_status nb_dataset_split(const struct nb_dataset *dataset, double size, uint64
     if (size > 0 && wanted < 1)
         wanted = 1;
     if (wanted >= kept)
-        return nb_fail(NB_USAGE, "val_set_size %g takes %.0f rows for evaluation, but the data set has %u usable rows: none would "
-                       "be left to train on", size, wanted, kept);
+        return nb_fail(NB_USAGE,
+            "val_set_size %g takes %.0f rows for evaluation, but the data set has %u usable rows: none would "
+            "be left to train on",
+            size, wanted, kept);
     uint32_t held = (uint32_t)wanted;
     uint32_t *order = malloc((size_t)kept * sizeof *order);
     bool *is_held = calloc(kept, sizeof *is_held);
@@ -145,7 +148,8 @@ static void one_row_a_bin(struct nb_batch_plan *plan)
         plan->bin_of[plan->position[i]] = i;
 }
 
-/* From bin_of to `order` and `bin_first`, bins renamed by the epoch's shuffle, rows within a bin in the order of `position`. */
+/* From bin_of to `order` and `bin_first`, bins renamed by the epoch's shuffle, rows within a bin in the order of
+ * `position`. */
 static void gather(struct nb_batch_plan *plan, uint64_t epoch)
 {
     uint32_t *name = plan->tree, *first = plan->bin_first;

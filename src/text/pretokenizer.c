@@ -8,12 +8,20 @@
 
 #include "text/utf8.h"
 
-/* Unicode's White_Space, as the inside of a character class. PCRE2's own \s counts U+180E too, which left White_Space in Unicode 6.3. */
-#define SPACES "\\x{9}-\\x{d}\\x{20}\\x{85}\\x{a0}\\x{1680}\\x{2000}-\\x{200a}\\x{2028}\\x{2029}\\x{202f}\\x{205f}\\x{3000}"
+/* Unicode's White_Space, as the inside of a character class. PCRE2's own \s counts U+180E too, which left White_Space
+ * in Unicode 6.3. */
+#define SPACES \
+    "\\x{9}-\\x{d}\\x{20}\\x{85}\\x{a0}\\x{1680}\\x{2000}-\\x{200a}\\x{2028}\\x{2029}\\x{202f}\\x{205f}\\x{3000}"
 
-enum { EXPRESSION_BYTES_MAX = 1 << 16, STACK_BYTES_START = 32 << 10, STACK_BYTES_MAX = 8 << 20, BACKTRACKS_MAX = 10000000 };
+enum {
+    EXPRESSION_BYTES_MAX = 1 << 16,
+    STACK_BYTES_START = 32 << 10,
+    STACK_BYTES_MAX = 8 << 20,
+    BACKTRACKS_MAX = 10000000
+};
 
-/* Spells out \s and \S. Returns the bytes written to out, which holds bytes * sizeof SPACES. A \S inside a class stays PCRE2's. */
+/* Spells out \s and \S. Returns the bytes written to out, which holds bytes * sizeof SPACES. A \S inside a class stays
+ * PCRE2's. */
 static size_t spell_out_spaces(const char *expression, size_t bytes, char *out)
 {
     size_t written = 0;
@@ -46,8 +54,8 @@ static size_t spell_out_spaces(const char *expression, size_t bytes, char *out)
     return written;
 }
 
-nb_status nb_pretokenizer_add(struct nb_pretokenizer *pretokenizer, enum nb_split_kind kind, const char *expression, size_t bytes,
-                              bool literal)
+nb_status nb_pretokenizer_add(
+    struct nb_pretokenizer *pretokenizer, enum nb_split_kind kind, const char *expression, size_t bytes, bool literal)
 {
     if (pretokenizer->count == NB_PRETOKENIZER_STEPS_MAX)
         return nb_fail(NB_UNSUPPORTED, "more than %d pre-tokenizer steps", NB_PRETOKENIZER_STEPS_MAX);
@@ -172,8 +180,8 @@ static nb_status split(const struct splitter *s, int step, size_t begin, size_t 
         if (code == PCRE2_ERROR_NOMATCH)
             break;
         if (code < 0)
-            return nb_fail(NB_UNSUPPORTED, "the pre-tokenizer's expression needs more than PCRE2's limits on this text (error %d)",
-                           code);
+            return nb_fail(NB_UNSUPPORTED,
+                "the pre-tokenizer's expression needs more than PCRE2's limits on this text (error %d)", code);
         const PCRE2_SIZE *match = pcre2_get_ovector_pointer(s->work->match_data);
         size_t from = match[0], to = match[1];
         if (to <= from || from < at) { /* an empty match, or \K's: cuts nothing off */
@@ -191,8 +199,8 @@ static nb_status split(const struct splitter *s, int step, size_t begin, size_t 
     return how->kind == NB_SPLIT_ISOLATE ? pass_on(s, step + 1, begin + done, end) : NB_OK;
 }
 
-nb_status nb_pretokenizer_split(const struct nb_pretokenizer *pretokenizer, struct nb_split_work *work, const char *text,
-                                size_t begin, size_t end, const struct nb_piece_sink *sink)
+nb_status nb_pretokenizer_split(const struct nb_pretokenizer *pretokenizer, struct nb_split_work *work,
+    const char *text, size_t begin, size_t end, const struct nb_piece_sink *sink)
 {
     NB_TRY(prepare(work));
     struct splitter splitter = {pretokenizer, work, text, sink};

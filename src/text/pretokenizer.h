@@ -38,14 +38,16 @@ struct nb_piece_sink {
 };
 
 /* Adds a step. `expression` is a regular expression, or `literal` text; ignored for NB_SPLIT_DIGITS.
- * \s and \S mean Unicode's White_Space, as in the expressions' home. Errors: NB_FORMAT (PCRE2's words for what is wrong), NB_MEMORY. */
-nb_status nb_pretokenizer_add(struct nb_pretokenizer *pretokenizer, enum nb_split_kind kind, const char *expression, size_t bytes,
-                              bool literal);
+ * \s and \S mean Unicode's White_Space, as in the expressions' home. Errors: NB_FORMAT (PCRE2's words for what is
+ * wrong), NB_MEMORY. */
+nb_status nb_pretokenizer_add(
+    struct nb_pretokenizer *pretokenizer, enum nb_split_kind kind, const char *expression, size_t bytes, bool literal);
 void nb_pretokenizer_free(struct nb_pretokenizer *pretokenizer);
 
-/* Cuts [begin, end) of a valid UTF-8 text. Errors: what the sink returns; NB_UNSUPPORTED when an expression hits PCRE2's limits. */
-nb_status nb_pretokenizer_split(const struct nb_pretokenizer *pretokenizer, struct nb_split_work *work, const char *text,
-                                size_t begin, size_t end, const struct nb_piece_sink *sink);
+/* Cuts [begin, end) of a valid UTF-8 text. Errors: what the sink returns; NB_UNSUPPORTED when an expression hits
+ * PCRE2's limits. */
+nb_status nb_pretokenizer_split(const struct nb_pretokenizer *pretokenizer, struct nb_split_work *work,
+    const char *text, size_t begin, size_t end, const struct nb_piece_sink *sink);
 
 void nb_split_work_free(struct nb_split_work *work);
 

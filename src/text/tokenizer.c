@@ -8,8 +8,8 @@
 #include "text/tokenizer_internal.h"
 #include "text/utf8.h"
 
-/* Words are few and come again: their tokens are kept in a table of 64-byte entries, one place for each hash. A few words alone do not
- * pay for the table. */
+/* Words are few and come again: their tokens are kept in a table of 64-byte entries, one place for each hash. A few
+ * words alone do not pay for the table. */
 enum { CACHED_WORDS = 16384, CACHED_BYTES = 22, CACHED_TOKENS = 8, UNCACHED_WORDS = 64 };
 
 struct cached_word {
@@ -52,7 +52,8 @@ void nb_tokenizer_destroy(struct nb_tokenizer **tokenizer)
     *tokenizer = NULL;
 }
 
-nb_status nb_tokenizer_add_token(struct nb_tokenizer *tokenizer, int32_t id, const struct nb_added_token *how, bool normalized)
+nb_status nb_tokenizer_add_token(
+    struct nb_tokenizer *tokenizer, int32_t id, const struct nb_added_token *how, bool normalized)
 {
     struct nb_added_token token = *how;
     token.id = id;
@@ -103,8 +104,8 @@ uint64_t nb_token_list_operations(const struct nb_token_list *list)
 }
 
 /* Keeps the tokens from `first` on as those of the word, if they fit and cover it without a gap. */
-static void remember(struct cached_word *entry, const struct nb_token_list *list, size_t first, const char *text, size_t begin,
-                     size_t end)
+static void remember(struct cached_word *entry, const struct nb_token_list *list, size_t first, const char *text,
+    size_t begin, size_t end)
 {
     size_t count = list->count - first, at = begin;
     if (count == 0 || count > CACHED_TOKENS)
@@ -213,15 +214,17 @@ static nb_status prepare(const struct nb_tokenizer *tokenizer, struct nb_token_l
     return NB_OK;
 }
 
-nb_status nb_tokenizer_encode(const struct nb_tokenizer *tokenizer, const char *text, size_t bytes, struct nb_token_list *list)
+nb_status nb_tokenizer_encode(
+    const struct nb_tokenizer *tokenizer, const char *text, size_t bytes, struct nb_token_list *list)
 {
     NB_TRY(prepare(tokenizer, list));
     if (bytes >= UINT32_MAX)
         return nb_fail(NB_USAGE, "a text of 4 GiB or more cannot be tokenized in one piece");
     size_t valid = nb_utf8_valid_prefix(text, bytes);
     if (valid < bytes)
-        return nb_fail(NB_FORMAT, "the text is not UTF-8: byte 0x%02x at offset %zu; convert it, with iconv for example",
-                       (unsigned char)text[valid], valid);
+        return nb_fail(NB_FORMAT,
+            "the text is not UTF-8: byte 0x%02x at offset %zu; convert it, with iconv for example",
+            (unsigned char)text[valid], valid);
     size_t begin = 0;
     struct nb_added_match match;
     while (nb_added_tokens_find(&tokenizer->added, text, begin, bytes, &match)) {
@@ -257,8 +260,8 @@ nb_status nb_tokenizer_decode(const struct nb_tokenizer *tokenizer, const int32_
         size_t length;
         const char *data = nb_tokenizer_decode_token(tokenizer, ids[i], &length);
         if (!data) {
-            status = nb_fail(NB_USAGE, "token id %d (number %zu of the list) is not in the vocabulary of %d tokens", ids[i], i,
-                             tokenizer->vocabulary.count);
+            status = nb_fail(NB_USAGE, "token id %d (number %zu of the list) is not in the vocabulary of %d tokens",
+                ids[i], i, tokenizer->vocabulary.count);
             break;
         }
         if (skip_special && nb_tokenizer_is_special(tokenizer, ids[i]))

@@ -1,5 +1,5 @@
-/* A tokenizer out of a GGUF's metadata. Source of the keys: ggml-org/ggml docs/gguf.md; of the pre-tokenizers' names: the converter
- * in llama.cpp, which files each model's pre-tokenizer under a name. */
+/* A tokenizer out of a GGUF's metadata. Source of the keys: ggml-org/ggml docs/gguf.md; of the pre-tokenizers' names:
+ * the converter in llama.cpp, which files each model's pre-tokenizer under a name. */
 #include <stdlib.h>
 #include <string.h>
 
@@ -46,15 +46,17 @@ static nb_status read_kind(const struct nb_gguf *gguf, const struct known **kind
         return nb_fail(NB_UNSUPPORTED, "the file holds no tokenizer (no tokenizer.ggml.model)");
     if (!nb_gguf_string_is(gguf, "tokenizer.ggml.model", "gpt2"))
         return nb_fail(NB_UNSUPPORTED,
-                       "tokenizer.ggml.model is \"%.*s\"%s; only byte-level BPE (\"gpt2\") is supported", (int)model.bytes,
-                       model.text, nb_gguf_string_is(gguf, "tokenizer.ggml.model", "llama") ? ", a SentencePiece model" : "");
+            "tokenizer.ggml.model is \"%.*s\"%s; only byte-level BPE (\"gpt2\") is supported", (int)model.bytes,
+            model.text, nb_gguf_string_is(gguf, "tokenizer.ggml.model", "llama") ? ", a SentencePiece model" : "");
     if (!nb_gguf_string(gguf, "tokenizer.ggml.pre", &pre))
-        return nb_fail(NB_UNSUPPORTED, "tokenizer.ggml.pre is missing: the file does not say how to cut text into words; convert "
-                                       "the model again with a current llama.cpp");
+        return nb_fail(NB_UNSUPPORTED,
+            "tokenizer.ggml.pre is missing: the file does not say how to cut text into words; convert "
+            "the model again with a current llama.cpp");
     *kind = find_known(pre.text, pre.bytes);
     if (!*kind)
-        return nb_fail(NB_UNSUPPORTED, "tokenizer.ggml.pre is \"%.*s\"; supported are gpt-2, smollm, llama-bpe and qwen2",
-                       (int)pre.bytes, pre.text);
+        return nb_fail(NB_UNSUPPORTED,
+            "tokenizer.ggml.pre is \"%.*s\"; supported are gpt-2, smollm, llama-bpe and qwen2", (int)pre.bytes,
+            pre.text);
     return NB_OK;
 }
 

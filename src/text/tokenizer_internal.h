@@ -27,7 +27,8 @@ struct nb_tokenizer {
 nb_status nb_tokenizer_create(struct nb_tokenizer **tokenizer);
 
 /* Registers the added token `id`, whose text the vocabulary has. Errors: NB_MEMORY. */
-nb_status nb_tokenizer_add_token(struct nb_tokenizer *tokenizer, int32_t id, const struct nb_added_token *how, bool normalized);
+nb_status nb_tokenizer_add_token(
+    struct nb_tokenizer *tokenizer, int32_t id, const struct nb_added_token *how, bool normalized);
 
 /* Last step of opening: looks bytes up, sorts added tokens, points them at their texts. */
 void nb_tokenizer_finish(struct nb_tokenizer *tokenizer);

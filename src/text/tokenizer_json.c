@@ -44,9 +44,11 @@ static nb_status read_model_kind(const json_t *model)
         return nb_fail(NB_UNSUPPORTED, "a %s model%s; only byte-level BPE is supported", type,
                        strcmp(type, "Unigram") == 0 ? " (SentencePiece)" : "");
     if (is_true(model, "byte_fallback"))
-        return nb_fail(NB_UNSUPPORTED, "a SentencePiece model (BPE with byte_fallback); only byte-level BPE is supported");
+        return nb_fail(
+            NB_UNSUPPORTED, "a SentencePiece model (BPE with byte_fallback); only byte-level BPE is supported");
     if (*text_of(model, "continuing_subword_prefix") || *text_of(model, "end_of_word_suffix"))
-        return nb_fail(NB_UNSUPPORTED, "a BPE model with a subword prefix or word suffix; only byte-level BPE is supported");
+        return nb_fail(
+            NB_UNSUPPORTED, "a BPE model with a subword prefix or word suffix; only byte-level BPE is supported");
     if (json_number_value(json_object_get(model, "dropout")) != 0)
         return nb_fail(NB_UNSUPPORTED, "a BPE model with dropout");
     if (json_is_string(unk) && is_true(model, "fuse_unk"))
@@ -64,8 +66,8 @@ static nb_status read_merge(struct nb_vocabulary *vocabulary, const json_t *merg
     } else if (json_array_size(merge) == 2) {
         const json_t *left = json_array_get(merge, 0), *right = json_array_get(merge, 1);
         if (json_is_string(left) && json_is_string(right))
-            return nb_vocabulary_merge(vocabulary, json_string_value(left), json_string_length(left), json_string_value(right),
-                                       json_string_length(right));
+            return nb_vocabulary_merge(vocabulary, json_string_value(left), json_string_length(left),
+                json_string_value(right), json_string_length(right));
     }
     return nb_fail(NB_FORMAT, "merge %zu is neither \"left right\" nor [\"left\", \"right\"]", index);
 }
@@ -146,8 +148,9 @@ static nb_status read_split(struct nb_tokenizer *t, const json_t *split)
     if (!json_is_string(text))
         return nb_fail(NB_FORMAT, "a Split pre-tokenizer without a pattern");
     if (strcmp(behavior, "Isolated") != 0 && !(kind == NB_SPLIT_KEEP && invert))
-        return nb_fail(NB_UNSUPPORTED, "a Split pre-tokenizer with behavior %.80s%s; supported are Isolated, and Removed inverted",
-                       behavior, invert ? ", inverted" : "");
+        return nb_fail(NB_UNSUPPORTED,
+            "a Split pre-tokenizer with behavior %.80s%s; supported are Isolated, and Removed inverted", behavior,
+            invert ? ", inverted" : "");
     return nb_pretokenizer_add(&t->pretokenizer, kind, json_string_value(text), json_string_length(text), literal);
 }
 
@@ -176,10 +179,12 @@ static nb_status read_pretokenizer(struct nb_tokenizer *t, const json_t *step, i
             return nb_fail(NB_UNSUPPORTED, "a ByteLevel pre-tokenizer with add_prefix_space");
         if (json_is_false(json_object_get(step, "use_regex")))
             return NB_OK;
-        return nb_pretokenizer_add(&t->pretokenizer, NB_SPLIT_ISOLATE, NB_EXPRESSION_GPT2, strlen(NB_EXPRESSION_GPT2), false);
+        return nb_pretokenizer_add(
+            &t->pretokenizer, NB_SPLIT_ISOLATE, NB_EXPRESSION_GPT2, strlen(NB_EXPRESSION_GPT2), false);
     }
-    return nb_fail(NB_UNSUPPORTED, "pre-tokenizer %.80s%s; supported are ByteLevel, Split, Digits and sequences of them",
-                   *type ? type : "none", strcmp(type, "Metaspace") == 0 || !*type ? " (a SentencePiece model's)" : "");
+    return nb_fail(NB_UNSUPPORTED,
+        "pre-tokenizer %.80s%s; supported are ByteLevel, Split, Digits and sequences of them", *type ? type : "none",
+        strcmp(type, "Metaspace") == 0 || !*type ? " (a SentencePiece model's)" : "");
 }
 
 /* Whether texts begin with a special token: the template in the post-processor says so. */
@@ -207,7 +212,9 @@ static int32_t find_special(const struct nb_tokenizer *t, const json_t *config, 
     const json_t *value = json_object_get(config, key);
     if (json_is_object(value))
         value = json_object_get(value, "content");
-    return json_is_string(value) ? nb_vocabulary_find(&t->vocabulary, json_string_value(value), json_string_length(value)) : -1;
+    return json_is_string(value)
+               ? nb_vocabulary_find(&t->vocabulary, json_string_value(value), json_string_length(value))
+               : -1;
 }
 
 static void read_special(struct nb_tokenizer *t, const json_t *config)
@@ -234,7 +241,8 @@ static nb_status keep_chat_template(struct nb_tokenizer *t, const char *text)
 static nb_status read_config(struct nb_tokenizer *t, const json_t *config)
 {
     read_special(t, config);
-    const json_t *adds_bos = json_object_get(config, "add_bos_token"), *chosen = json_object_get(config, "chat_template");
+    const json_t *adds_bos = json_object_get(config, "add_bos_token"),
+                 *chosen = json_object_get(config, "chat_template");
     if (json_is_boolean(adds_bos))
         t->adds_bos = json_is_true(adds_bos);
     if (json_is_array(chosen)) { /* several, each with a name */
@@ -278,8 +286,8 @@ static nb_status read_root(struct nb_tokenizer *t, const json_t *root)
     return NB_OK;
 }
 
-nb_status nb_tokenizer_open_json(const char *json, size_t bytes, const char *config, size_t config_bytes, const char *path,
-                                 struct nb_tokenizer **tokenizer)
+nb_status nb_tokenizer_open_json(const char *json, size_t bytes, const char *config, size_t config_bytes,
+    const char *path, struct nb_tokenizer **tokenizer)
 {
     json_t *root = NULL, *config_root = NULL;
     NB_TRY(nb_tokenizer_create(tokenizer));
@@ -310,7 +318,8 @@ static nb_status read_file(const char *folder, const char *name, bool required, 
     char *path = nb_path_join(folder, name);
     *data = NULL;
     *bytes = 0;
-    nb_status status = required || nb_path_exists(path) ? nb_file_read(path, FILE_BYTES_MAX, false, data, bytes) : NB_OK;
+    nb_status status =
+        required || nb_path_exists(path) ? nb_file_read(path, FILE_BYTES_MAX, false, data, bytes) : NB_OK;
     free(path);
     return status;
 }
@@ -357,10 +366,14 @@ static nb_status open_folder(const char *folder, struct nb_tokenizer **tokenizer
         char *sentence_piece = nb_path_join(folder, "tokenizer.model");
         bool has_one = nb_path_exists(sentence_piece);
         free(sentence_piece);
-        return has_one ? nb_fail(NB_UNSUPPORTED, "%s: its tokenizer is a SentencePiece model (tokenizer.model without a "
-                                 "tokenizer.json); only byte-level BPE is supported", folder)
-                       : nb_fail(NB_IO, "%s: no tokenizer.json. Text needs a tokenizer; copy the model's tokenizer.json and "
-                                 "tokenizer_config.json there, or use rows of token ids", folder);
+        return has_one ? nb_fail(NB_UNSUPPORTED,
+                             "%s: its tokenizer is a SentencePiece model (tokenizer.model without a "
+                             "tokenizer.json); only byte-level BPE is supported",
+                             folder)
+                       : nb_fail(NB_IO,
+                             "%s: no tokenizer.json. Text needs a tokenizer; copy the model's tokenizer.json and "
+                             "tokenizer_config.json there, or use rows of token ids",
+                             folder);
     }
     if (status == NB_OK)
         status = read_file(folder, "tokenizer_config.json", false, &config, &config_bytes);

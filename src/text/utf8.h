@@ -40,7 +40,8 @@ static inline uint32_t nb_utf8_decode(const char *text, size_t *bytes)
         return (uint32_t)(s[0] & 0x0fu) << 12 | (uint32_t)(s[1] & 0x3fu) << 6 | (s[2] & 0x3fu);
     }
     *bytes = 4;
-    return (uint32_t)(s[0] & 0x07u) << 18 | (uint32_t)(s[1] & 0x3fu) << 12 | (uint32_t)(s[2] & 0x3fu) << 6 | (s[3] & 0x3fu);
+    return (uint32_t)(s[0] & 0x07u) << 18 | (uint32_t)(s[1] & 0x3fu) << 12 | (uint32_t)(s[2] & 0x3fu) << 6 |
+           (s[3] & 0x3fu);
 }
 
 /* Unicode's White_Space property (PropList.txt). */

@@ -18,8 +18,8 @@ nb_status nb_vocabulary_start(struct nb_vocabulary *vocabulary, size_t tokens, s
 {
     *vocabulary = (struct nb_vocabulary){0};
     if (tokens > NB_VOCABULARY_MAX || merges > NB_VOCABULARY_MAX)
-        return nb_fail(NB_UNSUPPORTED, "a vocabulary of %zu tokens and %zu merges: more than the %d that are supported", tokens,
-                       merges, NB_VOCABULARY_MAX);
+        return nb_fail(NB_UNSUPPORTED, "a vocabulary of %zu tokens and %zu merges: more than the %d that are supported",
+            tokens, merges, NB_VOCABULARY_MAX);
     vocabulary->capacity = (int32_t)tokens + NB_VOCABULARY_GAP_MAX;
     vocabulary->slot_count = table_size(tokens);
     vocabulary->merge_slots = table_size(merges);
@@ -43,8 +43,9 @@ void nb_vocabulary_free(struct nb_vocabulary *vocabulary)
     *vocabulary = (struct nb_vocabulary){0};
 }
 
-/* The byte that a character of GPT-2's alphabet stands for, or -1. Printable Latin-1 characters stand for themselves; the 68 other
- * bytes, in ascending order, for U+0100 onwards. Source: openai/gpt-2, src/encoder.py, bytes_to_unicode. */
+/* The byte that a character of GPT-2's alphabet stands for, or -1. Printable Latin-1 characters stand for themselves;
+ * the 68 other bytes, in ascending order, for U+0100 onwards. Source: openai/gpt-2, src/encoder.py, bytes_to_unicode.
+ * */
 static int byte_of_character(uint32_t c)
 {
     if ((c >= 33 && c <= 126) || (c >= 161 && c <= 172) || (c >= 174 && c <= 255))
@@ -55,8 +56,8 @@ static int byte_of_character(uint32_t c)
     return (int)(n < 33 ? n : n < 67 ? 127 + n - 33 : 173);
 }
 
-/* Writes the bytes that a text in the byte alphabet stands for to out (never longer than the text) and returns their number, or
- * SIZE_MAX if a character is not in the alphabet or the text is not UTF-8. */
+/* Writes the bytes that a text in the byte alphabet stands for to out (never longer than the text) and returns their
+ * number, or SIZE_MAX if a character is not in the alphabet or the text is not UTF-8. */
 static size_t bytes_of_text(const char *text, size_t bytes, char *out)
 {
     size_t written = 0;
@@ -108,8 +109,8 @@ nb_status nb_vocabulary_set(struct nb_vocabulary *vocabulary, int64_t id, const 
                             uint32_t flags)
 {
     if (id < 0 || id >= vocabulary->capacity)
-        return nb_fail(NB_FORMAT, "the id %lld of token \"%.*s\" is out of range", (long long)id, (int)(bytes < 80 ? bytes : 80),
-                       text);
+        return nb_fail(NB_FORMAT, "the id %lld of token \"%.*s\" is out of range", (long long)id,
+            (int)(bytes < 80 ? bytes : 80), text);
     if (bytes == 0)
         return nb_fail(NB_FORMAT, "the token of id %lld is empty", (long long)id);
     NB_TRY(reserve(vocabulary, bytes));

@@ -41,7 +41,8 @@ struct nb_vocabulary {
     int32_t byte_id[256]; /* the token of one byte, or -1 */
 };
 
-/* Ids may run this far past the number of tokens: room for the gaps that some files have, none for an id that eats the memory. */
+/* Ids may run this far past the number of tokens: room for the gaps that some files have, none for an id that eats the
+ * memory. */
 enum { NB_VOCABULARY_GAP_MAX = 1 << 16, NB_VOCABULARY_MAX = 1 << 24 };
 
 /* Room for `tokens` tokens and `merges` merges; every id must lie below tokens + NB_VOCABULARY_GAP_MAX. Free with
@@ -50,13 +51,14 @@ nb_status nb_vocabulary_start(struct nb_vocabulary *vocabulary, size_t tokens, s
 void nb_vocabulary_free(struct nb_vocabulary *vocabulary);
 
 /* Sets token `id`. Its text is in GPT-2's byte alphabet unless `raw`; a text with other characters stands for itself.
- * `flags` are added to NB_TOKEN_PRESENT. An id that is there already may be set again to the same text, to add flags; a raw text
- * replaces another (an added token's text is what stands in its own entry).
+ * `flags` are added to NB_TOKEN_PRESENT. An id that is there already may be set again to the same text, to add flags;
+ * a raw text replaces another (an added token's text is what stands in its own entry).
  * Errors: NB_FORMAT (id out of range, id with two texts, two ids with one text, empty), NB_MEMORY. */
 nb_status nb_vocabulary_set(struct nb_vocabulary *vocabulary, int64_t id, const char *text, size_t bytes, bool raw,
                             uint32_t flags);
 
-/* Adds the next merge, of rank merge_count. Texts in the byte alphabet. Call after all tokens of the base vocabulary are set.
+/* Adds the next merge, of rank merge_count. Texts in the byte alphabet. Call after all tokens of the base vocabulary
+ * are set.
  * Errors: NB_FORMAT (a half or the whole that is not a token). */
 nb_status nb_vocabulary_merge(struct nb_vocabulary *vocabulary, const char *left, size_t left_bytes, const char *right,
                               size_t right_bytes);
@@ -68,7 +70,8 @@ void nb_vocabulary_finish(struct nb_vocabulary *vocabulary);
 int32_t nb_vocabulary_find(const struct nb_vocabulary *vocabulary, const char *text, size_t bytes);
 
 /* The merge of two adjacent tokens, or NULL. */
-static inline const struct nb_merge *nb_vocabulary_pair(const struct nb_vocabulary *vocabulary, int32_t left, int32_t right)
+static inline const struct nb_merge *nb_vocabulary_pair(
+    const struct nb_vocabulary *vocabulary, int32_t left, int32_t right)
 {
     uint64_t pair = (uint64_t)(uint32_t)left << 32 | (uint32_t)right;
     uint32_t mask = vocabulary->merge_slots - 1, slot = (uint32_t)((pair * 0x9e3779b97f4a7c15u) >> 32) & mask;

@@ -1,4 +1,5 @@
-/* A data file from anywhere, read as each type; the first byte chooses the type, the template and the length of a row. */
+/* A data file from anywhere, read as each type; the first byte chooses the type, the template and the length of a row.
+ * */
 #include <stddef.h>
 #include <stdint.h>
 #include <stdio.h>
@@ -18,10 +19,11 @@ static struct nb_tokenizer *make_tokenizer(void)
 {
     char json[8192];
     struct nb_tokenizer *tokenizer;
-    size_t at = (size_t)snprintf(json, sizeof json, "{\"added_tokens\":[{\"id\":200,\"content\":\"<|im_start|>\",\"special\":true},"
-                                 "{\"id\":201,\"content\":\"<|im_end|>\",\"special\":true},{\"id\":202,\"content\":\"<|eot_id|>\","
-                                 "\"special\":true}],\"pre_tokenizer\":{\"type\":\"ByteLevel\",\"add_prefix_space\":false},"
-                                 "\"model\":{\"type\":\"BPE\",\"merges\":[],\"vocab\":{\"\xc4\xa0\":0,\"\xc4\x8a\":1");
+    size_t at = (size_t)snprintf(json, sizeof json,
+        "{\"added_tokens\":[{\"id\":200,\"content\":\"<|im_start|>\",\"special\":true},"
+        "{\"id\":201,\"content\":\"<|im_end|>\",\"special\":true},{\"id\":202,\"content\":\"<|eot_id|>\","
+        "\"special\":true}],\"pre_tokenizer\":{\"type\":\"ByteLevel\",\"add_prefix_space\":false},"
+        "\"model\":{\"type\":\"BPE\",\"merges\":[],\"vocab\":{\"\xc4\xa0\":0,\"\xc4\x8a\":1");
     for (int c = 33; c < 127; c++)
         at += (size_t)snprintf(json + at, sizeof json - at, ",\"%s%c\":%d", c == '"' || c == '\\' ? "\\" : "", c, c);
     at += (size_t)snprintf(json + at, sizeof json - at, "}}}");
@@ -37,8 +39,8 @@ static void check_rows(const struct nb_dataset *dataset, const struct nb_dataset
     uint32_t kept = 0;
     for (uint32_t i = 0; i < dataset->row_count; i++) {
         const struct nb_row *row = &dataset->rows[i];
-        if (row->first != tokens || row->count > options->sequence_len || (row->dropped != NB_ROW_KEPT) != (row->count == 0) ||
-            (row->count > 0 && row->trained_count == 0))
+        if (row->first != tokens || row->count > options->sequence_len ||
+            (row->dropped != NB_ROW_KEPT) != (row->count == 0) || (row->count > 0 && row->trained_count == 0))
             abort();
         for (uint32_t t = 0; t < row->count; t++)
             if (nb_row_token_id(dataset->tokens[row->first + t]) >= options->vocabulary)
@@ -84,7 +86,8 @@ static void check_words(const struct nb_dataset *dataset, const struct nb_datase
         free(text);
     }
     /* Where nothing is to be warned of: a warning goes to stderr, a million of them too. */
-    int quiet = dataset->kept_count == 0 || (dataset->kept_count == dataset->row_count && file->double_bos_count == 0 && file->trains_end);
+    int quiet = dataset->kept_count == 0 ||
+                (dataset->kept_count == dataset->row_count && file->double_bos_count == 0 && file->trains_end);
     if (quiet)
         (void)nb_lint(dataset, options->tokenizer, options->chat_template);
 }

@@ -1,4 +1,5 @@
-/* A tokenizer.json from anywhere, then, each behind a zero byte, a tokenizer_config.json and a text: opened, encoded, decoded. */
+/* A tokenizer.json from anywhere, then, each behind a zero byte, a tokenizer_config.json and a text: opened, encoded,
+ * decoded. */
 #include <stddef.h>
 #include <stdint.h>
 #include <stdlib.h>
@@ -21,8 +22,8 @@ static void encode_and_decode(const struct nb_tokenizer *tokenizer, const char *
             abort();
         for (size_t i = 0; i < list.count; i++) {
             const struct nb_token *token = &list.tokens[i];
-            if (token->id < 0 || token->id >= nb_tokenizer_vocabulary(tokenizer) || token->begin < at || token->end < token->begin ||
-                token->end > bytes)
+            if (token->id < 0 || token->id >= nb_tokenizer_vocabulary(tokenizer) || token->begin < at ||
+                token->end < token->begin || token->end > bytes)
                 abort();
             at = token->begin;
             ids[i] = token->id;
@@ -41,7 +42,8 @@ static void encode_and_decode(const struct nb_tokenizer *tokenizer, const char *
 
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t bytes)
 {
-    static const char usual[] = "Hello, world! 12 <s>a\n\n  e\xcc\x81 \xf0\x9f\x91\xa9\xe2\x80\x8d abcabcabcabcabcabcabcabcabcabcabcabc\xe1\x84\x80\xe1\x85\xa1";
+    static const char usual[] = "Hello, world! 12 <s>a\n\n  e\xcc\x81 \xf0\x9f\x91\xa9\xe2\x80\x8d "
+                                "abcabcabcabcabcabcabcabcabcabcabcabc\xe1\x84\x80\xe1\x85\xa1";
     const char *json = (const char *)data, *end = json + bytes, *config = memchr(json, 0, bytes), *text = NULL;
     struct nb_tokenizer *tokenizer;
     size_t json_bytes = config ? (size_t)(config - json) : bytes;
@@ -50,7 +52,8 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t bytes)
         text = memchr(config, 0, (size_t)(end - config));
     }
     size_t config_bytes = !config ? 0 : text ? (size_t)(text - config) : (size_t)(end - config);
-    if (nb_tokenizer_open_json(json, json_bytes, config_bytes ? config : NULL, config_bytes, "input", &tokenizer) != NB_OK)
+    if (nb_tokenizer_open_json(json, json_bytes, config_bytes ? config : NULL, config_bytes, "input", &tokenizer) !=
+        NB_OK)
         return 0;
     encode_and_decode(tokenizer, usual, sizeof usual - 1);
     if (text)

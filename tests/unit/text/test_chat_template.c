@@ -37,8 +37,9 @@ static void chatml_is_written_byte_by_byte(void **state)
     struct nb_chat_template *chat_template = open_named("chatml", NULL);
     struct nb_rendering rendering = {0};
     assert_int_equal(nb_chat_template_render(chat_template, conversation, 4, false, &rendering), NB_OK);
-    assert_string_equal(rendering.text, "<|im_start|>user\n hi\n<|im_end|>\n<|im_start|>assistant\n\tone two <|im_end|>\n"
-                                        "<|im_start|>user\n<|im_end|>\n<|im_start|>assistant\n3<|im_end|>\n");
+    assert_string_equal(rendering.text,
+        "<|im_start|>user\n hi\n<|im_end|>\n<|im_start|>assistant\n\tone two <|im_end|>\n"
+        "<|im_start|>user\n<|im_end|>\n<|im_start|>assistant\n3<|im_end|>\n");
     assert_int_equal(rendering.span_count, 2);
     assert_span(&rendering, 0, "\tone two <|im_end|>");
     assert_span(&rendering, 1, "3<|im_end|>");
@@ -79,8 +80,8 @@ static void smollm2_speaks_first_when_no_system_does(void **state)
     assert_string_equal(rendering.text, "<|im_start|>system\nS<|im_end|>\n<|im_start|>user\nU<|im_end|>\n");
     assert_int_equal(nb_chat_template_render(chat_template, with_system + 1, 1, false, &rendering), NB_OK);
     assert_string_equal(rendering.text,
-                        "<|im_start|>system\nYou are a helpful AI assistant named SmolLM, trained by Hugging Face<|im_end|>\n"
-                        "<|im_start|>user\nU<|im_end|>\n");
+        "<|im_start|>system\nYou are a helpful AI assistant named SmolLM, trained by Hugging Face<|im_end|>\n"
+        "<|im_start|>user\nU<|im_end|>\n");
     nb_rendering_free(&rendering);
     nb_chat_template_destroy(&chat_template);
 }
@@ -97,7 +98,8 @@ static void rows_equal_the_reference(void **state)
     assert_int_equal(nb_tokenizer_open("tests/golden/smollm2/tokenizer.gguf", &tokenizer), NB_OK);
     assert_int_equal(nb_chat_template_open(NULL, nb_tokenizer_chat_template(tokenizer), NULL, &chat_template), NB_OK);
     assert_string_equal(nb_chat_template_name(chat_template), "smollm2");
-    json_t *reference = json_load_file("tests/golden/smollm2/reference.json", 0, NULL), *rows = json_object_get(reference, "rows");
+    json_t *reference = json_load_file("tests/golden/smollm2/reference.json", 0, NULL),
+           *rows = json_object_get(reference, "rows");
     assert_int_equal(nb_file_read("tests/golden/smollm2/rows.jsonl", 1 << 20, false, &lines, &bytes), NB_OK);
     for (char *line = strtok_r(lines, "\n", &rest); line; line = strtok_r(NULL, "\n", &rest), index++) {
         json_t *row = json_loads(line, 0, NULL), *messages = json_object_get(row, "messages");
@@ -110,7 +112,8 @@ static void rows_equal_the_reference(void **state)
         }
         assert_int_equal(nb_chat_template_render(chat_template, views, count, false, &rendering), NB_OK);
         assert_int_equal(nb_tokenizer_encode(tokenizer, rendering.text, rendering.bytes, &list), NB_OK);
-        const json_t *want = json_array_get(rows, index), *ids = json_object_get(want, "ids"), *mask = json_object_get(want, "mask");
+        const json_t *want = json_array_get(rows, index), *ids = json_object_get(want, "ids"),
+                     *mask = json_object_get(want, "mask");
         assert_int_equal(list.count, json_array_size(ids));
         for (size_t i = 0; i < list.count; i++) {
             assert_int_equal(list.tokens[i].id, json_integer_value(json_array_get(ids, i)));
@@ -133,15 +136,18 @@ static void rows_equal_the_reference(void **state)
 static void only_identical_templates_are_recognized(void **state)
 {
     (void)state;
-    static const char chatml[] = "{% for message in messages %}{{'<|im_start|>' + message['role'] + '\n' + message['content'] + "
-                                 "'<|im_end|>' + '\n'}}{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}"
-                                 "{% endif %}";
-    static const char escaped[] = "{% for message in messages %}{{'<|im_start|>' + message['role'] + '\\n' + message['content'] + "
-                                  "'<|im_end|>' + '\\n'}}{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}"
-                                  "{% endif %}";
+    static const char chatml[] =
+        "{% for message in messages %}{{'<|im_start|>' + message['role'] + '\n' + message['content'] + "
+        "'<|im_end|>' + '\n'}}{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}"
+        "{% endif %}";
+    static const char escaped[] =
+        "{% for message in messages %}{{'<|im_start|>' + message['role'] + '\\n' + message['content'] + "
+        "'<|im_end|>' + '\\n'}}{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}"
+        "{% endif %}";
     static const char llama3[] =
         "{% set loop_messages = messages %}{% for message in loop_messages %}{% set content = '<|start_header_id|>' + "
-        "message['role'] + '<|end_header_id|>\n\n'+ message['content'] | trim + '<|eot_id|>' %}{% if loop.index0 == 0 %}{% set "
+        "message['role'] + '<|end_header_id|>\n\n'+ message['content'] | trim + '<|eot_id|>' %}{% if loop.index0 == 0 "
+        "%}{% set "
         "content = bos_token + content %}{% endif %}{{ content }}{% endfor %}{% if add_generation_prompt %}{{ "
         "'<|start_header_id|>assistant<|end_header_id|>\n\n' }}{% endif %}";
     static const struct {

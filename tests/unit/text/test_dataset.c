@@ -30,8 +30,11 @@ static int set_up(void **state)
     if (!f || nb_tokenizer_open("tests/golden/smollm2/tokenizer.gguf", &f->tokenizer) != NB_OK ||
         nb_chat_template_open("smollm2", NULL, NULL, &f->chat_template) != NB_OK)
         return -1;
-    f->options = (struct nb_dataset_options){
-        .tokenizer = f->tokenizer, .chat_template = f->chat_template, .sequence_len = 256, .vocabulary = 49152, .threads = 2};
+    f->options = (struct nb_dataset_options){.tokenizer = f->tokenizer,
+        .chat_template = f->chat_template,
+        .sequence_len = 256,
+        .vocabulary = 49152,
+        .threads = 2};
     *state = f;
     return 0;
 }
@@ -62,11 +65,13 @@ static void assert_shows(const struct fixture *f, const struct nb_dataset *datas
 
 static void assert_reference_rows(const struct nb_dataset *dataset)
 {
-    json_t *reference = json_load_file("tests/golden/smollm2/reference.json", 0, NULL), *rows = json_object_get(reference, "rows");
+    json_t *reference = json_load_file("tests/golden/smollm2/reference.json", 0, NULL),
+           *rows = json_object_get(reference, "rows");
     assert_int_equal(dataset->row_count, json_array_size(rows));
     assert_int_equal(dataset->kept_count, dataset->row_count);
     for (uint32_t r = 0; r < dataset->row_count; r++) {
-        const json_t *row = json_array_get(rows, r), *ids = json_object_get(row, "ids"), *mask = json_object_get(row, "mask");
+        const json_t *row = json_array_get(rows, r), *ids = json_object_get(row, "ids"),
+                     *mask = json_object_get(row, "mask");
         int32_t got[256], labels[256];
         assert_int_equal(dataset->rows[r].count, json_array_size(ids));
         assert_int_equal(dataset->rows[r].trained_count, json_integer_value(json_object_get(row, "answer_tokens")));
@@ -126,11 +131,16 @@ static void sharegpt_and_named_fields_are_conversations(void **state)
 {
     struct fixture *f = *state;
     struct nb_dataset *dataset;
-    static const char sharegpt[] = "{\"conversations\":[{\"from\":\"human\",\"value\":\"a\"},{\"from\":\"gpt\",\"value\":\"b\"}]}\n\n"
-                                   "{\"conversations\":[{\"from\":\"system\",\"value\":\"s\"},{\"from\":\"gpt\",\"value\":\"c\"}]}";
+    static const char sharegpt[] =
+        "{\"conversations\":[{\"from\":\"human\",\"value\":\"a\"},{\"from\":\"gpt\",\"value\":\"b\"}]}\n\n"
+        "{\"conversations\":[{\"from\":\"system\",\"value\":\"s\"},{\"from\":\"gpt\",\"value\":\"c\"}]}";
     assert_int_equal(read_text(f, sharegpt, NULL, &dataset), NB_OK);
-    assert_shows(f, dataset, 0, SYSTEM "<|im_start|>user\na<|im_end|>\n<|im_start|>assistant\n\xe3\x80\x90" "b<|im_end|>\xe3\x80\x91\n");
-    assert_shows(f, dataset, 1, "<|im_start|>system\ns<|im_end|>\n<|im_start|>assistant\n\xe3\x80\x90" "c<|im_end|>\xe3\x80\x91\n");
+    assert_shows(f, dataset, 0,
+        SYSTEM "<|im_start|>user\na<|im_end|>\n<|im_start|>assistant\n\xe3\x80\x90"
+               "b<|im_end|>\xe3\x80\x91\n");
+    assert_shows(f, dataset, 1,
+        "<|im_start|>system\ns<|im_end|>\n<|im_start|>assistant\n\xe3\x80\x90"
+        "c<|im_end|>\xe3\x80\x91\n");
     assert_int_equal(dataset->rows[1].line, 3);
     nb_dataset_destroy(&dataset);
     static const char named[] = "{\"talk\":[{\"who\":\"user\",\"said\":\"a\"},{\"who\":\"assistant\",\"said\":\"b\"}]}";
@@ -150,20 +160,27 @@ static void alpaca_is_prompted_as_published(void **state)
 {
     struct fixture *f = *state;
     struct nb_dataset *dataset;
-    assert_int_equal(read_text(f, "{\"instruction\":\"Add.\",\"input\":\"1 2\",\"output\":\"3\"}\n"
-                               "{\"instruction\":\"Hi\",\"input\":\"\",\"output\":\"Ho\"}\n"
-                               "{\"instruction\":\"Hi\",\"input\":null,\"output\":\"Ho\",\"system\":\"Sing.\"}\n", NULL, &dataset), NB_OK);
+    assert_int_equal(read_text(f,
+                         "{\"instruction\":\"Add.\",\"input\":\"1 2\",\"output\":\"3\"}\n"
+                         "{\"instruction\":\"Hi\",\"input\":\"\",\"output\":\"Ho\"}\n"
+                         "{\"instruction\":\"Hi\",\"input\":null,\"output\":\"Ho\",\"system\":\"Sing.\"}\n",
+                         NULL, &dataset),
+        NB_OK);
     assert_string_equal(dataset->sources[0].type, "alpaca");
-    assert_shows(f, dataset, 0, "Below is an instruction that describes a task, paired with an input that provides further context. "
-                 "Write a response that appropriately completes the request.\n\n### Instruction:\nAdd.\n\n### Input:\n1 2\n\n"
-                 "### Response:\n\xe3\x80\x90" "3<|im_end|>\xe3\x80\x91");
-    assert_shows(f, dataset, 1, "Below is an instruction that describes a task. Write a response that appropriately completes the "
-                 "request.\n\n### Instruction:\nHi\n\n### Response:\n\xe3\x80\x90Ho<|im_end|>\xe3\x80\x91");
+    assert_shows(f, dataset, 0,
+        "Below is an instruction that describes a task, paired with an input that provides further context. "
+        "Write a response that appropriately completes the request.\n\n### Instruction:\nAdd.\n\n### Input:\n1 2\n\n"
+        "### Response:\n\xe3\x80\x90"
+        "3<|im_end|>\xe3\x80\x91");
+    assert_shows(f, dataset, 1,
+        "Below is an instruction that describes a task. Write a response that appropriately completes the "
+        "request.\n\n### Instruction:\nHi\n\n### Response:\n\xe3\x80\x90Ho<|im_end|>\xe3\x80\x91");
     assert_shows(f, dataset, 2, "Sing.\n\n### Instruction:\nHi\n\n### Response:\n\xe3\x80\x90Ho<|im_end|>\xe3\x80\x91");
     nb_dataset_destroy(&dataset);
 }
 
-/* A long text is cut into pieces of sequence_len tokens, none of which is a single token; only the last ends with eos. */
+/* A long text is cut into pieces of sequence_len tokens, none of which is a single token; only the last ends with eos.
+ * */
 static void completion_is_cut_into_pieces(void **state)
 {
     struct fixture *f = *state;
@@ -198,9 +215,10 @@ static void rows_of_tokens_need_no_tokenizer(void **state)
     struct nb_dataset *dataset;
     struct nb_dataset_options options = {.sequence_len = 4, .vocabulary = 10};
     struct nb_dataset_source source = {.path = "data.jsonl"};
-    static const char text[] = "{\"input_ids\":[1,2,3],\"labels\":[-100,2,-100]}\n"
-                               "{\"input_ids\":[4,5]}\n"
-                               "{\"input_ids\":[7,8,9,0,0],\"labels\":[7,8,9,-100,-100],\"attention_mask\":[1,1,1,0,0]}\n";
+    static const char text[] =
+        "{\"input_ids\":[1,2,3],\"labels\":[-100,2,-100]}\n"
+        "{\"input_ids\":[4,5]}\n"
+        "{\"input_ids\":[7,8,9,0,0],\"labels\":[7,8,9,-100,-100],\"attention_mask\":[1,1,1,0,0]}\n";
     assert_int_equal(nb_dataset_read_bytes(text, strlen(text), &source, &options, &dataset), NB_OK);
     assert_int_equal(dataset->kept_count, 3);
     int32_t ids[4], labels[4];
@@ -282,10 +300,12 @@ static void bad_conversations_are_told_apart(void **state)
         {"{\"messages\":[{\"role\":\"assistant\",\"content\":\"\"}]}", "assistant", NB_ROW_NO_ANSWER},
         {"{\"messages\":[]}", "without messages", NB_ROW_BAD_FIELDS},
         {"{\"messages\":{}}", "no list of messages", NB_ROW_BAD_FIELDS},
-        {"{\"messages\":[{\"role\":\"narrator\",\"content\":\"a\"}]}", "message 1: role \"narrator\"", NB_ROW_BAD_FIELDS},
+        {"{\"messages\":[{\"role\":\"narrator\",\"content\":\"a\"}]}", "message 1: role \"narrator\"",
+            NB_ROW_BAD_FIELDS},
         {"{\"messages\":[{\"role\":\"user\"}]}", "message 1 lacks a content", NB_ROW_BAD_FIELDS},
         {"{\"messages\":[{\"content\":\"a\"}]}", "message 1 lacks a role", NB_ROW_BAD_FIELDS},
-        {"{\"messages\":[{\"role\":\"assistant\",\"content\":\"a\",\"tool_calls\":[{}]}]}", "tool_calls", NB_ROW_BAD_FIELDS},
+        {"{\"messages\":[{\"role\":\"assistant\",\"content\":\"a\",\"tool_calls\":[{}]}]}", "tool_calls",
+            NB_ROW_BAD_FIELDS},
         {"{\"messages\":[\"a\"]}", "lacks a role", NB_ROW_BAD_FIELDS},
     };
     for (size_t i = 0; i < sizeof rows / sizeof *rows; i++) {
@@ -385,8 +405,9 @@ static void lint_weighs_bad_rows(void **state)
     assert_lint(f, "{\"input_ids\":[1,5,5,2]}\n{\"input_ids\":[1,5,5,5,2]}", NB_FORMAT, "no row of 2 can be used");
     f->options.sequence_len = 256;
     assert_lint(f, "{\"input_ids\":[1,1,5,2]}", NB_OK, NULL); /* two bos in tokens: a warning */
-    assert_lint(f, "{\"messages\":[{\"role\":\"user\",\"content\":\"<|im_start|>\"},{\"role\":\"assistant\",\"content\":\"a\"}]}",
-                NB_OK, NULL);
+    assert_lint(f,
+        "{\"messages\":[{\"role\":\"user\",\"content\":\"<|im_start|>\"},{\"role\":\"assistant\",\"content\":\"a\"}]}",
+        NB_OK, NULL);
     assert_lint(f, "{\"text\":\"<|im_start|><|im_start|>x\"}", NB_FORMAT, "data.jsonl:1: begins with two bos tokens");
 }
 
@@ -399,7 +420,8 @@ static void lint_refuses_an_end_that_is_no_token(void **state)
     struct fixture other = *f;
     assert_int_equal(nb_chat_template_open("llama3", NULL, "", &llama3), NB_OK);
     other.options.chat_template = llama3;
-    assert_int_equal(read_text(&other, "{\"messages\":[{\"role\":\"assistant\",\"content\":\"a\"}]}", NULL, &dataset), NB_OK);
+    assert_int_equal(
+        read_text(&other, "{\"messages\":[{\"role\":\"assistant\",\"content\":\"a\"}]}", NULL, &dataset), NB_OK);
     assert_int_equal(nb_lint(dataset, f->tokenizer, llama3), NB_FORMAT);
     assert_non_null(strstr(nb_status_message(), "never learn to stop"));
     nb_dataset_destroy(&dataset);

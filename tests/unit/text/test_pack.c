@@ -32,8 +32,8 @@ static struct nb_dataset *make_dataset(uint32_t count)
     return dataset;
 }
 
-static void assert_epoch(const struct nb_dataset *dataset, struct nb_batch_plan *plan, uint64_t epoch, uint32_t rows, uint32_t bins_a_step,
-                         uint32_t capacity)
+static void assert_epoch(const struct nb_dataset *dataset, struct nb_batch_plan *plan, uint64_t epoch, uint32_t rows,
+    uint32_t bins_a_step, uint32_t capacity)
 {
     uint32_t seen = 0, bins = 0;
     bool *once = calloc(dataset->row_count, sizeof *once);
@@ -41,7 +41,8 @@ static void assert_epoch(const struct nb_dataset *dataset, struct nb_batch_plan 
     for (uint32_t step = 0; step < nb_batch_plan_steps(plan); step++) {
         struct nb_step_rows s;
         assert_int_equal(nb_batch_plan_step(plan, epoch, step, &s), NB_OK);
-        assert_true(s.bin_count == bins_a_step || (step + 1 == nb_batch_plan_steps(plan) && s.bin_count > 0 && s.bin_count < bins_a_step));
+        assert_true(s.bin_count == bins_a_step ||
+                    (step + 1 == nb_batch_plan_steps(plan) && s.bin_count > 0 && s.bin_count < bins_a_step));
         assert_int_equal(s.row_count, s.bin_first[s.bin_count] - s.bin_first[0]);
         for (uint32_t b = 0; b < s.bin_count; b++) {
             uint32_t tokens = 0, bin_rows = s.bin_first[b + 1] - s.bin_first[b];
@@ -85,8 +86,11 @@ static void every_row_once_in_bins_that_fit(void **state)
             struct nb_dataset *dataset = make_dataset(total);
             struct nb_batch_plan *plan;
             uint32_t *rows, count;
-            struct nb_batch_plan_options options = {
-                .seed = 11, .sequence_len = LENGTH, .bins_per_step = 4, .sample_packing = variant & 1, .shuffle = variant & 2};
+            struct nb_batch_plan_options options = {.seed = 11,
+                .sequence_len = LENGTH,
+                .bins_per_step = 4,
+                .sample_packing = variant & 1,
+                .shuffle = variant & 2};
             split_all(dataset, &rows, &count);
             assert_int_equal(nb_batch_plan_open(dataset, rows, count, &options, &plan), NB_OK);
             for (uint64_t epoch = 0; epoch < 3; epoch++)

@@ -1,4 +1,5 @@
-/* The tokenizer against the reference's ids, and what no reference file shows: offsets, splits, pre-tokenizers, hostile files. */
+/* The tokenizer against the reference's ids, and what no reference file shows: offsets, splits, pre-tokenizers,
+ * hostile files. */
 #include <stdarg.h>
 #include <stddef.h>
 #include <setjmp.h>
@@ -30,7 +31,8 @@ static void assert_ids(const struct nb_token_list *list, const json_t *ids)
 }
 
 /* Tokens lie one behind the other; with SmolLM2 only bytes that it has no token for may fall between them. */
-static void assert_offsets(const struct nb_tokenizer *tokenizer, const struct nb_token_list *list, const char *text, size_t bytes)
+static void assert_offsets(
+    const struct nb_tokenizer *tokenizer, const struct nb_token_list *list, const char *text, size_t bytes)
 {
     uint32_t at = 0;
     for (size_t i = 0; i < list->count; i++) {
@@ -41,7 +43,8 @@ static void assert_offsets(const struct nb_tokenizer *tokenizer, const struct nb
         if (length == token->end - token->begin)
             assert_memory_equal(data, text + token->begin, length);
         else
-            assert_true(memchr(text + token->begin, 0, token->end - token->begin) || (unsigned char)text[token->begin] < 32);
+            assert_true(
+                memchr(text + token->begin, 0, token->end - token->begin) || (unsigned char)text[token->begin] < 32);
         at = token->end;
     }
 }
@@ -58,7 +61,8 @@ static void ids_and_text_equal_the_reference(void **state)
     for (char *line = strtok_r(lines, "\n", &rest); line; line = strtok_r(NULL, "\n", &rest), count++) {
         json_t *row = json_loads(line, JSON_ALLOW_NUL, NULL), *text = json_object_get(row, "text");
         const json_t *decoded = json_object_get(row, "decoded");
-        assert_int_equal(nb_tokenizer_encode(tokenizer, json_string_value(text), json_string_length(text), &list), NB_OK);
+        assert_int_equal(
+            nb_tokenizer_encode(tokenizer, json_string_value(text), json_string_length(text), &list), NB_OK);
         assert_ids(&list, json_object_get(row, "ids"));
         assert_offsets(tokenizer, &list, json_string_value(text), json_string_length(text));
         int32_t ids[256];
@@ -108,10 +112,13 @@ static void gguf_metadata_is_read(void **state)
 static void streamed_text_does_not_depend_on_the_cuts(void **state)
 {
     (void)state;
-    static const char text[] = "a\xc3\xa9\xe6\x97\xa5\xf0\x9f\x91\xa9 \xff\xc3(\xe6\x97|\xf0\x9f\x91\xed\xa0\x80\xc0\xaf\xf4\x90\x80\x80 \xe6\x97";
-    static const char want[] = "a\xc3\xa9\xe6\x97\xa5\xf0\x9f\x91\xa9 \xef\xbf\xbd\xef\xbf\xbd(\xef\xbf\xbd|\xef\xbf\xbd"
-                               "\xef\xbf\xbd\xef\xbf\xbd\xef\xbf\xbd" "\xef\xbf\xbd\xef\xbf\xbd"
-                               "\xef\xbf\xbd\xef\xbf\xbd\xef\xbf\xbd\xef\xbf\xbd \xef\xbf\xbd";
+    static const char text[] = "a\xc3\xa9\xe6\x97\xa5\xf0\x9f\x91\xa9 "
+                               "\xff\xc3(\xe6\x97|\xf0\x9f\x91\xed\xa0\x80\xc0\xaf\xf4\x90\x80\x80 \xe6\x97";
+    static const char want[] =
+        "a\xc3\xa9\xe6\x97\xa5\xf0\x9f\x91\xa9 \xef\xbf\xbd\xef\xbf\xbd(\xef\xbf\xbd|\xef\xbf\xbd"
+        "\xef\xbf\xbd\xef\xbf\xbd\xef\xbf\xbd"
+        "\xef\xbf\xbd\xef\xbf\xbd"
+        "\xef\xbf\xbd\xef\xbf\xbd\xef\xbf\xbd\xef\xbf\xbd \xef\xbf\xbd";
     size_t bytes = sizeof text - 1;
     for (size_t first = 0; first <= bytes; first++) {
         for (size_t second = first; second <= bytes; second++) {
@@ -176,8 +183,8 @@ static void a_long_word_is_not_quadratic(void **state)
     nb_tokenizer_destroy(&tokenizer);
 }
 
-/* A word goes through the queue from 33 bytes on: both ways must merge alike. A long word of pieces that cannot merge across their
- * borders tokenizes as the pieces do. */
+/* A word goes through the queue from 33 bytes on: both ways must merge alike. A long word of pieces that cannot merge
+ * across their borders tokenizes as the pieces do. */
 static void queue_and_short_way_agree(void **state)
 {
     (void)state;
@@ -211,7 +218,8 @@ static void text_that_is_not_utf8_is_an_error(void **state)
     (void)state;
     struct nb_tokenizer *tokenizer = open_smollm2();
     struct nb_token_list list = {0};
-    static const char *const bad[] = {"abc\xff", "abc\xc3", "abc\xed\xa0\x80", "abc\xf5\x80\x80\x80", "abc\xe0\x80\x80"};
+    static const char *const bad[] = {
+        "abc\xff", "abc\xc3", "abc\xed\xa0\x80", "abc\xf5\x80\x80\x80", "abc\xe0\x80\x80"};
     for (size_t i = 0; i < sizeof bad / sizeof *bad; i++) {
         assert_int_equal(nb_tokenizer_encode(tokenizer, bad[i], strlen(bad[i]), &list), NB_FORMAT);
         assert_non_null(strstr(nb_status_message(), "offset 3"));
@@ -223,7 +231,8 @@ static void text_that_is_not_utf8_is_an_error(void **state)
 }
 
 /* tokenizer.json in small: the 94 printable ASCII bytes, the space and line feed, "ab", "abc". */
-static char *small_json(const char *added, const char *normalizer, const char *pre, const char *post, const char *model_extra)
+static char *small_json(
+    const char *added, const char *normalizer, const char *pre, const char *post, const char *model_extra)
 {
     char *vocabulary = nb_format("%s", ""), *longer;
     for (int c = 33; c < 127; c++) {
@@ -231,10 +240,11 @@ static char *small_json(const char *added, const char *normalizer, const char *p
         free(vocabulary);
         vocabulary = longer;
     }
-    char *json = nb_format("{\"added_tokens\":[%s],\"normalizer\":%s,\"pre_tokenizer\":%s,\"post_processor\":%s,\"model\":{"
-                           "\"type\":\"BPE\",%s\"vocab\":{%s\"\xc4\xa0\":0,\"\xc4\x8a\":1,\"ab\":2,\"abc\":3,\"\xc3\x83\":4,"
-                           "\"\xc2\xa9\":5},\"merges\":[\"a b\",[\"ab\",\"c\"]]}}",
-                           added, normalizer, pre, post, model_extra, vocabulary);
+    char *json =
+        nb_format("{\"added_tokens\":[%s],\"normalizer\":%s,\"pre_tokenizer\":%s,\"post_processor\":%s,\"model\":{"
+                  "\"type\":\"BPE\",%s\"vocab\":{%s\"\xc4\xa0\":0,\"\xc4\x8a\":1,\"ab\":2,\"abc\":3,\"\xc3\x83\":4,"
+                  "\"\xc2\xa9\":5},\"merges\":[\"a b\",[\"ab\",\"c\"]]}}",
+            added, normalizer, pre, post, model_extra, vocabulary);
     free(vocabulary);
     return json;
 }
@@ -260,21 +270,26 @@ static void json_files_are_read(void **state)
 {
     (void)state;
     struct nb_tokenizer *tokenizer;
-    char *json = small_json("{\"id\":200,\"content\":\"<s>\",\"special\":true},{\"id\":201,\"content\":\"<s>x\",\"special\":false},"
-                            "{\"id\":202,\"content\":\"<pad>\",\"special\":true,\"lstrip\":true,\"rstrip\":true},"
-                            "{\"id\":203,\"content\":\"word\",\"single_word\":true,\"normalized\":true}",
-                            "null", "{\"type\":\"Sequence\",\"pretokenizers\":[" BYTE_LEVEL "]}",
-                            "{\"type\":\"Sequence\",\"processors\":[{\"type\":\"ByteLevel\"},{\"type\":\"TemplateProcessing\","
-                            "\"single\":[{\"SpecialToken\":{\"id\":\"<s>\"}},{\"Sequence\":{\"id\":\"A\"}}]}]}", "");
-    assert_int_equal(open_small(json, "{\"eos_token\":{\"content\":\"<pad>\"},\"pad_token\":\"<pad>\",\"chat_template\":"
-                                "[{\"name\":\"tool_use\",\"template\":\"t\"},{\"name\":\"default\",\"template\":\"d\"}]}",
-                                &tokenizer), NB_OK);
+    char *json = small_json(
+        "{\"id\":200,\"content\":\"<s>\",\"special\":true},{\"id\":201,\"content\":\"<s>x\",\"special\":false},"
+        "{\"id\":202,\"content\":\"<pad>\",\"special\":true,\"lstrip\":true,\"rstrip\":true},"
+        "{\"id\":203,\"content\":\"word\",\"single_word\":true,\"normalized\":true}",
+        "null", "{\"type\":\"Sequence\",\"pretokenizers\":[" BYTE_LEVEL "]}",
+        "{\"type\":\"Sequence\",\"processors\":[{\"type\":\"ByteLevel\"},{\"type\":\"TemplateProcessing\","
+        "\"single\":[{\"SpecialToken\":{\"id\":\"<s>\"}},{\"Sequence\":{\"id\":\"A\"}}]}]}",
+        "");
+    assert_int_equal(open_small(json,
+                         "{\"eos_token\":{\"content\":\"<pad>\"},\"pad_token\":\"<pad>\",\"chat_template\":"
+                         "[{\"name\":\"tool_use\",\"template\":\"t\"},{\"name\":\"default\",\"template\":\"d\"}]}",
+                         &tokenizer),
+        NB_OK);
     assert_int_equal(nb_tokenizer_bos(tokenizer), 200);
     assert_true(nb_tokenizer_adds_bos(tokenizer));
     assert_int_equal(nb_tokenizer_eos(tokenizer), 202);
     assert_true(nb_tokenizer_is_stop(tokenizer, 202));
     assert_string_equal(nb_tokenizer_chat_template(tokenizer), "d");
-    assert_encodes(tokenizer, "abcab <s>xab <pad>\nab<s", (int32_t[]){3, 2, 0, 201, 2, 202, 2, '<', 's'}, 9); /* longest wins */
+    assert_encodes(
+        tokenizer, "abcab <s>xab <pad>\nab<s", (int32_t[]){3, 2, 0, 201, 2, 202, 2, '<', 's'}, 9); /* longest wins */
     assert_encodes(tokenizer, "word swords word", (int32_t[]){203, 0, 's', 'w', 'o', 'r', 'd', 's', 0, 203}, 10);
     nb_tokenizer_destroy(&tokenizer);
     assert_int_equal(open_small(json, "{\"add_bos_token\":false}", &tokenizer), NB_OK);
@@ -347,8 +362,12 @@ static void assert_splits(const struct nb_pretokenizer *pretokenizer, const char
     nb_split_work_free(&work);
 }
 
-#define LLAMA3 "(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\\r\\n\\p{L}\\p{N}]?\\p{L}+|\\p{N}{1,3}| ?[^\\s\\p{L}\\p{N}]+[\\r\\n]*|\\s*[\\r\\n]+|\\s+(?!\\S)|\\s+"
-#define QWEN2 "(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\\r\\n\\p{L}\\p{N}]?\\p{L}+|\\p{N}| ?[^\\s\\p{L}\\p{N}]+[\\r\\n]*|\\s*[\\r\\n]+|\\s+(?!\\S)|\\s+"
+#define LLAMA3                                                                 \
+    "(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\\r\\n\\p{L}\\p{N}]?\\p{L}+|\\p{N}{1,3}| " \
+    "?[^\\s\\p{L}\\p{N}]+[\\r\\n]*|\\s*[\\r\\n]+|\\s+(?!\\S)|\\s+"
+#define QWEN2                                                             \
+    "(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\\r\\n\\p{L}\\p{N}]?\\p{L}+|\\p{N}| " \
+    "?[^\\s\\p{L}\\p{N}]+[\\r\\n]*|\\s*[\\r\\n]+|\\s+(?!\\S)|\\s+"
 
 static void expressions_cut_as_at_home(void **state)
 {
@@ -356,7 +375,10 @@ static void expressions_cut_as_at_home(void **state)
     struct nb_pretokenizer llama = {0}, qwen = {0}, inverted = {0}, literal = {0};
     assert_int_equal(nb_pretokenizer_add(&llama, NB_SPLIT_ISOLATE, LLAMA3, strlen(LLAMA3), false), NB_OK);
     assert_int_equal(nb_pretokenizer_add(&qwen, NB_SPLIT_ISOLATE, QWEN2, strlen(QWEN2), false), NB_OK);
-    assert_splits(&llama, "I'LL pay 12345 now!!\n\n  ok", "I\x1f'LL\x1f pay\x1f \x1f" "123\x1f" "45\x1f now\x1f!!\n\n\x1f \x1f ok\x1f");
+    assert_splits(&llama, "I'LL pay 12345 now!!\n\n  ok",
+        "I\x1f'LL\x1f pay\x1f \x1f"
+        "123\x1f"
+        "45\x1f now\x1f!!\n\n\x1f \x1f ok\x1f");
     assert_splits(&qwen, "a1234 (b)\t\tc", "a\x1f" "1\x1f" "2\x1f" "3\x1f" "4\x1f (\x1f" "b\x1f)\x1f\t\x1f\tc\x1f");
     /* U+180E is no white space to Unicode, but is to PCRE2's \s: it must go with the text beside it. */
     assert_splits(&llama, "a\xe1\xa0\x8e!", "a\x1f\xe1\xa0\x8e!\x1f");
@@ -378,9 +400,10 @@ static void an_explosive_expression_is_stopped(void **state)
     (void)state;
     struct nb_tokenizer *tokenizer;
     struct nb_token_list list = {0};
-    char *json = small_json("", "null", "{\"type\":\"Sequence\",\"pretokenizers\":[{\"type\":\"Split\",\"pattern\":{\"Regex\":"
-                            "\"(a+)+$\"},\"behavior\":\"Isolated\",\"invert\":false},{\"type\":\"ByteLevel\",\"use_regex\":false}]}",
-                            "null", "");
+    char *json = small_json("", "null",
+        "{\"type\":\"Sequence\",\"pretokenizers\":[{\"type\":\"Split\",\"pattern\":{\"Regex\":"
+        "\"(a+)+$\"},\"behavior\":\"Isolated\",\"invert\":false},{\"type\":\"ByteLevel\",\"use_regex\":false}]}",
+        "null", "");
     assert_int_equal(open_small(json, NULL, &tokenizer), NB_OK);
     char text[64];
     memset(text, 'a', sizeof text);
@@ -423,12 +446,16 @@ static void hostile_and_foreign_files_are_refused(void **state)
         {"{\"model\":{\"vocab\":{\"a\":1},\"merges\":[\"a\"]}}", "merge 0", NB_FORMAT},
         {"{\"model\":{\"vocab\":{\"a\":1},\"merges\":[[\"a\"]]}}", "merge 0", NB_FORMAT},
         {"{\"model\":{\"vocab\":{\"a\":1},\"merges\":[]}}", "ByteLevel", NB_UNSUPPORTED},
-        {"{\"model\":{\"vocab\":{\"a\":1},\"merges\":[]},\"pre_tokenizer\":{\"type\":\"Metaspace\"}}", "SentencePiece", NB_UNSUPPORTED},
+        {"{\"model\":{\"vocab\":{\"a\":1},\"merges\":[]},\"pre_tokenizer\":{\"type\":\"Metaspace\"}}", "SentencePiece",
+            NB_UNSUPPORTED},
         {"{\"model\":{\"vocab\":{\"a\":1},\"merges\":[]},\"normalizer\":{\"type\":\"NFKC\"}}", "NFKC", NB_UNSUPPORTED},
-        {"{\"model\":{\"vocab\":{\"a\":1},\"merges\":[]},\"pre_tokenizer\":{\"type\":\"Split\",\"pattern\":{\"Regex\":\"(\"},"
-         "\"behavior\":\"Isolated\"}}", "does not compile", NB_FORMAT},
+        {"{\"model\":{\"vocab\":{\"a\":1},\"merges\":[]},\"pre_tokenizer\":{\"type\":\"Split\",\"pattern\":{\"Regex\":"
+         "\"(\"},"
+         "\"behavior\":\"Isolated\"}}",
+            "does not compile", NB_FORMAT},
         {"{\"model\":{\"vocab\":{\"a\":1},\"merges\":[]},\"added_tokens\":[{\"id\":7}]}", "added token 0", NB_FORMAT},
-        {"{\"model\":{\"vocab\":{\"a\":1},\"merges\":[]},\"added_tokens\":[{\"id\":99999999,\"content\":\"x\"}]}", "out of range", NB_FORMAT},
+        {"{\"model\":{\"vocab\":{\"a\":1},\"merges\":[]},\"added_tokens\":[{\"id\":99999999,\"content\":\"x\"}]}",
+            "out of range", NB_FORMAT},
     };
     for (size_t i = 0; i < sizeof cases / sizeof *cases; i++)
         assert_refused(cases[i].json, cases[i].status, cases[i].words);

@@ -1,0 +1,122 @@
+#!/usr/bin/env bash
+# Kills the program with SIGKILL at random moments, at least 20 of them, some while it writes a checkpoint, and goes on with --resume
+# each time: the adapter's bytes and the metrics are those of a run that nobody touched.
+. "${0%/*}/common.sh"
+kills_wanted=24
+
+token_rows 40 >"$work/rows.jsonl"
+config() {
+  cat <<YAML
+base_model: $models/llama
+adapter: qlora
+datasets: [{path: $work/rows.jsonl, type: tokens}]
+val_set_size: 6
+sequence_len: 32
+sample_packing: true
+micro_batch_size: 1
+gradient_accumulation_steps: 2
+max_steps: 60
+learning_rate: 2e-3
+lr_scheduler: cosine
+warmup_steps: 4
+optimizer: adamw_8bit
+lora_r: 40
+lora_alpha: 16
+lora_dropout: 0.1
+lora_target_linear: true
+bf16: false
+threads: 1
+seed: 7
+eval_steps: 7
+save_steps: 2
+save_total_limit: 3
+load_best_model_at_end: true
+output_dir: $1
+YAML
+}
+config "$work/whole" >"$work/whole.yml"
+config "$work/killed" >"$work/killed.yml"
+
+# 0.000 to $1 milliseconds, as seconds.
+random_seconds() { awk -v r="$RANDOM" -v most="$1" 'BEGIN { printf "%.4f", r / 32768 * most / 1000 }'; }
+
+lines() { if [ -f "$work/killed/metrics.jsonl" ]; then wc -l <"$work/killed/metrics.jsonl"; else echo 0; fi; }
+
+is_running() { kill -0 "$1" 2>/dev/null; }
+
+is_writing() { compgen -G "$work/killed/checkpoint-*.tmp" >/dev/null; }
+
+# Lets a run get one step further than it began, so that the rounds come to an end. ($2: the metrics' lines before it began.)
+await_progress() {
+  while is_running "$1" && [ "$(lines)" -le "$2" ]; do :; done
+}
+
+succeeds train "$work/whole.yml"
+exists "$work/whole/adapter_model.safetensors"
+
+kills=0 while_writing=0 round=0
+while :; do
+  round=$((round + 1))
+  "$nibble" train "$work/killed.yml" --resume >"$work/out" 2>"$work/err" </dev/null &
+  run_id=$!
+  if [ $kills -lt $kills_wanted ]; then
+    before=$(lines)
+    case $((round % 3)) in
+      0) sleep "$(random_seconds 120)" ;;                          # anywhere: in set-up, loading, resuming
+      1) await_progress $run_id "$before"; sleep "$(random_seconds 30)" ;;  # in steps, evaluation, saving
+      2) await_progress $run_id "$before"                          # while a checkpoint is written
+         while is_running $run_id && ! is_writing; do :; done ;;
+    esac
+    if kill -KILL $run_id 2>/dev/null; then
+      kills=$((kills + 1))
+      if is_writing; then while_writing=$((while_writing + 1)); fi
+    fi
+  fi
+  wait $run_id 2>/dev/null
+  status=$?
+  if [ $status -ne 137 ]; then
+    command_line="nibble train killed.yml --resume (round $round)"
+    if [ $status -ne 0 ]; then
+      problem "round $round ended with $status"
+      show_output
+    fi
+    break
+  fi
+  [ $round -lt 200 ] || { problem "no end after $round rounds"; break; }
+done
+printf '%s kills in %s rounds, %s of them while a checkpoint was written\n' $kills $round $while_writing
+checks=$((checks + 2))
+[ $kills -ge 20 ] || problem "only $kills kills before the run was done"
+[ $while_writing -ge 1 ] || problem "no kill while a checkpoint was written"
+
+same_file() {
+  checks=$((checks + 1))
+  cmp "$work/whole/$1" "$work/killed/$1" || problem "$1 differs from the uninterrupted run's"
+}
+same_file adapter_model.safetensors
+same_file adapter_config.json
+without_times() { sed -E 's/"(seconds|tokens_per_second|memory_bytes)":[^,}]*//g' "$work/$1/metrics.jsonl"; }
+equal metrics.jsonl "$(without_times killed)" "$(without_times whole)"
+equal "checkpoints" "$(cd "$work/killed" && echo checkpoint-*)" "$(cd "$work/whole" && echo checkpoint-*)"
+for checkpoint in "$work"/whole/checkpoint-*; do
+  same_file "${checkpoint##*/}/optimizer.safetensors"
+done
+absent "$work"/killed/*.tmp*
+
+# A damaged newest checkpoint is passed over with a warning, and the end is the same.
+newest=$(cd "$work/killed" && printf '%s\n' checkpoint-* | sort -t- -k2n | tail -1)
+"$probe" patch "$work/killed/$newest/optimizer.safetensors" 9000 5a5a5a5a
+rm "$work/killed/adapter_model.safetensors"
+run train "$work/killed.yml" --resume
+[ "$status" -eq 0 ] || { problem "resuming past a damaged checkpoint"; show_output; }
+says err "^warning: .*$newest/optimizer.safetensors.*damaged"
+same_file adapter_model.safetensors
+equal metrics.jsonl "$(without_times killed)" "$(without_times whole)"
+
+# A run is not begun anew over another, and goes on with its own configuration alone.
+watched=$work/killed
+refuses 2 'already holds a run' -- train "$work/killed.yml"
+refuses 2 'seed' -- train "$work/killed.yml" --resume --set seed=8
+refuses '[12]' 'no-such' -- train "$work/killed.yml" --resume "$work/no-such"
+watched=
+finish

@@ -1,3 +1,4 @@
+#include <signal.h>
 #include <stdio.h>
 #include <string.h>
 
@@ -65,6 +66,9 @@ static nb_status run(int argc, char **argv)
 
 int main(int argc, char **argv)
 {
+    /* A write past a file size limit, or into a closed pipe, shall fail like any other and be reported. */
+    signal(SIGXFSZ, SIG_IGN);
+    signal(SIGPIPE, SIG_IGN);
     nb_status status = run(argc, argv);
     /* What stdout buffered may not fit on the disk; a report cut short must not look complete. */
     if (status == NB_OK && (fflush(stdout) || ferror(stdout)))

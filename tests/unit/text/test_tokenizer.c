@@ -7,10 +7,12 @@
 #include <cmocka.h>
 
 #include <jansson.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
 #include "base/file.h"
+#include "checkpoint/gguf.h"
 #include "text/pretokenizer.h"
 #include "text/tokenizer.h"
 
@@ -80,6 +82,71 @@ static void ids_and_text_equal_the_reference(void **state)
     free(lines);
     nb_token_list_free(&list);
     nb_tokenizer_destroy(&tokenizer);
+}
+
+/* The GGUF's bytes with another name for its pre-tokenizer; the caller frees them. */
+static char *rename_pre(const char *file, size_t bytes, const char *name, size_t *renamed_bytes)
+{
+    static const char key[] = "tokenizer.ggml.pre\x08\0\0\0\x06\0\0\0\0\0\0\0smollm";
+    const char *found = memmem(file, bytes, key, sizeof key - 1);
+    assert_non_null(found);
+    size_t at = (size_t)(found - file) + sizeof key - 1 - 6, length = strlen(name); /* where the old name begins */
+    char *renamed = malloc(bytes + length);
+    assert_non_null(renamed);
+    memcpy(renamed, file, at);
+    renamed[at - 8] = (char)length;
+    memcpy(renamed + at, name, length);
+    memcpy(renamed + at + length, file + at + 6, bytes - at - 6);
+    *renamed_bytes = bytes - 6 + length;
+    return renamed;
+}
+
+static nb_status open_renamed(const char *file, size_t bytes, const char *pre, struct nb_tokenizer **tokenizer)
+{
+    size_t renamed_bytes;
+    struct nb_gguf *gguf;
+    char *renamed = rename_pre(file, bytes, pre, &renamed_bytes);
+    assert_int_equal(nb_gguf_parse(renamed, renamed_bytes, "renamed", &gguf), NB_OK);
+    nb_status status = nb_tokenizer_open_gguf(gguf, "renamed", tokenizer);
+    nb_gguf_close(&gguf);
+    free(renamed);
+    return status;
+}
+
+/* SmolLM2's vocabulary behind the other pre-tokenizers, each by the name that GGUF files give it. */
+static void other_pretokenizers_equal_the_reference(void **state)
+{
+    (void)state;
+    struct nb_tokenizer *tokenizer = NULL;
+    struct nb_token_list list = {0};
+    char *file, *lines, *rest, pre[32] = "";
+    size_t bytes, line_bytes;
+    int count = 0;
+    assert_int_equal(nb_file_read(MODEL, 1 << 24, false, &file, &bytes), NB_OK);
+    assert_int_equal(
+        nb_file_read("tests/golden/smollm2/pretokenizers.jsonl", 1 << 20, false, &lines, &line_bytes), NB_OK);
+    for (char *line = strtok_r(lines, "\n", &rest); line; line = strtok_r(NULL, "\n", &rest), count++) {
+        json_t *row = json_loads(line, JSON_ALLOW_NUL, NULL), *text = json_object_get(row, "text");
+        const char *name = json_string_value(json_object_get(row, "pre"));
+        if (strcmp(pre, name) != 0) {
+            nb_token_list_free(&list);
+            nb_tokenizer_destroy(&tokenizer);
+            assert_int_equal(open_renamed(file, bytes, name, &tokenizer), NB_OK);
+            snprintf(pre, sizeof pre, "%s", name);
+        }
+        assert_int_equal(
+            nb_tokenizer_encode(tokenizer, json_string_value(text), json_string_length(text), &list), NB_OK);
+        assert_ids(&list, json_object_get(row, "ids"));
+        json_decref(row);
+    }
+    assert_int_equal(count, 387);
+    nb_token_list_free(&list);
+    nb_tokenizer_destroy(&tokenizer);
+    assert_int_equal(open_renamed(file, bytes, "default", &tokenizer), NB_UNSUPPORTED);
+    assert_non_null(strstr(nb_status_message(), "tokenizer.ggml.pre is \"default\""));
+    assert_null(tokenizer);
+    free(lines);
+    free(file);
 }
 
 static void gguf_metadata_is_read(void **state)
@@ -475,6 +542,7 @@ int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(ids_and_text_equal_the_reference),
+        cmocka_unit_test(other_pretokenizers_equal_the_reference),
         cmocka_unit_test(gguf_metadata_is_read),
         cmocka_unit_test(streamed_text_does_not_depend_on_the_cuts),
         cmocka_unit_test(a_character_waits_for_its_last_token),

@@ -61,11 +61,20 @@ NB_CPU_INLINE void exponentials_of(float *restrict scores, void *weights, int64_
     *sum += nb_sum16(lane);
 }
 
-static float maximum_of(const float *scores, int begin, int end, float start)
+/* The largest of start and scores[begin .. end), in 16 lanes; reads up to `padded`, a multiple of 16. */
+static inline float maximum_of(const float *restrict scores, int begin, int end, int padded, float start)
 {
+    float lane[16];
+    for (int l = 0; l < 16; l++)
+        lane[l] = start;
+    for (int j = 0; j < padded; j += 16)
+        for (int l = 0; l < 16; l++) {
+            float score = j + l >= begin && j + l < end ? scores[j + l] : -INFINITY;
+            lane[l] = score > lane[l] ? score : lane[l];
+        }
     float maximum = start;
-    for (int j = begin; j < end; j++)
-        maximum = scores[j] > maximum ? scores[j] : maximum;
+    for (int l = 0; l < 16; l++)
+        maximum = lane[l] > maximum ? lane[l] : maximum;
     return maximum;
 }
 
@@ -79,7 +88,7 @@ NB_CLONES static void take_scores(const struct work *w, const struct local *loca
         int begin = visible.begin - tile->key, end = visible.end - tile->key;
         begin = begin < 0 ? 0 : begin;
         end = end > tile->keys ? tile->keys : end;
-        float before = local->maximum[i], maximum = maximum_of(scores, begin, end, before);
+        float before = local->maximum[i], maximum = maximum_of(scores, begin, end, padded, before);
         local->maximum[i] = maximum;
         /* Nothing seen so far: all weights zero, and no infinity minus infinity. */
         float shift = maximum == -INFINITY ? 0.0f : maximum;

@@ -371,6 +371,10 @@ void nb_cpu_profile(const struct nb_cpu_options *options, struct nb_device_profi
 /* Whose matrix products it uses: "oneDNN 2.6.3" or "own loops". */
 const char *nb_cpu_backend_description(void);
 
+/* An nb_arena_mark for an arena over this device's memory (not deferred), for checked builds: fresh memory is NaN, released memory
+ * NaN and unreadable under the address sanitizer. Call it once for the whole slab, unusable, before the arena. */
+void nb_cpu_memory_mark(void *context, uint64_t address, uint64_t bytes, bool usable);
+
 /* What the dry device counted. */
 struct nb_dry_counts {
     uint64_t memory_bytes, host_bytes; /* taken now */

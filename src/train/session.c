@@ -10,6 +10,20 @@ static const uint64_t dry_base = 1u << 20;
 
 static const double mebibyte = 1024.0 * 1024.0;
 
+/* In checked builds, whether the arena watches the slab: the device writes its own memory at once there. */
+static void watch_memory(struct nb_session *s, uint64_t capacity, bool watched)
+{
+#ifdef NB_CHECKED_ARENAS
+    nb_cpu_memory_mark(NULL, s->slab.address, capacity, !watched);
+    if (watched)
+        nb_arena_set_mark(s->arena, nb_cpu_memory_mark, NULL);
+#else
+    (void)s;
+    (void)capacity;
+    (void)watched;
+#endif
+}
+
 static nb_status take_memory(struct nb_session *s, uint64_t capacity)
 {
     if (s->dry)
@@ -19,7 +33,10 @@ static nb_status take_memory(struct nb_session *s, uint64_t capacity)
                        "gradient_checkpointing: true, optimizer: adamw_8bit or load_in_4bit: true", s->device->profile.name,
                        (double)s->device->profile.memory_bytes / mebibyte, (double)capacity / mebibyte);
     NB_TRY(s->device->memory_take(s->device, capacity, &s->slab));
-    return nb_arena_create("device", s->slab.address, capacity, &s->arena);
+    NB_TRY(nb_arena_create("device", s->slab.address, capacity, &s->arena));
+    s->capacity = capacity;
+    watch_memory(s, capacity, true);
+    return NB_OK;
 }
 
 static nb_status make_adapter(struct nb_session *s)
@@ -93,8 +110,10 @@ void nb_session_close(struct nb_session **session)
             s->device->stream_destroy(s->device, &s->stream);
         if (s->staging)
             s->device->host_give_back(s->device, s->staging);
-        if (!nb_dptr_is_null(s->slab))
+        if (!nb_dptr_is_null(s->slab)) {
+            watch_memory(s, s->capacity, false);
             s->device->memory_give_back(s->device, s->slab);
+        }
     }
     nb_device_destroy(&s->device);
     free(s);

@@ -13,6 +13,7 @@ struct nb_session {
     struct nb_stream *stream;
     struct nb_arena *arena;
     nb_dptr slab;
+    uint64_t capacity; /* of the slab */
     struct nb_model *model;
     struct nb_adapter *adapter; /* NULL without one */
     void *staging;              /* nb_adapter_staging_bytes of host memory; NULL without an adapter */

@@ -30,36 +30,15 @@ static inline bool nb_dropout_keep(const struct nb_dropout *d, uint32_t feature)
     return nb_philox(counter, d->key).word[feature % 4] >> 8 >= d->threshold;
 }
 
-enum { NB_DROPOUT_GROUP = 64 };
-
-/* keep[i] = 1 where feature begin + i is kept, else 0, for 64 features; begin is a multiple of 4. nb_dropout_keep of 16 blocks side by
- * side, so that the compiler vectorizes it. */
-static inline void nb_dropout_keep_group(const struct nb_dropout *d, uint32_t begin, uint8_t keep[NB_DROPOUT_GROUP])
+/* Features 4 * block to 4 * block + 3 at once: byte i is 1 where 4 * block + i is kept, else 0; byte 0 is the lowest. A loop over
+ * blocks vectorizes. */
+static inline uint32_t nb_dropout_keep_block(const struct nb_dropout *d, uint32_t block)
 {
-    uint32_t c0[16], c1[16], c2[16], c3[16], k0 = d->key[0], k1 = d->key[1];
-    for (int i = 0; i < 16; i++) {
-        c0[i] = begin / 4 + (uint32_t)i;
-        c1[i] = d->token;
-        c2[i] = d->random_step;
-        c3[i] = d->module;
-    }
-    for (int round = 0; round < 10; round++) {
-        for (int i = 0; i < 16; i++) {
-            uint64_t p0 = (uint64_t)0xD2511F53u * c0[i], p1 = (uint64_t)0xCD9E8D57u * c2[i];
-            c0[i] = (uint32_t)(p1 >> 32) ^ c1[i] ^ k0;
-            c1[i] = (uint32_t)p1;
-            c2[i] = (uint32_t)(p0 >> 32) ^ c3[i] ^ k1;
-            c3[i] = (uint32_t)p0;
-        }
-        k0 += 0x9E3779B9u;
-        k1 += 0xBB67AE85u;
-    }
-    for (int i = 0; i < 16; i++) {
-        keep[4 * i] = c0[i] >> 8 >= d->threshold;
-        keep[4 * i + 1] = c1[i] >> 8 >= d->threshold;
-        keep[4 * i + 2] = c2[i] >> 8 >= d->threshold;
-        keep[4 * i + 3] = c3[i] >> 8 >= d->threshold;
-    }
+    uint32_t counter[4] = {block, d->token, d->random_step, d->module};
+    struct nb_philox number = nb_philox(counter, d->key);
+    uint32_t k0 = number.word[0] >> 8 >= d->threshold, k1 = number.word[1] >> 8 >= d->threshold;
+    uint32_t k2 = number.word[2] >> 8 >= d->threshold, k3 = number.word[3] >> 8 >= d->threshold;
+    return k0 | k1 << 8 | k2 << 16 | k3 << 24;
 }
 
 #endif

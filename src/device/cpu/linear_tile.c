@@ -115,13 +115,25 @@ NB_CPU_INLINE void mask_elements(void *to, const void *from, const uint8_t *keep
     }
 }
 
+enum { KEEP_COLUMNS = 256 };
+
+/* keep[j] = 1 where feature begin + j is kept, else 0, for up to 256 features; begin is a multiple of 4. */
+static inline void fill_keep(uint8_t keep[KEEP_COLUMNS], const struct nb_dropout *dropout, int begin, int count)
+{
+    struct nb_dropout d = *dropout;
+    uint32_t packed[KEEP_COLUMNS / 4];
+    for (int i = 0; i < (count + 3) / 4; i++)
+        packed[i] = nb_dropout_keep_block(&d, (uint32_t)(begin / 4 + i));
+    memcpy(keep, packed, KEEP_COLUMNS); /* bytes in order: every processor this runs on is little-endian */
+}
+
 NB_CLONES static void mask_row(void *to, const void *from, int columns, const struct nb_dropout *d, int feature, enum nb_dtype dtype)
 {
     uint64_t bytes = nb_dtype_bytes(dtype);
-    for (int j = 0; j < columns; j += NB_DROPOUT_GROUP) {
-        uint8_t keep[NB_DROPOUT_GROUP];
-        int count = columns - j < NB_DROPOUT_GROUP ? columns - j : NB_DROPOUT_GROUP;
-        nb_dropout_keep_group(d, (uint32_t)(feature + j), keep);
+    for (int j = 0; j < columns; j += KEEP_COLUMNS) {
+        uint8_t keep[KEEP_COLUMNS];
+        int count = columns - j < KEEP_COLUMNS ? columns - j : KEEP_COLUMNS;
+        fill_keep(keep, d, feature + j, count);
         NB_CPU_SPECIALIZE(dtype, mask_elements, (char *)to + (uint64_t)j * bytes, (const char *)from + (uint64_t)j * bytes, keep, count);
     }
 }
@@ -142,10 +154,10 @@ const void *nb_linear_rows_masked(const struct nb_tile_rows *rows, const struct 
 NB_CLONES static void add_masked_row(float *restrict sum, const float *restrict branch, int columns, const struct nb_dropout *d, int feature,
                                      float scale)
 {
-    for (int j = 0; j < columns; j += NB_DROPOUT_GROUP) {
-        uint8_t keep[NB_DROPOUT_GROUP];
-        int count = columns - j < NB_DROPOUT_GROUP ? columns - j : NB_DROPOUT_GROUP;
-        nb_dropout_keep_group(d, (uint32_t)(feature + j), keep);
+    for (int j = 0; j < columns; j += KEEP_COLUMNS) {
+        uint8_t keep[KEEP_COLUMNS];
+        int count = columns - j < KEEP_COLUMNS ? columns - j : KEEP_COLUMNS;
+        fill_keep(keep, d, feature + j, count);
         for (int l = 0; l < count; l++)
             sum[j + l] += keep[l] ? scale * branch[j + l] : 0.0f;
     }

@@ -272,6 +272,7 @@ nb_status nb_dry_device_create(const struct nb_device_profile *target, struct nb
     dry->next_address = 1 << 20;
     dry->base = (struct nb_device){
         .profile = *target,
+        .dry = true,
         .memory_take = memory_take,
         .memory_give_back = memory_give_back,
         .host_take = host_take,

@@ -74,6 +74,10 @@ static nb_status keep_problem(char **problem)
 static nb_status open_tokenizer(struct nb_run *run, const char *path)
 {
     const struct nb_gguf *gguf = nb_checkpoint_gguf(run->checkpoint);
+    if (!gguf && !nb_checkpoint_folder(run->checkpoint)) {
+        nb_fail(NB_IO, "%s: a config alone has none", path);
+        return keep_problem(&run->tokenizer_problem);
+    }
     nb_status status = gguf ? nb_tokenizer_open_gguf(gguf, path, &run->tokenizer) : nb_tokenizer_open(path, &run->tokenizer);
     return status == NB_IO || status == NB_UNSUPPORTED ? keep_problem(&run->tokenizer_problem) : status;
 }

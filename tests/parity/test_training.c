@@ -281,6 +281,31 @@ static void threads_and_recomputing_change_no_bit(void **state)
     free(first);
 }
 
+/* Steps enqueue and wait once: nothing of the host's may be needed, or changed, before. */
+static void late_work_changes_no_bit(void **state)
+{
+    const struct family *f = *state;
+    struct training at_once;
+    char *yaml = yaml_of(f, accumulated, "lora_dropout: 0.2\n");
+    training_open(&at_once, yaml);
+    for (int i = 0; i < STEPS; i++)
+        training_step(&at_once, i + 1);
+    float *want = training_masters(&at_once);
+    for (uint64_t seed = 1; seed <= 2; seed++) {
+        struct training late;
+        training_open_deferred(&late, yaml, seed);
+        for (int i = 0; i < STEPS; i++)
+            training_step(&late, i + 1);
+        float *got = training_masters(&late);
+        assert_memory_equal(want, got, nb_adapter_elements(late.session->adapter) * sizeof *got);
+        free(got);
+        training_close(&late);
+    }
+    free(want);
+    training_close(&at_once);
+    free(yaml);
+}
+
 /* ---- the plan, and whole runs ---- */
 
 /* Rows of many lengths, the labels of their second halves trained. */
@@ -378,6 +403,102 @@ static void the_plan_is_the_program_to_the_byte(void **state)
     }
 }
 
+static nb_status try_to_train(const char *yaml, const volatile sig_atomic_t *stop)
+{
+    struct nb_train_options options = {.stop = stop};
+    struct nb_config config;
+    training_config(yaml, &config);
+    nb_status status = nb_train(&config, &options);
+    nb_config_destroy(&config);
+    return status;
+}
+
+static bool exists_in(const struct family *f, const char *name)
+{
+    char *path = nb_path_join(f->folder, name);
+    bool exists = nb_path_exists(path);
+    free(path);
+    return exists;
+}
+
+/* A learning rate and a scale that no weights survive: the run stops, names step and rows, and what was saved before stays. */
+static void a_loss_that_is_not_finite_stops_the_run(void **state)
+{
+    const struct family *f = *state;
+    write_many_rows(f, 24, 40);
+    char *yaml = many_yaml(f, "wild", "lora_target_linear: true\nmicro_batch_size: 2\nbf16: false\nmax_steps: 9\nsave_steps: 1\n"
+                                      "lr_scheduler: constant\nshuffle_merged_datasets: false\n");
+    struct nb_train_options options = {0};
+    struct nb_config config;
+    training_config(yaml, &config);
+    config.learning_rate = 100; /* beyond what a file may say */
+    config.lora_alpha = 1000000000;
+    assert_int_equal(nb_train(&config, &options), NB_NUMERIC);
+    nb_config_destroy(&config);
+    const char *said = nb_status_message();
+    assert_true(strncmp(said, "step ", 5) == 0 && strstr(said, "is not finite on rows ") && strstr(said, "many.jsonl:"));
+    int step = said[5] - '0';
+    assert_true(step >= 2 && step <= 9); /* the first step's weights are still the initial ones */
+    char *last = nb_format("wild/checkpoint-%d", step - 1), *next = nb_format("wild/checkpoint-%d", step);
+    assert_non_null(strstr(said, last));
+    assert_true(exists_in(f, last));
+    assert_false(exists_in(f, next) || exists_in(f, "wild/adapter_model.safetensors"));
+    free(last);
+    free(next);
+    free(yaml);
+}
+
+static void a_stop_saves_what_was_done(void **state)
+{
+    const struct family *f = *state;
+    static const volatile sig_atomic_t stop = 1;
+    write_many_rows(f, 24, 40);
+    char *yaml = many_yaml(f, "stopped", "lora_target_linear: true\nmicro_batch_size: 2\nbf16: false\nmax_steps: 3\n");
+    assert_int_equal(try_to_train(yaml, &stop), NB_INTERRUPTED);
+    assert_false(exists_in(f, "stopped/adapter_model.safetensors"));
+    train(yaml, true); /* nothing was saved before the first step: it begins anew */
+    assert_true(exists_in(f, "stopped/adapter_model.safetensors") && exists_in(f, "stopped/checkpoint-3/trainer_state.json"));
+    free(yaml);
+}
+
+/* A rate at which the evaluation soon gets worse: the run ends early, and what is left is the best step's adapter. */
+static void patience_ends_and_the_best_is_kept(void **state)
+{
+    const struct family *f = *state;
+    write_many_rows(f, 24, 40);
+    char *yaml = many_yaml(f, "best", "lora_target_linear: true\nmicro_batch_size: 4\nbf16: false\nmax_steps: 40\nval_set_size: 6\neval_steps: 1\n"
+                                      "save_total_limit: 1\nearly_stopping_patience: 3\nload_best_model_at_end: true\n"
+                                      "lr_scheduler: constant\n"), *rate = strstr(yaml, "learning_rate: 1e-3");
+    memcpy(rate, "learning_rate: 2e-1", 19);
+    train(yaml, false);
+    char *metrics = read_metrics(f, "best"), *best_file = NULL, *kept_file = NULL;
+    double least = INFINITY;
+    int evaluations = 0, best = 0;
+    for (const char *at = metrics; (at = strstr(at, "\"eval_loss\":")); at++) {
+        double loss = strtod(at + 12, NULL);
+        evaluations++;
+        if (loss < least) {
+            least = loss;
+            best = evaluations;
+        }
+    }
+    assert_true(evaluations < 40);
+    assert_int_equal(evaluations, best + 3);
+    char *path = nb_format("%s/best/checkpoint-%d/adapter_model.safetensors", f->folder, best);
+    char *kept = nb_format("%s/best/adapter_model.safetensors", f->folder);
+    size_t best_bytes = 0, kept_bytes = 0;
+    training_check(nb_file_read(path, 1 << 24, false, &best_file, &best_bytes));
+    training_check(nb_file_read(kept, 1 << 24, false, &kept_file, &kept_bytes));
+    assert_int_equal(best_bytes, kept_bytes);
+    assert_memory_equal(best_file, kept_file, best_bytes);
+    free(best_file);
+    free(kept_file);
+    free(path);
+    free(kept);
+    free(metrics);
+    free(yaml);
+}
+
 /* A metrics line without its three fields of time. */
 static void blank_times(char *text)
 {
@@ -445,7 +566,11 @@ int main(int argc, char **argv)
         cmocka_unit_test_prestate_setup_teardown(packed_rows_are_rows, open_family, close_family, argv[1]),
         cmocka_unit_test_prestate_setup_teardown(steps_do_not_depend_on_how_they_are_cut, open_family, close_family, argv[1]),
         cmocka_unit_test_prestate_setup_teardown(threads_and_recomputing_change_no_bit, open_family, close_family, argv[1]),
+        cmocka_unit_test_prestate_setup_teardown(late_work_changes_no_bit, open_family, close_family, argv[1]),
         cmocka_unit_test_prestate_setup_teardown(the_plan_is_the_program_to_the_byte, open_family, close_family, argv[1]),
+        cmocka_unit_test_prestate_setup_teardown(a_loss_that_is_not_finite_stops_the_run, open_family, close_family, argv[1]),
+        cmocka_unit_test_prestate_setup_teardown(a_stop_saves_what_was_done, open_family, close_family, argv[1]),
+        cmocka_unit_test_prestate_setup_teardown(patience_ends_and_the_best_is_kept, open_family, close_family, argv[1]),
         cmocka_unit_test_prestate_setup_teardown(a_run_taken_up_again_ends_with_the_same_bytes, open_family, close_family, argv[1]),
     };
     if (argc != 2) {

@@ -22,17 +22,30 @@ void training_config(const char *yaml, struct nb_config *config)
     training_check(nb_config_validate_train(config));
 }
 
-void training_open(struct training *training, const char *yaml)
+static void open_training(struct training *training, const char *yaml, const struct nb_cpu_options *deferred)
 {
     struct nb_run_args run = {.config = &training->config, .purpose = NB_PURPOSE_TRAIN};
     memset(training, 0, sizeof *training);
     training_config(yaml, &training->config);
     training_check(nb_run_open(&run, &training->run));
+    if (deferred)
+        training->run->cpu = *deferred;
     training_check(nb_plan_make(training->run, &training->plan));
     struct nb_session_args session = {.capacity = training->plan.peak_bytes, .positions_max = training->run->sequence_len};
     struct nb_stepper_options options = nb_stepper_options_of(training->run);
     training_check(nb_session_open(training->run, &session, &training->session));
     training_check(nb_stepper_create(training->session, &options, &training->stepper));
+}
+
+void training_open(struct training *training, const char *yaml)
+{
+    open_training(training, yaml, NULL);
+}
+
+void training_open_deferred(struct training *training, const char *yaml, uint64_t seed)
+{
+    struct nb_cpu_options deferred = {.threads = 2, .deferred = true, .deferred_seed = seed};
+    open_training(training, yaml, &deferred);
 }
 
 void training_close(struct training *training)

@@ -18,8 +18,10 @@ void training_check(nb_status status);
 /* The config of a YAML text, validated. */
 void training_config(const char *yaml, struct nb_config *config);
 
-/* Everything up to the first step: the memory is what the plan says, to the byte. */
+/* Everything up to the first step: the memory is what the plan says, to the byte. Deferred: work runs only when it is waited for, in
+ * an order that `seed` draws, and device memory cannot be read outside of ops. */
 void training_open(struct training *training, const char *yaml);
+void training_open_deferred(struct training *training, const char *yaml, uint64_t seed);
 void training_close(struct training *training);
 
 /* Step `step` (from 1) of the run, at a constant learning rate. */

@@ -33,7 +33,8 @@ struct nb_model_options {
 struct nb_model;
 
 /* Describes the model and lays out its units; takes no device memory. `checkpoint` must outlive the model until nb_model_load is done.
- * A checkpoint that is quantized already must be opened with its own type. Errors: NB_UNSUPPORTED. */
+ * A checkpoint that is quantized already must be opened with its own type, or in bf16: its matrices dequantized, to the same bits as
+ * when they are used in 4 bits. Errors: NB_UNSUPPORTED. */
 nb_status nb_model_create(struct nb_device *device, const struct nb_checkpoint *checkpoint, const struct nb_model_options *options,
                           struct nb_model **model);
 void nb_model_destroy(struct nb_model **model);
@@ -48,7 +49,7 @@ nb_status nb_model_allocate(struct nb_model *model, struct nb_arena *arena, int 
 
 /* Reads every weight from the checkpoint into its unit: bf16 sources are quantized on the device, 4-bit ones copied as they are
  * (their own maps). `arena` gives the transient scratch. On a dry device only the memory is counted. Never more than two
- * tensors of host memory besides. `progress` may be NULL. Waits for the stream. */
+ * tensors of host memory besides. `progress` (may be NULL) is started, kept up and finished here. Waits for the stream. */
 nb_status nb_model_load(struct nb_model *model, struct nb_stream *stream, struct nb_arena *arena, struct nb_progress *progress);
 
 /* ---- micro-batches ---- */

@@ -137,8 +137,10 @@ struct nb_linear {
 };
 
 /* Backward of nb_linear, the weights frozen:
- *   dx = (accumulate_dx ? dx : 0) + round(sum over parts of output_scale * (dy W + lora's share))
- *   u = scale * dy B;  da += u^T dropout(x);  db += scale * dy^T t     (sums over tokens in tiles of NB_TILE_TOKENS, in order)
+ *   u = round(output_scale * scale * dy B)
+ *   dx = (accumulate_dx ? dx : 0) + round(sum over parts of output_scale * dy W + mask(u A))
+ *   da += u^T dropout(x);  db += output_scale * scale * dy^T t     (sums over tokens in tiles of NB_TILE_TOKENS, in order)
+ * dropout's factor 1 / (1 - dropout) multiplies the fp32 sums, here and in t.
  * part[i].y is dy here (read), stride y_stride. dx [tokens, in], null when not wanted; may not be x. */
 struct nb_linear_backward {
     nb_dptr x, dx, step, slot;

@@ -50,7 +50,8 @@ static nb_status emit(struct nb_answer *answer, const char *text, size_t bytes)
     return keep(answer, text, bytes);
 }
 
-static nb_status show_token(const struct nb_tokenizer *tokenizer, int32_t id, struct nb_stream_decoder *decoder, struct nb_answer *answer)
+static nb_status show_token(const struct nb_tokenizer *tokenizer, int32_t id, struct nb_stream_decoder *decoder,
+                            struct nb_answer *answer)
 {
     size_t bytes;
     const char *raw = nb_tokenizer_decode_token(tokenizer, id, &bytes);

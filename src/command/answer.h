@@ -42,8 +42,8 @@ struct nb_answer {
     size_t text_bytes;
 };
 
-/* Generates until a stop token, max_tokens, or `context_max` tokens in the cache. `shows`: decoded text goes to stdout as it comes and is kept;
- * otherwise each id is printed, separated by commas. Free answer->text. */
+/* Generates until a stop token, max_tokens, or `context_max` tokens in the cache. `shows`: decoded text goes to stdout as it comes
+ * and is kept; otherwise each id is printed, separated by commas. Free answer->text. */
 nb_status nb_answer_generate(struct nb_session *session, struct nb_generator *generator, int context_max,
                              const struct nb_answer_options *options, bool shows, struct nb_answer *answer);
 

@@ -40,7 +40,8 @@ static nb_status parse_ids(const char *text, const struct nb_run *run, struct re
         errno = 0;
         long id = strtol(at, &end, 10);
         if (end == at || errno || id < 0 || id >= vocabulary || (*end && *end != ','))
-            return nb_fail(NB_USAGE, "--token-ids: \"%.20s\" is not an id from 0 to %d; ids are separated by commas", at, vocabulary - 1);
+            return nb_fail(NB_USAGE, "--token-ids: \"%.20s\" is not an id from 0 to %d; ids are separated by commas", at,
+                           vocabulary - 1);
         request->ids[request->count++] = (int32_t)id;
         at = *end ? end + 1 : end;
     }
@@ -66,7 +67,8 @@ static nb_status encode_text(const struct nb_run *run, const char *text, size_t 
     return status;
 }
 
-static nb_status encode_messages(const struct nb_run *run, const struct nb_chat_message *messages, size_t count, struct request *request)
+static nb_status encode_messages(const struct nb_run *run, const struct nb_chat_message *messages, size_t count,
+                                 struct request *request)
 {
     if (!run->chat_template)
         return nb_fail(NB_USAGE, "%s; or give --raw to generate without a template", run->chat_template_problem);

@@ -119,7 +119,9 @@ void nb_help_manual(FILE *out)
     fputs(".SH CONFIGURATION\n", out);
     roff_text("The keys of the YAML file, and of --set key=value.", out);
     nb_config_man(out);
-    fputs(".SH EXIT STATUS\n.TP\n0\ndone\n.TP\n1\nfailed\n.TP\n2\nwrong usage or configuration\n.TP\n130\ninterrupted, after saving\n", out);
+    fputs(".SH EXIT STATUS\n.TP\n0\ndone\n.TP\n1\nfailed\n.TP\n2\nwrong usage or configuration\n"
+          ".TP\n130\ninterrupted, after saving\n",
+          out);
 }
 
 void nb_help_version(FILE *out)

@@ -1,7 +1,7 @@
-/* The linear ops on SmolLM2-135M's matrices in NF4 with rank-16 adapters, beside oneDNN's plain product of the same sizes (a bf16 or
- * fp32 matrix ready in memory, no adapter, the library's own threads). Forward is one product with the weights, backward (dx, dA, dB)
- * one with them transposed: "of plain" is the plain product's time over the op's.
- * usage: bench_linear [TOKENS [THREADS [DROPOUT]]]   default 1024, all, 0 */
+/* The linear ops on SmolLM2-135M's matrices in NF4 with rank-16 adapters, beside oneDNN's plain product of the same
+ * sizes (a bf16 or fp32 matrix ready in memory, no adapter, the library's own threads). Forward is one product with the
+ * weights, backward (dx, dA, dB) one with them transposed: "of plain" is the plain product's time over the op's. usage:
+ * bench_linear [TOKENS [THREADS [DROPOUT]]]   default 1024, all, 0 */
 #ifdef NB_HAVE_ONEDNN
 #include <oneapi/dnnl/dnnl.h>
 #endif
@@ -90,10 +90,16 @@ static struct nb_weight take_weight(const struct bench *b, int rows, int columns
     must(nb_quant_matrix_layout(NB_QUANT_NF4, true, (uint64_t)rows, (uint64_t)columns, &layout));
     nb_dptr slab, offset = take(b, NB_DTYPE_F32, 1), w = take(b, NB_DTYPE_BF16, (uint64_t)rows * (uint64_t)columns);
     must(b->device->memory_take(b->device, layout.bytes, &slab));
-    struct nb_weight weight = {.format = NB_WEIGHT_NF4, .nested = true, .rows = rows, .columns = columns,
-                               .data = nb_dptr_at(slab, layout.packed), .absmax = nb_dptr_at(slab, layout.absmax),
-                               .nested_absmax = nb_dptr_at(slab, layout.nested_absmax), .nested_map = nb_dptr_at(slab, layout.nested_map),
-                               .nested_offset = offset, .codebook = nb_dptr_at(slab, layout.codebook)};
+    struct nb_weight weight = {.format = NB_WEIGHT_NF4,
+        .nested = true,
+        .rows = rows,
+        .columns = columns,
+        .data = nb_dptr_at(slab, layout.packed),
+        .absmax = nb_dptr_at(slab, layout.absmax),
+        .nested_absmax = nb_dptr_at(slab, layout.nested_absmax),
+        .nested_map = nb_dptr_at(slab, layout.nested_map),
+        .nested_offset = offset,
+        .codebook = nb_dptr_at(slab, layout.codebook)};
     struct nb_quantize quantize = {.w = w, .to = weight};
     quantize.scratch.bytes = b->device->quantize_scratch_bytes(&b->device->profile, &quantize);
     must(b->device->memory_take(b->device, quantize.scratch.bytes, &quantize.scratch.base));
@@ -107,16 +113,25 @@ static struct nb_weight take_weight(const struct bench *b, int rows, int columns
 static struct nb_linear_part take_part(const struct bench *b, const struct shape *s, int p, enum nb_dtype dtype)
 {
     uint64_t tokens = (uint64_t)b->tokens, in = (uint64_t)s->in, out = (uint64_t)s->out[p];
-    return (struct nb_linear_part){
-        .weight = take_weight(b, s->out[p], s->in), .out = s->out[p], .y = take(b, dtype, tokens * out), .y_stride = s->out[p],
+    return (struct nb_linear_part){.weight = take_weight(b, s->out[p], s->in),
+        .out = s->out[p],
+        .y = take(b, dtype, tokens * out),
+        .y_stride = s->out[p],
         .output_scale = 1,
-        .lora = {.a = take(b, dtype, RANK * in), .b = take(b, dtype, out * RANK), .t = take(b, dtype, tokens * RANK),
-                 .da = take(b, NB_DTYPE_F32, RANK * in), .db = take(b, NB_DTYPE_F32, out * RANK), .rank = RANK, .scale = 2,
-                 .dropout = b->dropout, .module = nb_name_hash(s->name) + (uint64_t)p}};
+        .lora = {.a = take(b, dtype, RANK * in),
+            .b = take(b, dtype, out * RANK),
+            .t = take(b, dtype, tokens * RANK),
+            .da = take(b, NB_DTYPE_F32, RANK * in),
+            .db = take(b, NB_DTYPE_F32, out * RANK),
+            .rank = RANK,
+            .scale = 2,
+            .dropout = b->dropout,
+            .module = nb_name_hash(s->name) + (uint64_t)p}};
 }
 
 /* Runs the ops in turn, so that neither finds its own data in cache. */
-static void time_ops(const struct bench *b, struct nb_linear *forward, struct nb_linear_backward *backward, struct times result[2])
+static void time_ops(
+    const struct bench *b, struct nb_linear *forward, struct nb_linear_backward *backward, struct times result[2])
 {
     struct nb_device *d = b->device;
     double run[2][RUNS];
@@ -163,7 +178,8 @@ static struct times time_plain(const struct bench *b, enum nb_dtype dtype, int r
     dnnl_engine_t engine;
     dnnl_stream_t stream;
     dnnl_memory_t memory[3];
-    nb_dptr data[3] = {take(b, dtype, (uint64_t)(m * k)), take(b, dtype, (uint64_t)(k * n)), take(b, NB_DTYPE_F32, (uint64_t)(m * n))};
+    nb_dptr data[3] = {
+        take(b, dtype, (uint64_t)(m * k)), take(b, dtype, (uint64_t)(k * n)), take(b, NB_DTYPE_F32, (uint64_t)(m * n))};
     library(dnnl_engine_create(&engine, dnnl_cpu, 0));
     library(dnnl_stream_create(&stream, engine, dnnl_stream_default_flags));
     library(dnnl_memory_desc_init_by_strides(&desc[0], 2, a_dims, type, a_strides));
@@ -197,8 +213,8 @@ static struct times time_plain(const struct bench *b, enum nb_dtype dtype, int r
 
 static void print(const char *name, const char *pass, enum nb_dtype dtype, double flops, struct times op, double plain)
 {
-    printf("%-17s %-8s %s  %8.2f ms, median %8.2f ms  %7.1f GFLOP/s", name, pass, dtype == NB_DTYPE_BF16 ? "bf16" : "f32 ",
-           1e3 * op.minimum, 1e3 * op.median, 1e-9 * flops / op.minimum);
+    printf("%-17s %-8s %s  %8.2f ms, median %8.2f ms  %7.1f GFLOP/s", name, pass,
+        dtype == NB_DTYPE_BF16 ? "bf16" : "f32 ", 1e3 * op.minimum, 1e3 * op.median, 1e-9 * flops / op.minimum);
     if (plain > 0)
         printf("   %3.0f%% of plain (%.2f ms)", 100 * plain / op.minimum, 1e3 * plain);
     printf("\n");
@@ -206,14 +222,30 @@ static void print(const char *name, const char *pass, enum nb_dtype dtype, doubl
 
 static void measure(const struct bench *b, const struct shape *s, enum nb_dtype dtype)
 {
-    nb_dptr x = take(b, dtype, (uint64_t)b->tokens * (uint64_t)s->in), dx = take(b, dtype, (uint64_t)b->tokens * (uint64_t)s->in);
+    nb_dptr x = take(b, dtype, (uint64_t)b->tokens * (uint64_t)s->in),
+            dx = take(b, dtype, (uint64_t)b->tokens * (uint64_t)s->in);
     struct nb_step step = {.seed = {1, 2}};
     struct nb_slot slot = {.tokens = (uint32_t)b->tokens};
-    nb_dptr step_memory = {(uintptr_t)&step}, slot_memory = {(uintptr_t)&slot}; /* on a CPU all memory is the device's */
-    struct nb_linear forward = {.x = x, .step = step_memory, .slot = slot_memory, .tokens_max = b->tokens, .in = s->in, .x_stride = s->in,
-                                .parts = s->parts, .activation = dtype};
-    struct nb_linear_backward backward = {.x = x, .dx = dx, .step = step_memory, .slot = slot_memory, .tokens_max = b->tokens, .in = s->in,
-                                          .x_stride = s->in, .dx_stride = s->in, .parts = s->parts, .activation = dtype};
+    nb_dptr step_memory = {(uintptr_t)&step},
+            slot_memory = {(uintptr_t)&slot}; /* on a CPU all memory is the device's */
+    struct nb_linear forward = {.x = x,
+        .step = step_memory,
+        .slot = slot_memory,
+        .tokens_max = b->tokens,
+        .in = s->in,
+        .x_stride = s->in,
+        .parts = s->parts,
+        .activation = dtype};
+    struct nb_linear_backward backward = {.x = x,
+        .dx = dx,
+        .step = step_memory,
+        .slot = slot_memory,
+        .tokens_max = b->tokens,
+        .in = s->in,
+        .x_stride = s->in,
+        .dx_stride = s->in,
+        .parts = s->parts,
+        .activation = dtype};
     double flops[2] = {0}, plain[2] = {0};
     for (int p = 0; p < s->parts; p++) {
         forward.part[p] = take_part(b, s, p, dtype);
@@ -234,8 +266,8 @@ static void measure(const struct bench *b, const struct shape *s, enum nb_dtype 
 
 int main(int argc, char **argv)
 {
-    struct bench b = {.tokens = argc > 1 ? (int)strtol(argv[1], NULL, 10) : 1024,
-                      .dropout = argc > 3 ? strtof(argv[3], NULL) : 0};
+    struct bench b = {
+        .tokens = argc > 1 ? (int)strtol(argv[1], NULL, 10) : 1024, .dropout = argc > 3 ? strtof(argv[3], NULL) : 0};
     struct nb_cpu_options options = {.threads = argc > 2 ? (int)strtol(argv[2], NULL, 10) : 0};
     if (b.tokens < 1 || options.threads < 0 || !(b.dropout >= 0 && b.dropout < 1)) {
         fprintf(stderr, "usage: bench_linear [TOKENS [THREADS [DROPOUT]]]\n");
@@ -247,7 +279,7 @@ int main(int argc, char **argv)
     omp_set_num_threads(b.device->profile.multiprocessors);
 #endif
     printf("%s, %d threads, %d tokens, rank %d, dropout %g; minimum and median of %d\n", b.device->profile.name,
-           b.device->profile.multiprocessors, b.tokens, RANK, (double)b.dropout, RUNS);
+        b.device->profile.multiprocessors, b.tokens, RANK, (double)b.dropout, RUNS);
     for (int dtype = NB_DTYPE_BF16; dtype >= NB_DTYPE_F32; dtype--)
         for (size_t s = 0; s < sizeof shapes / sizeof *shapes; s++)
             measure(&b, &shapes[s], (enum nb_dtype)dtype);

@@ -49,7 +49,8 @@ static nb_status check_lora(const struct linear *l, int p)
     }
     NB_TRY(check_finite(l->op, member(p, "lora.scale").text, lora->scale));
     if (!(lora->dropout >= 0 && lora->dropout < 1))
-        return nb_fail(NB_UNSUPPORTED, "%s: %s %g is not in [0, 1)", l->op, member(p, "lora.dropout").text, (double)lora->dropout);
+        return nb_fail(
+            NB_UNSUPPORTED, "%s: %s %g is not in [0, 1)", l->op, member(p, "lora.dropout").text, (double)lora->dropout);
     return lora->dropout > 0 ? nb_check_pointer(l->op, "step", l->step, 16) : NB_OK;
 }
 
@@ -58,7 +59,8 @@ static nb_status check_part(const struct linear *l, int p)
     const struct nb_linear_part *part = &l->part[p];
     NB_TRY(nb_check_weight(l->op, member(p, "weight").text, &part->weight));
     if (part->weight.columns != l->in)
-        return nb_fail(NB_UNSUPPORTED, "%s: %s %d is not `in`, %d", l->op, member(p, "weight.columns").text, part->weight.columns, l->in);
+        return nb_fail(NB_UNSUPPORTED, "%s: %s %d is not `in`, %d", l->op, member(p, "weight.columns").text,
+            part->weight.columns, l->in);
     NB_TRY(nb_check_range(l->op, member(p, "row_begin").text, part->row_begin, 0, part->weight.rows - 1));
     NB_TRY(nb_check_range(l->op, member(p, "out").text, part->out, 1, part->weight.rows - part->row_begin));
     NB_TRY(nb_check_pointer(l->op, member(p, "y").text, part->y, 16));
@@ -77,7 +79,8 @@ static nb_status check_linear(const struct linear *l)
     NB_TRY(nb_check_stride(l->op, "x_stride", l->x_stride, l->in));
     NB_TRY(nb_check_range(l->op, "parts", l->parts, 1, NB_LINEAR_PARTS));
     if (l->rows_from != NB_ROWS_TOKENS && l->rows_from != NB_ROWS_TRAINED_CHUNK)
-        return nb_fail(NB_UNSUPPORTED, "%s: rows_from %d is neither tokens nor a chunk of trained rows", l->op, (int)l->rows_from);
+        return nb_fail(
+            NB_UNSUPPORTED, "%s: rows_from %d is neither tokens nor a chunk of trained rows", l->op, (int)l->rows_from);
     NB_TRY(nb_check_range(l->op, "row_begin_chunk", l->row_begin_chunk, 0, INT32_MAX));
     NB_TRY(nb_check_pointer(l->op, "slot", l->slot, 16));
     for (int p = 0; p < l->parts; p++)
@@ -87,9 +90,18 @@ static nb_status check_linear(const struct linear *l)
 
 nb_status nb_check_linear(const struct nb_linear *a)
 {
-    struct linear l = {.op = "linear", .part = a->part, .x = a->x, .step = a->step, .slot = a->slot, .tokens_max = a->tokens_max,
-                       .in = a->in, .x_stride = a->x_stride, .parts = a->parts, .row_begin_chunk = a->row_begin_chunk,
-                       .activation = a->activation, .rows_from = a->rows_from};
+    struct linear l = {.op = "linear",
+        .part = a->part,
+        .x = a->x,
+        .step = a->step,
+        .slot = a->slot,
+        .tokens_max = a->tokens_max,
+        .in = a->in,
+        .x_stride = a->x_stride,
+        .parts = a->parts,
+        .row_begin_chunk = a->row_begin_chunk,
+        .activation = a->activation,
+        .rows_from = a->rows_from};
     NB_TRY(check_linear(&l));
     NB_TRY(nb_check_pointer(l.op, "x", a->x, 16));
     for (int p = 0; p < a->parts; p++)
@@ -99,9 +111,19 @@ nb_status nb_check_linear(const struct nb_linear *a)
 
 nb_status nb_check_linear_backward(const struct nb_linear_backward *a)
 {
-    struct linear l = {.op = "linear_backward", .part = a->part, .x = a->x, .step = a->step, .slot = a->slot,
-                       .tokens_max = a->tokens_max, .in = a->in, .x_stride = a->x_stride, .parts = a->parts,
-                       .row_begin_chunk = a->row_begin_chunk, .activation = a->activation, .rows_from = a->rows_from, .backward = true};
+    struct linear l = {.op = "linear_backward",
+        .part = a->part,
+        .x = a->x,
+        .step = a->step,
+        .slot = a->slot,
+        .tokens_max = a->tokens_max,
+        .in = a->in,
+        .x_stride = a->x_stride,
+        .parts = a->parts,
+        .row_begin_chunk = a->row_begin_chunk,
+        .activation = a->activation,
+        .rows_from = a->rows_from,
+        .backward = true};
     NB_TRY(check_linear(&l));
     bool adapters = false;
     for (int p = 0; p < a->parts; p++)
@@ -153,7 +175,8 @@ static nb_status check_attention(const struct attention *t, const struct buffer 
         return nb_fail(NB_UNSUPPORTED, "%s: soft_cap %g is neither 0 nor positive", t->op, (double)t->soft_cap);
     for (int i = 0; i < count; i++) {
         NB_TRY(nb_check_pointer(t->op, buffers[i].name, buffers[i].pointer, 16));
-        NB_TRY(nb_check_stride(t->op, buffers[i].stride_name, buffers[i].stride, (int64_t)buffers[i].heads * t->head_dim));
+        NB_TRY(
+            nb_check_stride(t->op, buffers[i].stride_name, buffers[i].stride, (int64_t)buffers[i].heads * t->head_dim));
     }
     NB_TRY(nb_check_pointer(t->op, "query_starts", t->query_starts, 4));
     NB_TRY(nb_check_pointer(t->op, "key_starts", t->key_starts, 4));
@@ -162,8 +185,9 @@ static nb_status check_attention(const struct attention *t, const struct buffer 
 
 nb_status nb_check_attention(const struct nb_attention *a)
 {
-    struct attention t = {"attention", a->query_starts, a->key_starts, a->slot, a->tokens_max, a->key_tokens_max, a->sequences_max,
-                          a->longest_max, a->heads, a->kv_heads, a->head_dim, a->window, a->scale, a->soft_cap, a->activation};
+    struct attention t = {"attention", a->query_starts, a->key_starts, a->slot, a->tokens_max, a->key_tokens_max,
+        a->sequences_max, a->longest_max, a->heads, a->kv_heads, a->head_dim, a->window, a->scale, a->soft_cap,
+        a->activation};
     const struct buffer buffers[] = {
         {"q", "q_stride", a->q, a->q_stride, a->heads},
         {"k", "k_stride", a->k, a->k_stride, a->kv_heads},
@@ -180,9 +204,9 @@ nb_status nb_check_attention(const struct nb_attention *a)
 
 nb_status nb_check_attention_backward(const struct nb_attention_backward *a)
 {
-    struct attention t = {"attention_backward", a->query_starts, a->key_starts, a->slot, a->tokens_max, a->key_tokens_max,
-                          a->sequences_max, a->longest_max, a->heads, a->kv_heads, a->head_dim, a->window, a->scale, a->soft_cap,
-                          a->activation};
+    struct attention t = {"attention_backward", a->query_starts, a->key_starts, a->slot, a->tokens_max,
+        a->key_tokens_max, a->sequences_max, a->longest_max, a->heads, a->kv_heads, a->head_dim, a->window, a->scale,
+        a->soft_cap, a->activation};
     const struct buffer buffers[] = {
         {"q", "q_stride", a->q, a->q_stride, a->heads},
         {"k", "k_stride", a->k, a->k_stride, a->kv_heads},

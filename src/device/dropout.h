@@ -1,6 +1,7 @@
 /* Which inputs of an adapter's branch dropout keeps: the one definition for all devices.
- * Philox counter {feature / 4, token within the step, random_step, low half of module}, key {seed[0] ^ high half of module, seed[1]};
- * word feature % 4 of the result, its top 24 bits as u in [0, 1), keeps the feature where u >= dropout. */
+ * Philox counter {feature / 4, token within the step, random_step, low half of module}, key {seed[0] ^ high half of
+ * module, seed[1]}; word feature % 4 of the result, its top 24 bits as u in [0, 1), keeps the feature where u >=
+ * dropout. */
 #ifndef NB_DEVICE_DROPOUT_H
 #define NB_DEVICE_DROPOUT_H
 
@@ -16,11 +17,13 @@ struct nb_dropout {
 };
 
 /* 0 <= dropout < 1. */
-static inline struct nb_dropout nb_dropout(float dropout, uint64_t module, uint32_t random_step, const uint32_t seed[2], uint32_t token)
+static inline struct nb_dropout nb_dropout(
+    float dropout, uint64_t module, uint32_t random_step, const uint32_t seed[2], uint32_t token)
 {
     uint32_t threshold = (uint32_t)(dropout * 0x1p24f); /* the product is exact */
     threshold += (float)threshold < dropout * 0x1p24f;
-    return (struct nb_dropout){token, random_step, (uint32_t)module, {seed[0] ^ (uint32_t)(module >> 32), seed[1]}, threshold};
+    return (struct nb_dropout){
+        token, random_step, (uint32_t)module, {seed[0] ^ (uint32_t)(module >> 32), seed[1]}, threshold};
 }
 
 /* Whether a feature is kept. */
@@ -30,8 +33,8 @@ static inline bool nb_dropout_keep(const struct nb_dropout *d, uint32_t feature)
     return nb_philox(counter, d->key).word[feature % 4] >> 8 >= d->threshold;
 }
 
-/* Features 4 * block to 4 * block + 3 at once: byte i is 1 where 4 * block + i is kept, else 0; byte 0 is the lowest. A loop over
- * blocks vectorizes. */
+/* Features 4 * block to 4 * block + 3 at once: byte i is 1 where 4 * block + i is kept, else 0; byte 0 is the lowest. A
+ * loop over blocks vectorizes. */
 static inline uint32_t nb_dropout_keep_block(const struct nb_dropout *d, uint32_t block)
 {
     uint32_t counter[4] = {block, d->token, d->random_step, d->module};

@@ -5,11 +5,21 @@
 static void bind_inputs(struct checkop *c, const struct attention_setup *s, struct nb_attention *args)
 {
     const struct attention_case *k = &s->k;
-    *args = (struct nb_attention){
-        .tokens_max = s->tokens_max, .key_tokens_max = s->key_tokens_max, .sequences_max = s->sequences, .longest_max = s->longest,
-        .heads = k->heads, .kv_heads = k->kv_heads, .head_dim = k->head_dim, .q_stride = attention_stride(k, k->heads),
-        .k_stride = attention_stride(k, k->kv_heads), .v_stride = attention_stride(k, k->kv_heads),
-        .o_stride = attention_stride(k, k->heads), .window = k->window, .scale = s->scale, .soft_cap = k->soft_cap, .activation = s->dtype};
+    *args = (struct nb_attention){.tokens_max = s->tokens_max,
+        .key_tokens_max = s->key_tokens_max,
+        .sequences_max = s->sequences,
+        .longest_max = s->longest,
+        .heads = k->heads,
+        .kv_heads = k->kv_heads,
+        .head_dim = k->head_dim,
+        .q_stride = attention_stride(k, k->heads),
+        .k_stride = attention_stride(k, k->kv_heads),
+        .v_stride = attention_stride(k, k->kv_heads),
+        .o_stride = attention_stride(k, k->heads),
+        .window = k->window,
+        .scale = s->scale,
+        .soft_cap = k->soft_cap,
+        .activation = s->dtype};
     checkop_bind(c, &args->q, s->q_buffer);
     checkop_bind(c, &args->k, s->k_buffer);
     checkop_bind(c, &args->v, s->v_buffer);
@@ -30,21 +40,24 @@ static void one(struct checkop *c, const struct attention_case *k, enum nb_dtype
     struct checkop_buffer *lse = checkop_output(c, "lse", NB_DTYPE_F32, (uint64_t)k->heads * (uint64_t)s.tokens_max);
     checkop_bind(c, &args.o, o);
     checkop_bind(c, &args.lse, lse);
-    double *want = checkop_scratch(c, (uint64_t)s.tokens * (uint64_t)width), *want_lse = checkop_scratch(c, (uint64_t)k->heads * (uint64_t)s.tokens);
+    double *want = checkop_scratch(c, (uint64_t)s.tokens * (uint64_t)width),
+           *want_lse = checkop_scratch(c, (uint64_t)k->heads * (uint64_t)s.tokens);
     attention_forward(&s, s.q, s.k_values, s.v, want, want_lse);
     checkop_run(c, CHECKOP_attention, &args);
-    /* A score is a sum of head_dim products, off by about 2^-24 * its size, which moves a weight by as much relative to itself; o is a
-     * mean of values up to 4. In bf16 each weight is rounded (2^-9 of itself, random signs) before it multiplies. */
-    double size = 4 * (k->magnitude == 0 ? 1 : k->magnitude), score_error = (k->head_dim / 16.0 + 20) * 0x1p-24 * size * 4;
+    /* A score is a sum of head_dim products, off by about 2^-24 * its size, which moves a weight by as much relative to
+     * itself; o is a mean of values up to 4. In bf16 each weight is rounded (2^-9 of itself, random signs) before it
+     * multiplies. */
+    double size = 4 * (k->magnitude == 0 ? 1 : k->magnitude),
+           score_error = (k->head_dim / 16.0 + 20) * 0x1p-24 * size * 4;
     double error = 4 * (score_error + (s.longest / 16.0 + 20) * 0x1p-24);
     if (dtype == NB_DTYPE_BF16)
         error += 4 * 0x1p-9;
     for (int t = 0; t < s.tokens; t++)
         checkop_expect(c, o, (uint64_t)(t * args.o_stride), (uint64_t)width, want + (int64_t)t * width,
-                       (struct checkop_tolerance){.ulps = 0.5, .absolute = error});
+            (struct checkop_tolerance){.ulps = 0.5, .absolute = error});
     for (int head = 0; head < k->heads; head++)
         checkop_expect(c, lse, (uint64_t)(head * s.tokens_max), (uint64_t)s.tokens, want_lse + (int64_t)head * s.tokens,
-                       (struct checkop_tolerance){.ulps = 2, .absolute = score_error + 0x1p-20});
+            (struct checkop_tolerance){.ulps = 2, .absolute = score_error + 0x1p-20});
     checkop_end(c);
 }
 
@@ -61,16 +74,33 @@ static void bench(struct checkop *c, const struct attention_case *k, enum nb_dty
         double n = k->queries[i], m = k->keys[i] ? k->keys[i] : n;
         pairs += n * (m - (n - 1) / 2);
     }
-    checkop_bench(c, CHECKOP_attention, &args, (double)(s.tokens * 2 + s.key_tokens * 2) * k->head_dim * (double)nb_dtype_bytes(dtype),
-                  4 * pairs * k->heads * k->head_dim);
+    checkop_bench(c, CHECKOP_attention, &args,
+        (double)(s.tokens * 2 + s.key_tokens * 2) * k->head_dim * (double)nb_dtype_bytes(dtype),
+        4 * pairs * k->heads * k->head_dim);
 }
 
 static void refusals(struct checkop *c)
 {
     const nb_dptr p = {4096}, q = {8192};
-    const struct nb_attention good = {.q = p, .k = p, .v = p, .o = q, .query_starts = p, .key_starts = p, .slot = p, .tokens_max = 8,
-                                      .key_tokens_max = 8, .sequences_max = 1, .longest_max = 8, .heads = 6, .kv_heads = 2, .head_dim = 16,
-                                      .q_stride = 96, .k_stride = 32, .v_stride = 32, .o_stride = 96, .scale = 1};
+    const struct nb_attention good = {.q = p,
+        .k = p,
+        .v = p,
+        .o = q,
+        .query_starts = p,
+        .key_starts = p,
+        .slot = p,
+        .tokens_max = 8,
+        .key_tokens_max = 8,
+        .sequences_max = 1,
+        .longest_max = 8,
+        .heads = 6,
+        .kv_heads = 2,
+        .head_dim = 16,
+        .q_stride = 96,
+        .k_stride = 32,
+        .v_stride = 32,
+        .o_stride = 96,
+        .scale = 1};
     struct nb_attention bad = good;
     bad.kv_heads = 4;
     bad.k_stride = bad.v_stride = 64;

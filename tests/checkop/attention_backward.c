@@ -7,15 +7,30 @@ struct gradients {
 };
 
 /* Binds everything but o, lse and d_o. */
-static void bind(struct checkop *c, const struct attention_setup *s, struct nb_attention_backward *args, struct gradients *g)
+static void bind(
+    struct checkop *c, const struct attention_setup *s, struct nb_attention_backward *args, struct gradients *g)
 {
     const struct attention_case *k = &s->k;
     int q_stride = attention_stride(k, k->heads), kv_stride = attention_stride(k, k->kv_heads);
-    *args = (struct nb_attention_backward){
-        .tokens_max = s->tokens_max, .key_tokens_max = s->key_tokens_max, .sequences_max = s->sequences, .longest_max = s->longest,
-        .heads = k->heads, .kv_heads = k->kv_heads, .head_dim = k->head_dim, .q_stride = q_stride, .k_stride = kv_stride,
-        .v_stride = kv_stride, .o_stride = q_stride, .d_o_stride = q_stride, .dq_stride = q_stride, .dk_stride = kv_stride,
-        .dv_stride = kv_stride, .window = k->window, .scale = s->scale, .soft_cap = k->soft_cap, .activation = s->dtype};
+    *args = (struct nb_attention_backward){.tokens_max = s->tokens_max,
+        .key_tokens_max = s->key_tokens_max,
+        .sequences_max = s->sequences,
+        .longest_max = s->longest,
+        .heads = k->heads,
+        .kv_heads = k->kv_heads,
+        .head_dim = k->head_dim,
+        .q_stride = q_stride,
+        .k_stride = kv_stride,
+        .v_stride = kv_stride,
+        .o_stride = q_stride,
+        .d_o_stride = q_stride,
+        .dq_stride = q_stride,
+        .dk_stride = kv_stride,
+        .dv_stride = kv_stride,
+        .window = k->window,
+        .scale = s->scale,
+        .soft_cap = k->soft_cap,
+        .activation = s->dtype};
     g->dq = checkop_output(c, "dq", s->dtype, (uint64_t)s->tokens_max * (uint64_t)q_stride);
     g->dk = checkop_output(c, "dk", s->dtype, (uint64_t)s->key_tokens_max * (uint64_t)kv_stride);
     g->dv = checkop_output(c, "dv", s->dtype, (uint64_t)s->key_tokens_max * (uint64_t)kv_stride);
@@ -31,10 +46,11 @@ static void bind(struct checkop *c, const struct attention_setup *s, struct nb_a
     checkop_bind_scratch(c, &args->scratch);
 }
 
-/* fp32: what the sums' and exponents' roundings come to, at the size of the largest element. bf16: o, p and ds are rounded to 2^-9 of
- * themselves before they are multiplied and summed with random signs; delta's error weighs on every ds of its row. As a whole the
- * gradient is then good to a few 2^-9. */
-static void expect(struct checkop *c, const struct attention_setup *s, struct checkop_buffer *b, int rows, int heads, const double *want)
+/* fp32: what the sums' and exponents' roundings come to, at the size of the largest element. bf16: o, p and ds are
+ * rounded to 2^-9 of themselves before they are multiplied and summed with random signs; delta's error weighs on every
+ * ds of its row. As a whole the gradient is then good to a few 2^-9. */
+static void expect(struct checkop *c, const struct attention_setup *s, struct checkop_buffer *b, int rows, int heads,
+    const double *want)
 {
     int width = heads * s->k.head_dim, stride = attention_stride(&s->k, heads);
     double largest = 0, square = 0, error_square = 0, epsilon = s->dtype == NB_DTYPE_F32 ? 0x1p-23 : 0x1p-8;
@@ -44,7 +60,7 @@ static void expect(struct checkop *c, const struct attention_setup *s, struct ch
     double absolute = (s->dtype == NB_DTYPE_F32 ? 40 * size : 4) * epsilon * (largest + 0.1);
     for (int t = 0; t < rows; t++) {
         checkop_expect(c, b, (uint64_t)(t * stride), (uint64_t)width, want + (int64_t)t * width,
-                       (struct checkop_tolerance){.ulps = 0.5, .absolute = absolute});
+            (struct checkop_tolerance){.ulps = 0.5, .absolute = absolute});
         for (int i = 0; i < width; i++) {
             double error = checkop_got(b, (uint64_t)(t * stride + i)) - want[t * width + i];
             square += want[t * width + i] * want[t * width + i];
@@ -53,7 +69,7 @@ static void expect(struct checkop *c, const struct attention_setup *s, struct ch
     }
     double relative = (s->dtype == NB_DTYPE_F32 ? 8 * size : 2) * epsilon;
     checkop_true(c, error_square <= relative * relative * square + 1e-12, "the gradient's error is %g of its norm",
-                 sqrt(error_square / square));
+        sqrt(error_square / square));
 }
 
 /* ---- finite differences of sum(d_o * o), which prove the formulas that the larger cases use ---- */
@@ -69,25 +85,28 @@ static double loss_of(void *context, const double *value)
 {
     const struct difference *d = context;
     const struct attention_setup *s = d->s;
-    attention_forward(s, d->variable == 0 ? value : s->q, d->variable == 1 ? value : s->k_values, d->variable == 2 ? value : s->v, d->o,
-                      NULL);
+    attention_forward(s, d->variable == 0 ? value : s->q, d->variable == 1 ? value : s->k_values,
+        d->variable == 2 ? value : s->v, d->o, NULL);
     double loss = 0;
     for (int i = 0; i < s->tokens * s->k.heads * s->k.head_dim; i++)
         loss += d->o[i] * d->d_o[i];
     return loss;
 }
 
-static void compare_differences(struct checkop *c, const struct attention_setup *s, const double *d_o, const double *const gradient[3])
+static void compare_differences(
+    struct checkop *c, const struct attention_setup *s, const double *d_o, const double *const gradient[3])
 {
     int width = s->k.head_dim;
     struct difference d = {s, d_o, checkop_scratch(c, (uint64_t)(s->tokens * s->k.heads * width)), 0};
     double *value[3] = {s->q, s->k_values, s->v};
-    int count[3] = {s->tokens * s->k.heads * width, s->key_tokens * s->k.kv_heads * width, s->key_tokens * s->k.kv_heads * width};
+    int count[3] = {
+        s->tokens * s->k.heads * width, s->key_tokens * s->k.kv_heads * width, s->key_tokens * s->k.kv_heads * width};
     for (d.variable = 0; d.variable < 3; d.variable++) {
         for (int i = 0; i < count[d.variable]; i += 3) {
-            double want = checkop_difference(loss_of, &d, value[d.variable], (uint64_t)i), got = gradient[d.variable][i];
-            checkop_true(c, fabs(got - want) < 1e-6 * (1 + fabs(want)), "d%c[%d] is %g by formula, the difference says %g",
-                         "qkv"[d.variable], i, got, want);
+            double want = checkop_difference(loss_of, &d, value[d.variable], (uint64_t)i),
+                   got = gradient[d.variable][i];
+            checkop_true(c, fabs(got - want) < 1e-6 * (1 + fabs(want)),
+                "d%c[%d] is %g by formula, the difference says %g", "qkv"[d.variable], i, got, want);
         }
     }
 }
@@ -100,8 +119,10 @@ static void one(struct checkop *c, const struct attention_case *k, enum nb_dtype
     attention_begin(c, k, dtype, &s);
     bind(c, &s, &args, &g);
     int width = k->heads * k->head_dim, kv_width = k->kv_heads * k->head_dim, stride = args.o_stride;
-    double *o = checkop_scratch(c, (uint64_t)(s.tokens * width)), *lse = checkop_scratch(c, (uint64_t)(k->heads * s.tokens));
-    double *dq = checkop_scratch(c, (uint64_t)(s.tokens * width)), *dk = checkop_scratch(c, (uint64_t)(s.key_tokens * kv_width));
+    double *o = checkop_scratch(c, (uint64_t)(s.tokens * width)),
+           *lse = checkop_scratch(c, (uint64_t)(k->heads * s.tokens));
+    double *dq = checkop_scratch(c, (uint64_t)(s.tokens * width)),
+           *dk = checkop_scratch(c, (uint64_t)(s.key_tokens * kv_width));
     double *dv = checkop_scratch(c, (uint64_t)(s.key_tokens * kv_width)), *d_o;
     attention_forward(&s, s.q, s.k_values, s.v, o, lse);
     struct checkop_buffer *o_buffer = checkop_input(c, "o", dtype, (uint64_t)(s.tokens_max * stride));
@@ -142,17 +163,40 @@ static void bench(struct checkop *c, const struct attention_case *k, enum nb_dty
     for (int i = 0; i < s.sequences; i++)
         pairs += (double)k->queries[i] * (k->queries[i] + 1) / 2;
     checkop_bench(c, CHECKOP_attention_backward, &args, 8.0 * s.tokens * k->head_dim * (double)nb_dtype_bytes(dtype),
-                  10 * pairs * k->heads * k->head_dim);
+        10 * pairs * k->heads * k->head_dim);
 }
 
 static void refusals(struct checkop *c)
 {
     const nb_dptr p = {4096};
-    const struct nb_attention_backward good = {
-        .q = p, .k = p, .v = p, .o = p, .lse = p, .d_o = p, .dq = {8192}, .dk = {12288}, .dv = {16384}, .query_starts = p,
-        .key_starts = p, .slot = p, .tokens_max = 8, .key_tokens_max = 8, .sequences_max = 1, .longest_max = 8, .heads = 2, .kv_heads = 2,
-        .head_dim = 16, .q_stride = 32, .k_stride = 32, .v_stride = 32, .o_stride = 32, .d_o_stride = 32, .dq_stride = 32,
-        .dk_stride = 32, .dv_stride = 32, .scale = 1};
+    const struct nb_attention_backward good = {.q = p,
+        .k = p,
+        .v = p,
+        .o = p,
+        .lse = p,
+        .d_o = p,
+        .dq = {8192},
+        .dk = {12288},
+        .dv = {16384},
+        .query_starts = p,
+        .key_starts = p,
+        .slot = p,
+        .tokens_max = 8,
+        .key_tokens_max = 8,
+        .sequences_max = 1,
+        .longest_max = 8,
+        .heads = 2,
+        .kv_heads = 2,
+        .head_dim = 16,
+        .q_stride = 32,
+        .k_stride = 32,
+        .v_stride = 32,
+        .o_stride = 32,
+        .d_o_stride = 32,
+        .dq_stride = 32,
+        .dk_stride = 32,
+        .dv_stride = 32,
+        .scale = 1};
     struct nb_attention_backward bad = good;
     bad.dq = p;
     checkop_refuses(c, CHECKOP_attention_backward, &bad, "dq");
@@ -179,7 +223,8 @@ void checkop_attention_backward(struct checkop *c)
     };
     static const struct attention_case cases[] = {
         /* Small enough for differences: packed, grouped; a window; a soft cap; more keys than queries. */
-        {.queries = {1, 6, 3}, .heads = 4, .kv_heads = 2, .head_dim = 8, .stride_extra = 8, .rows_extra = 2, .differences = true},
+        {.queries = {1, 6, 3}, .heads = 4, .kv_heads = 2, .head_dim = 8, .stride_extra = 8, .rows_extra = 2,
+         .differences = true},
         {.queries = {9}, .heads = 2, .kv_heads = 1, .head_dim = 8, .window = 3, .soft_cap = 1.5f, .differences = true},
         {.queries = {3, 2}, .keys = {8, 5}, .heads = 2, .kv_heads = 1, .head_dim = 8, .window = 4, .differences = true},
         /* The edges of the tiles, windows over several of them. */

@@ -1,4 +1,5 @@
-/* Attention in double, naively, for one case of packed sequences; and its gradient, checked by differences in attention_backward.c. */
+/* Attention in double, naively, for one case of packed sequences; and its gradient, checked by differences in
+ * attention_backward.c. */
 #ifndef NB_TESTS_CHECKOP_ATTENTION_REFERENCE_H
 #define NB_TESTS_CHECKOP_ATTENTION_REFERENCE_H
 
@@ -7,7 +8,8 @@
 enum { ATTENTION_SEQUENCES = 8 };
 
 struct attention_case {
-    int queries[ATTENTION_SEQUENCES], keys[ATTENTION_SEQUENCES]; /* lengths, ended by 0 queries; keys 0: as many as queries */
+    int queries[ATTENTION_SEQUENCES],
+        keys[ATTENTION_SEQUENCES]; /* lengths, ended by 0 queries; keys 0: as many as queries */
     int heads, kv_heads, head_dim, window;
     float soft_cap;
     int stride_extra, rows_extra; /* elements between rows; rows of the buffers behind the valid ones */
@@ -31,12 +33,14 @@ void attention_begin(struct checkop *c, const struct attention_case *k, enum nb_
 /* Row strides of buffers with as many heads. */
 int attention_stride(const struct attention_case *k, int heads);
 
-/* A buffer [rows_max, heads, head_dim] whose first `rows` rows are normal numbers, the rest NaN; their values contiguous. */
-struct checkop_buffer *attention_matrix(struct checkop *c, const struct attention_setup *s, const char *name, int rows, int rows_max,
-                                        int heads, double deviation, double **values);
+/* A buffer [rows_max, heads, head_dim] whose first `rows` rows are normal numbers, the rest NaN; their values
+ * contiguous. */
+struct checkop_buffer *attention_matrix(struct checkop *c, const struct attention_setup *s, const char *name, int rows,
+    int rows_max, int heads, double deviation, double **values);
 
 /* o [tokens, heads, head_dim] and lse [heads, tokens] from the values; lse may be NULL. */
-void attention_forward(const struct attention_setup *s, const double *q, const double *k, const double *v, double *o, double *lse);
+void attention_forward(
+    const struct attention_setup *s, const double *q, const double *k, const double *v, double *o, double *lse);
 
 /* dq, dk, dv, set to 0 before, from d_o. */
 void attention_gradient(const struct attention_setup *s, const double *d_o, double *dq, double *dk, double *dv);

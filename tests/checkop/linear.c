@@ -3,21 +3,27 @@
 #include <math.h>
 
 /* y of one part after the run, given t as the op stored it (so that t's rounding is judged once, where t is). */
-static void expect_part(struct checkop *c, const struct linear_setup *s, int p, struct checkop_buffer *t, struct checkop_buffer *y)
+static void expect_part(
+    struct checkop *c, const struct linear_setup *s, int p, struct checkop_buffer *t, struct checkop_buffer *y)
 {
     const struct linear_case *k = &s->k;
     const struct linear_part *part = &s->part[p];
     int out = k->out[p], n = k->tokens, stride = linear_stride(k, out);
-    double epsilon = s->dtype == NB_DTYPE_F32 ? 0x1p-24 : 0x1p-9, scale = k->output_scale == 0 ? 1 : (double)k->output_scale;
-    double *want = checkop_scratch(c, (uint64_t)n * (uint64_t)out), *sizes = checkop_scratch(c, (uint64_t)n * (uint64_t)out);
+    double epsilon = s->dtype == NB_DTYPE_F32 ? 0x1p-24 : 0x1p-9,
+           scale = k->output_scale == 0 ? 1 : (double)k->output_scale;
+    double *want = checkop_scratch(c, (uint64_t)n * (uint64_t)out),
+           *sizes = checkop_scratch(c, (uint64_t)n * (uint64_t)out);
     linear_multiply(s->x, part->w, n, out, k->in, want, sizes);
     double size = linear_largest(sizes, (uint64_t)n * (uint64_t)out), error = linear_sum_error(k->in, size);
     if (k->rank > 0) {
-        double *got = checkop_scratch(c, (uint64_t)n * (uint64_t)k->rank), *branch = checkop_scratch(c, (uint64_t)n * (uint64_t)out);
-        double *wanted_t = checkop_scratch(c, (uint64_t)n * (uint64_t)k->rank), *t_sizes = checkop_scratch(c, (uint64_t)n * (uint64_t)k->rank);
+        double *got = checkop_scratch(c, (uint64_t)n * (uint64_t)k->rank),
+               *branch = checkop_scratch(c, (uint64_t)n * (uint64_t)out);
+        double *wanted_t = checkop_scratch(c, (uint64_t)n * (uint64_t)k->rank),
+               *t_sizes = checkop_scratch(c, (uint64_t)n * (uint64_t)k->rank);
         linear_multiply(linear_dropped(c, s, p), part->a, n, k->rank, k->in, wanted_t, t_sizes);
         double t_error = linear_sum_error(k->in, linear_largest(t_sizes, (uint64_t)n * (uint64_t)k->rank));
-        checkop_expect(c, t, 0, (uint64_t)n * (uint64_t)k->rank, wanted_t, (struct checkop_tolerance){.ulps = 0.5, .absolute = t_error});
+        checkop_expect(c, t, 0, (uint64_t)n * (uint64_t)k->rank, wanted_t,
+            (struct checkop_tolerance){.ulps = 0.5, .absolute = t_error});
         for (int i = 0; i < n * k->rank; i++)
             got[i] = checkop_got(t, (uint64_t)i);
         linear_multiply(got, part->b, n, out, k->rank, branch, sizes);
@@ -46,9 +52,13 @@ static void expect_part(struct checkop *c, const struct linear_setup *s, int p, 
 static void one(struct checkop *c, const struct linear_case *k, enum nb_dtype dtype)
 {
     struct linear_setup s;
-    struct nb_linear args = {.tokens_max = k->tokens_max, .in = k->in, .x_stride = linear_stride(k, k->in), .parts = k->parts,
-                             .activation = dtype, .rows_from = k->chunk_begin > 0 ? NB_ROWS_TRAINED_CHUNK : NB_ROWS_TOKENS,
-                             .row_begin_chunk = k->chunk_begin};
+    struct nb_linear args = {.tokens_max = k->tokens_max,
+        .in = k->in,
+        .x_stride = linear_stride(k, k->in),
+        .parts = k->parts,
+        .activation = dtype,
+        .rows_from = k->chunk_begin > 0 ? NB_ROWS_TRAINED_CHUNK : NB_ROWS_TOKENS,
+        .row_begin_chunk = k->chunk_begin};
     struct checkop_buffer *t[NB_LINEAR_PARTS] = {0}, *y[NB_LINEAR_PARTS];
     linear_begin(c, k, dtype, &s, args.part);
     checkop_bind(c, &args.x, s.x_buffer);
@@ -77,10 +87,20 @@ static void one(struct checkop *c, const struct linear_case *k, enum nb_dtype dt
 static void refusals(struct checkop *c)
 {
     const nb_dptr p = {4096}, q = {8192};
-    const struct nb_linear good = {
-        .x = p, .step = p, .slot = p, .tokens_max = 4, .in = 64, .x_stride = 64, .parts = 1, .activation = NB_DTYPE_F32,
-        .part = {{.weight = {.format = NB_WEIGHT_BF16, .rows = 24, .columns = 64, .data = p}, .out = 24, .y = q, .y_stride = 24,
-                  .output_scale = 1, .lora = {.a = p, .b = p, .t = p, .rank = 3, .scale = 1}}}};
+    const struct nb_linear good = {.x = p,
+        .step = p,
+        .slot = p,
+        .tokens_max = 4,
+        .in = 64,
+        .x_stride = 64,
+        .parts = 1,
+        .activation = NB_DTYPE_F32,
+        .part = {{.weight = {.format = NB_WEIGHT_BF16, .rows = 24, .columns = 64, .data = p},
+            .out = 24,
+            .y = q,
+            .y_stride = 24,
+            .output_scale = 1,
+            .lora = {.a = p, .b = p, .t = p, .rank = 3, .scale = 1}}}};
     struct nb_linear bad = good;
     bad.in = 60;
     checkop_refuses(c, CHECKOP_linear, &bad, "in 60");
@@ -113,7 +133,8 @@ static void refusals(struct checkop *c)
 static void bench(struct checkop *c, const struct linear_case *k, enum nb_dtype dtype)
 {
     struct linear_setup s;
-    struct nb_linear args = {.tokens_max = k->tokens_max, .in = k->in, .x_stride = k->in, .parts = k->parts, .activation = dtype};
+    struct nb_linear args = {
+        .tokens_max = k->tokens_max, .in = k->in, .x_stride = k->in, .parts = k->parts, .activation = dtype};
     linear_begin(c, k, dtype, &s, args.part);
     checkop_bind(c, &args.x, s.x_buffer);
     checkop_bind(c, &args.step, s.step_buffer);
@@ -121,45 +142,63 @@ static void bench(struct checkop *c, const struct linear_case *k, enum nb_dtype 
     checkop_bind_scratch(c, &args.scratch);
     double flops = 0;
     for (int p = 0; p < k->parts; p++) {
-        checkop_bind(c, &args.part[p].y, checkop_output(c, "y", dtype, (uint64_t)k->tokens_max * (uint64_t)args.part[p].y_stride));
-        checkop_bind(c, &args.part[p].lora.t, checkop_output(c, "t", dtype, (uint64_t)k->tokens_max * (uint64_t)k->rank));
+        checkop_bind(c, &args.part[p].y,
+            checkop_output(c, "y", dtype, (uint64_t)k->tokens_max * (uint64_t)args.part[p].y_stride));
+        checkop_bind(
+            c, &args.part[p].lora.t, checkop_output(c, "t", dtype, (uint64_t)k->tokens_max * (uint64_t)k->rank));
         flops += 2.0 * k->tokens * ((double)k->in * k->out[p] + (double)k->rank * (k->in + k->out[p]));
     }
-    checkop_bench(c, CHECKOP_linear, &args, (double)k->tokens * (double)nb_dtype_bytes(dtype) * (k->in + k->out[0]), flops);
+    checkop_bench(
+        c, CHECKOP_linear, &args, (double)k->tokens * (double)nb_dtype_bytes(dtype) * (k->in + k->out[0]), flops);
 }
 
 void checkop_linear(struct checkop *c)
 {
     static const struct linear_case benches[] = {
-        {.tokens = 1024, .tokens_max = 1024, .in = 576, .out = {576, 192, 192}, .parts = 3, .rank = 16, .format = NB_WEIGHT_NF4, .nested = true},
-        {.tokens = 1024, .tokens_max = 1024, .in = 576, .out = {1536, 1536}, .parts = 2, .rank = 16, .format = NB_WEIGHT_NF4, .nested = true},
-        {.tokens = 1024, .tokens_max = 1024, .in = 1536, .out = {576}, .parts = 1, .rank = 16, .format = NB_WEIGHT_NF4, .nested = true},
-        {.tokens = 1, .tokens_max = 1, .in = 1536, .out = {576}, .parts = 1, .rank = 16, .format = NB_WEIGHT_NF4, .nested = true},
+        {.tokens = 1024, .tokens_max = 1024, .in = 576, .out = {576, 192, 192}, .parts = 3, .rank = 16,
+         .format = NB_WEIGHT_NF4, .nested = true},
+        {.tokens = 1024, .tokens_max = 1024, .in = 576, .out = {1536, 1536}, .parts = 2, .rank = 16,
+         .format = NB_WEIGHT_NF4, .nested = true},
+        {.tokens = 1024, .tokens_max = 1024, .in = 1536, .out = {576}, .parts = 1, .rank = 16,
+         .format = NB_WEIGHT_NF4, .nested = true},
+        {.tokens = 1, .tokens_max = 1, .in = 1536, .out = {576}, .parts = 1, .rank = 16, .format = NB_WEIGHT_NF4,
+         .nested = true},
     };
     static const struct linear_case cases[] = {
         /* One row, the smallest widths: the way of few rows, where a block of 4-bit weights straddles matrix rows. */
         {.tokens = 1, .tokens_max = 1, .in = 8, .out = {8}, .parts = 1, .format = NB_WEIGHT_BF16},
-        {.tokens = 3, .tokens_max = 5, .in = 72, .out = {24, 8, 1}, .parts = 3, .rank = 3, .format = NB_WEIGHT_NF4, .nested = true, .bias = true,
+        {.tokens = 3, .tokens_max = 5, .in = 72, .out = {24, 8, 1}, .parts = 3, .rank = 3, .format = NB_WEIGHT_NF4,
+         .nested = true, .bias = true,
          .rows_around = 2, .stride_extra = 8},
-        {.tokens = 8, .tokens_max = 9, .in = 576, .out = {192}, .parts = 1, .rank = 16, .format = NB_WEIGHT_FP4, .accumulate = true,
+        {.tokens = 8, .tokens_max = 9, .in = 576, .out = {192}, .parts = 1, .rank = 16, .format = NB_WEIGHT_FP4,
+         .accumulate = true,
          .output_scale = 0.25f},
         /* The tiled way at the edges of its tiles: 9 is the first, 128 and 256 are the tiles. */
-        {.tokens = 9, .tokens_max = 9, .in = 64, .out = {64}, .parts = 1, .rank = 1, .format = NB_WEIGHT_NF4, .accumulate = true, .bias = true},
-        {.tokens = 127, .tokens_max = 300, .in = 72, .out = {259}, .parts = 1, .rank = 4, .format = NB_WEIGHT_BF16, .stride_extra = 16},
-        {.tokens = 129, .tokens_max = 129, .in = 64, .out = {72, 8, 40}, .parts = 3, .rank = 16, .format = NB_WEIGHT_NF4, .nested = true,
+        {.tokens = 9, .tokens_max = 9, .in = 64, .out = {64}, .parts = 1, .rank = 1, .format = NB_WEIGHT_NF4,
+         .accumulate = true, .bias = true},
+        {.tokens = 127, .tokens_max = 300, .in = 72, .out = {259}, .parts = 1, .rank = 4, .format = NB_WEIGHT_BF16,
+         .stride_extra = 16},
+        {.tokens = 129, .tokens_max = 129, .in = 64, .out = {72, 8, 40}, .parts = 3, .rank = 16,
+         .format = NB_WEIGHT_NF4, .nested = true,
          .bias = true, .output_scale = 1.5f},
-        {.tokens = 257, .tokens_max = 260, .in = 1096, .out = {24}, .parts = 1, .rank = 3, .format = NB_WEIGHT_FP4, .nested = true},
+        {.tokens = 257, .tokens_max = 260, .in = 1096, .out = {24}, .parts = 1, .rank = 3, .format = NB_WEIGHT_FP4,
+         .nested = true},
         /* A rank of more than one tile. */
         {.tokens = 17, .tokens_max = 32, .in = 64, .out = {16}, .parts = 1, .rank = 300, .format = NB_WEIGHT_BF16},
         /* Dropout, in both ways' sizes: it always takes the tiled one. */
-        {.tokens = 3, .tokens_max = 3, .in = 72, .out = {8, 16}, .parts = 2, .rank = 4, .format = NB_WEIGHT_NF4, .dropout = 0.5f},
-        {.tokens = 130, .tokens_max = 131, .in = 72, .out = {24}, .parts = 1, .rank = 8, .format = NB_WEIGHT_NF4, .dropout = 0.1f},
+        {.tokens = 3, .tokens_max = 3, .in = 72, .out = {8, 16}, .parts = 2, .rank = 4, .format = NB_WEIGHT_NF4,
+         .dropout = 0.5f},
+        {.tokens = 130, .tokens_max = 131, .in = 72, .out = {24}, .parts = 1, .rank = 8, .format = NB_WEIGHT_NF4,
+         .dropout = 0.1f},
         /* A chunk of the trained rows, the head's outputs: no multiple of 8. */
-        {.tokens = 20, .tokens_max = 64, .in = 64, .out = {259}, .parts = 1, .format = NB_WEIGHT_BF16, .chunk_begin = 256},
-        {.tokens = 5, .tokens_max = 64, .in = 64, .out = {259}, .parts = 1, .format = NB_WEIGHT_BF16, .chunk_begin = 256},
+        {.tokens = 20, .tokens_max = 64, .in = 64, .out = {259}, .parts = 1, .format = NB_WEIGHT_BF16,
+         .chunk_begin = 256},
+        {.tokens = 5, .tokens_max = 64, .in = 64, .out = {259}, .parts = 1, .format = NB_WEIGHT_BF16,
+         .chunk_begin = 256},
         {.tokens = 0, .tokens_max = 8, .in = 64, .out = {8}, .parts = 1, .rank = 4, .format = NB_WEIGHT_BF16},
         /* SmolLM2's feed-forward part, a little of it. */
-        {.tokens = 40, .tokens_max = 40, .in = 576, .out = {1536}, .parts = 1, .rank = 16, .format = NB_WEIGHT_NF4, .nested = true},
+        {.tokens = 40, .tokens_max = 40, .in = 576, .out = {1536}, .parts = 1, .rank = 16, .format = NB_WEIGHT_NF4,
+         .nested = true},
     };
     if (checkop_wants_bench(c)) {
         for (size_t k = 0; k < sizeof benches / sizeof *benches; k++)

@@ -54,7 +54,8 @@ static void make_part(struct problem *m, int p, struct nb_linear_part *part)
 }
 
 /* out [rows, columns] = left^T right, both [depth, ...]. */
-static void multiply_over_rows(const double *left, const double *right, int rows, int columns, int depth, double *out, double *sizes)
+static void multiply_over_rows(
+    const double *left, const double *right, int rows, int columns, int depth, double *out, double *sizes)
 {
     for (int i = 0; i < rows; i++) {
         for (int j = 0; j < columns; j++) {
@@ -71,7 +72,8 @@ static void multiply_over_rows(const double *left, const double *right, int rows
 }
 
 /* out [rows, columns] = left [rows, depth] right [depth, columns], sizes as in linear_multiply; both added to. */
-static void add_product(const double *left, const double *right, int rows, int columns, int depth, double *out, double *sizes)
+static void add_product(
+    const double *left, const double *right, int rows, int columns, int depth, double *out, double *sizes)
 {
     for (int i = 0; i < rows; i++) {
         for (int d = 0; d < depth; d++) {
@@ -87,7 +89,8 @@ static void add_product(const double *left, const double *right, int rows, int c
 /* fp32 sums over `depth`, and a few roundings at the size of the largest. */
 static struct checkop_tolerance sum_tolerance(int depth, double largest_size)
 {
-    return (struct checkop_tolerance){.ulps = 0.5, .absolute = linear_sum_error(depth, largest_size) + 0x1p-23 * largest_size};
+    return (struct checkop_tolerance){
+        .ulps = 0.5, .absolute = linear_sum_error(depth, largest_size) + 0x1p-23 * largest_size};
 }
 
 /* u as the op rounds it: [tokens, rank]. */
@@ -102,7 +105,8 @@ static double *reference_u(struct problem *m, int p)
     return u;
 }
 
-/* An element of u that lies close to the middle of two bf16 numbers may be rounded to the other one: twice in a sum of its products. */
+/* An element of u that lies close to the middle of two bf16 numbers may be rounded to the other one: twice in a sum of
+ * its products. */
 static double u_error(const struct problem *m, double largest_u, double largest_factor)
 {
     return 2 * (m->s.dtype == NB_DTYPE_BF16 ? 0x1p-8 : 0x1p-23) * largest_u * largest_factor;
@@ -116,7 +120,8 @@ static void expect_adapter(struct problem *m, int p)
     int out = k->out[p];
     uint64_t a_count = (uint64_t)k->rank * (uint64_t)k->in, b_count = (uint64_t)out * (uint64_t)k->rank;
     double *da = checkop_scratch(c, a_count), *db = checkop_scratch(c, b_count);
-    double *a_sizes = checkop_scratch(c, a_count), *b_sizes = checkop_scratch(c, b_count), scale = m->scale * branch_scale;
+    double *a_sizes = checkop_scratch(c, a_count), *b_sizes = checkop_scratch(c, b_count),
+           scale = m->scale * branch_scale;
     double *u = reference_u(m, p);
     multiply_over_rows(u, own->dropped, k->rank, k->in, k->tokens, da, a_sizes);
     multiply_over_rows(own->dy_values, own->t_values, out, k->rank, k->tokens, db, b_sizes);
@@ -125,11 +130,13 @@ static void expect_adapter(struct problem *m, int p)
     for (uint64_t i = 0; i < b_count; i++)
         db[i] = db[i] * scale + checkop_get(own->db, i);
     int depth = k->tokens > 0 ? k->tokens : 1;
-    struct checkop_tolerance tolerance = sum_tolerance(depth, linear_largest(a_sizes, a_count) + 4); /* 4: what stood there */
+    struct checkop_tolerance tolerance =
+        sum_tolerance(depth, linear_largest(a_sizes, a_count) + 4); /* 4: what stood there */
     tolerance.absolute += u_error(m, linear_largest(u, (uint64_t)k->tokens * (uint64_t)k->rank),
-                                  linear_largest(own->dropped, (uint64_t)k->tokens * (uint64_t)k->in));
+        linear_largest(own->dropped, (uint64_t)k->tokens * (uint64_t)k->in));
     checkop_expect(c, own->da, 0, a_count, da, tolerance);
-    checkop_expect(c, own->db, 0, b_count, db, sum_tolerance(depth, fabs(scale) * linear_largest(b_sizes, b_count) + 4));
+    checkop_expect(
+        c, own->db, 0, b_count, db, sum_tolerance(depth, fabs(scale) * linear_largest(b_sizes, b_count) + 4));
 }
 
 /* dx before it is added to what stands there: [tokens, in]. */
@@ -146,7 +153,7 @@ static double *reference_dx(struct problem *m, double *largest_size, double *err
             double *u = reference_u(m, p);
             add_product(u, m->s.part[p].a, k->tokens, k->in, k->rank, branch, sizes);
             *error += u_error(m, linear_largest(u, (uint64_t)k->tokens * (uint64_t)k->rank),
-                              linear_largest(m->s.part[p].a, (uint64_t)k->rank * (uint64_t)k->in));
+                linear_largest(m->s.part[p].a, (uint64_t)k->rank * (uint64_t)k->in));
         }
         for (uint64_t i = 0; i < count; i++) {
             bool kept = k->rank > 0 && (m->s.x[i] == 0 || m->part[p].dropped[i] != 0);
@@ -161,7 +168,8 @@ static void expect_dx(struct problem *m, struct checkop_buffer *dx, int stride)
 {
     struct checkop *c = m->c;
     const struct linear_case *k = &m->s.k;
-    double size = 0, error = 0, *want = reference_dx(m, &size, &error), epsilon = m->s.dtype == NB_DTYPE_F32 ? 0x1p-24 : 0x1p-9;
+    double size = 0, error = 0, *want = reference_dx(m, &size, &error),
+           epsilon = m->s.dtype == NB_DTYPE_F32 ? 0x1p-24 : 0x1p-9;
     int depth = k->rank;
     for (int p = 0; p < k->parts; p++)
         depth += k->out[p];
@@ -201,8 +209,9 @@ static double loss_of(void *context, const double *value)
             double branch[16] = {0}; /* differences are taken at ranks up to 16 */
             for (int r = 0; r < k->rank; r++)
                 for (int i = 0; i < k->in; i++)
-                    branch[r] += d->m->part[p].dropped[t * k->in + i] == 0 ? 0
-                               : x[t * k->in + i] / (1 - (double)k->dropout) * a[r * k->in + i];
+                    branch[r] += d->m->part[p].dropped[t * k->in + i] == 0
+                                     ? 0
+                                     : x[t * k->in + i] / (1 - (double)k->dropout) * a[r * k->in + i];
             for (int j = 0; j < k->out[p]; j++) {
                 double y = s->part[p].bias[j];
                 for (int i = 0; i < k->in; i++)
@@ -225,19 +234,24 @@ static void compare_differences(struct problem *m, struct checkop_buffer *dx, in
     for (int i = 0; i < k->tokens * k->in; i += 7) {
         double want = checkop_difference(loss_of, &by_x, m->s.x, (uint64_t)i);
         double got = checkop_got(dx, (uint64_t)(i / k->in * stride + i % k->in));
-        checkop_true(c, fabs(got - want) < 1e-4 * (1 + fabs(want)), "dx[%d] is %g, the difference says %g", i, got, want);
+        checkop_true(
+            c, fabs(got - want) < 1e-4 * (1 + fabs(want)), "dx[%d] is %g, the difference says %g", i, got, want);
     }
     for (int p = 0; p < k->parts; p++) {
         struct difference by_a = {m, BY_A, p}, by_b = {m, BY_B, p};
         for (int i = 0; i < k->rank * k->in; i += 5) {
-            double want = checkop_difference(loss_of, &by_a, m->s.part[p].a, (uint64_t)i) + checkop_get(m->part[p].da, (uint64_t)i);
+            double want = checkop_difference(loss_of, &by_a, m->s.part[p].a, (uint64_t)i) +
+                          checkop_get(m->part[p].da, (uint64_t)i);
             double got = checkop_got(m->part[p].da, (uint64_t)i);
-            checkop_true(c, fabs(got - want) < 1e-4 * (1 + fabs(want)), "da[%d] is %g, the difference says %g", i, got, want);
+            checkop_true(
+                c, fabs(got - want) < 1e-4 * (1 + fabs(want)), "da[%d] is %g, the difference says %g", i, got, want);
         }
         for (int i = 0; i < k->out[p] * k->rank; i += 5) {
-            double want = checkop_difference(loss_of, &by_b, m->s.part[p].b, (uint64_t)i) + checkop_get(m->part[p].db, (uint64_t)i);
+            double want = checkop_difference(loss_of, &by_b, m->s.part[p].b, (uint64_t)i) +
+                          checkop_get(m->part[p].db, (uint64_t)i);
             double got = checkop_got(m->part[p].db, (uint64_t)i);
-            checkop_true(c, fabs(got - want) < 1e-4 * (1 + fabs(want)), "db[%d] is %g, the difference says %g", i, got, want);
+            checkop_true(
+                c, fabs(got - want) < 1e-4 * (1 + fabs(want)), "db[%d] is %g, the difference says %g", i, got, want);
         }
     }
 }
@@ -246,10 +260,15 @@ static void one(struct checkop *c, const struct linear_case *k, enum nb_dtype dt
 {
     struct problem m = {.c = c, .scale = k->output_scale == 0 ? 1 : (double)k->output_scale};
     int stride = linear_stride(k, k->in);
-    struct nb_linear_backward args = {.tokens_max = k->tokens_max, .in = k->in, .x_stride = stride, .dx_stride = stride, .parts = k->parts,
-                                      .activation = dtype, .accumulate_dx = k->accumulate,
-                                      .rows_from = k->chunk_begin > 0 ? NB_ROWS_TRAINED_CHUNK : NB_ROWS_TOKENS,
-                                      .row_begin_chunk = k->chunk_begin};
+    struct nb_linear_backward args = {.tokens_max = k->tokens_max,
+        .in = k->in,
+        .x_stride = stride,
+        .dx_stride = stride,
+        .parts = k->parts,
+        .activation = dtype,
+        .accumulate_dx = k->accumulate,
+        .rows_from = k->chunk_begin > 0 ? NB_ROWS_TRAINED_CHUNK : NB_ROWS_TOKENS,
+        .row_begin_chunk = k->chunk_begin};
     linear_begin(c, k, dtype, &m.s, args.part);
     checkop_bind(c, &args.x, m.s.x_buffer);
     checkop_bind(c, &args.step, m.s.step_buffer);
@@ -277,11 +296,22 @@ static void one(struct checkop *c, const struct linear_case *k, enum nb_dtype dt
 static void refusals(struct checkop *c)
 {
     const nb_dptr p = {4096}, q = {8192}, r = {12288};
-    const struct nb_linear_backward good = {
-        .x = p, .dx = r, .step = p, .slot = p, .tokens_max = 4, .in = 64, .x_stride = 64, .dx_stride = 64, .parts = 1,
+    const struct nb_linear_backward good = {.x = p,
+        .dx = r,
+        .step = p,
+        .slot = p,
+        .tokens_max = 4,
+        .in = 64,
+        .x_stride = 64,
+        .dx_stride = 64,
+        .parts = 1,
         .activation = NB_DTYPE_F32,
-        .part = {{.weight = {.format = NB_WEIGHT_BF16, .rows = 24, .columns = 64, .data = p}, .out = 24, .y = q, .y_stride = 24,
-                  .output_scale = 1, .lora = {.a = p, .b = p, .t = p, .da = p, .db = p, .rank = 3, .scale = 1}}}};
+        .part = {{.weight = {.format = NB_WEIGHT_BF16, .rows = 24, .columns = 64, .data = p},
+            .out = 24,
+            .y = q,
+            .y_stride = 24,
+            .output_scale = 1,
+            .lora = {.a = p, .b = p, .t = p, .da = p, .db = p, .rank = 3, .scale = 1}}}};
     struct nb_linear_backward bad = good;
     bad.dx = p;
     checkop_refuses(c, CHECKOP_linear_backward, &bad, "x and dx");
@@ -302,8 +332,12 @@ static void refusals(struct checkop *c)
 static void bench(struct checkop *c, const struct linear_case *k, enum nb_dtype dtype)
 {
     struct linear_setup s;
-    struct nb_linear_backward args = {.tokens_max = k->tokens_max, .in = k->in, .x_stride = k->in, .dx_stride = k->in, .parts = k->parts,
-                                      .activation = dtype};
+    struct nb_linear_backward args = {.tokens_max = k->tokens_max,
+        .in = k->in,
+        .x_stride = k->in,
+        .dx_stride = k->in,
+        .parts = k->parts,
+        .activation = dtype};
     linear_begin(c, k, dtype, &s, args.part);
     checkop_bind(c, &args.x, s.x_buffer);
     checkop_bind(c, &args.step, s.step_buffer);
@@ -312,41 +346,54 @@ static void bench(struct checkop *c, const struct linear_case *k, enum nb_dtype 
     checkop_bind(c, &args.dx, checkop_output(c, "dx", dtype, (uint64_t)k->tokens_max * (uint64_t)k->in));
     double flops = 0;
     for (int p = 0; p < k->parts; p++) {
-        uint64_t out = (uint64_t)k->out[p], rank = (uint64_t)k->rank, in = (uint64_t)k->in, tokens = (uint64_t)k->tokens_max;
+        uint64_t out = (uint64_t)k->out[p], rank = (uint64_t)k->rank, in = (uint64_t)k->in,
+                 tokens = (uint64_t)k->tokens_max;
         checkop_bind(c, &args.part[p].y, checkop_input(c, "dy", dtype, tokens * out));
         checkop_bind(c, &args.part[p].lora.t, checkop_input(c, "t", dtype, tokens * rank));
         checkop_bind(c, &args.part[p].lora.da, checkop_output(c, "da", NB_DTYPE_F32, rank * in));
         checkop_bind(c, &args.part[p].lora.db, checkop_output(c, "db", NB_DTYPE_F32, out * rank));
         flops += 2.0 * k->tokens * ((double)k->in * k->out[p] + 2.0 * k->rank * (k->in + k->out[p]));
     }
-    checkop_bench(c, CHECKOP_linear_backward, &args, (double)k->tokens * (double)nb_dtype_bytes(dtype) * (k->in + k->out[0]), flops);
+    checkop_bench(c, CHECKOP_linear_backward, &args,
+        (double)k->tokens * (double)nb_dtype_bytes(dtype) * (k->in + k->out[0]), flops);
 }
 
 void checkop_linear_backward(struct checkop *c)
 {
     static const struct linear_case benches[] = {
-        {.tokens = 1024, .tokens_max = 1024, .in = 576, .out = {576, 192, 192}, .parts = 3, .rank = 16, .format = NB_WEIGHT_NF4, .nested = true},
-        {.tokens = 1024, .tokens_max = 1024, .in = 576, .out = {1536, 1536}, .parts = 2, .rank = 16, .format = NB_WEIGHT_NF4, .nested = true},
-        {.tokens = 1024, .tokens_max = 1024, .in = 1536, .out = {576}, .parts = 1, .rank = 16, .format = NB_WEIGHT_NF4, .nested = true},
+        {.tokens = 1024, .tokens_max = 1024, .in = 576, .out = {576, 192, 192}, .parts = 3, .rank = 16,
+         .format = NB_WEIGHT_NF4, .nested = true},
+        {.tokens = 1024, .tokens_max = 1024, .in = 576, .out = {1536, 1536}, .parts = 2, .rank = 16,
+         .format = NB_WEIGHT_NF4, .nested = true},
+        {.tokens = 1024, .tokens_max = 1024, .in = 1536, .out = {576}, .parts = 1, .rank = 16,
+         .format = NB_WEIGHT_NF4, .nested = true},
     };
     static const struct linear_case cases[] = {
         /* Small enough for differences: one part; three that share x, with dropout and an output scale. */
-        {.tokens = 3, .tokens_max = 4, .in = 8, .out = {8}, .parts = 1, .rank = 2, .format = NB_WEIGHT_BF16, .differences = true},
-        {.tokens = 5, .tokens_max = 5, .in = 24, .out = {16, 8, 1}, .parts = 3, .rank = 3, .format = NB_WEIGHT_NF4, .nested = true,
+        {.tokens = 3, .tokens_max = 4, .in = 8, .out = {8}, .parts = 1, .rank = 2, .format = NB_WEIGHT_BF16,
+         .differences = true},
+        {.tokens = 5, .tokens_max = 5, .in = 24, .out = {16, 8, 1}, .parts = 3, .rank = 3, .format = NB_WEIGHT_NF4,
+         .nested = true,
          .dropout = 0.25f, .output_scale = 0.5f, .rows_around = 1, .stride_extra = 8, .differences = true},
         {.tokens = 1, .tokens_max = 1, .in = 72, .out = {24}, .parts = 1, .rank = 1, .format = NB_WEIGHT_FP4},
         /* The edges of the tiles: 128 rows, 256 tokens of a sum, and no adapter. */
-        {.tokens = 127, .tokens_max = 300, .in = 72, .out = {259}, .parts = 1, .rank = 4, .format = NB_WEIGHT_BF16, .stride_extra = 16},
-        {.tokens = 129, .tokens_max = 129, .in = 64, .out = {72, 8, 40}, .parts = 3, .rank = 16, .format = NB_WEIGHT_NF4, .nested = true,
+        {.tokens = 127, .tokens_max = 300, .in = 72, .out = {259}, .parts = 1, .rank = 4, .format = NB_WEIGHT_BF16,
+         .stride_extra = 16},
+        {.tokens = 129, .tokens_max = 129, .in = 64, .out = {72, 8, 40}, .parts = 3, .rank = 16,
+         .format = NB_WEIGHT_NF4, .nested = true,
          .accumulate = true},
-        {.tokens = 257, .tokens_max = 260, .in = 24, .out = {1100}, .parts = 1, .rank = 3, .format = NB_WEIGHT_FP4, .nested = true},
-        {.tokens = 513, .tokens_max = 513, .in = 264, .out = {136}, .parts = 1, .rank = 8, .format = NB_WEIGHT_NF4, .dropout = 0.1f,
+        {.tokens = 257, .tokens_max = 260, .in = 24, .out = {1100}, .parts = 1, .rank = 3, .format = NB_WEIGHT_FP4,
+         .nested = true},
+        {.tokens = 513, .tokens_max = 513, .in = 264, .out = {136}, .parts = 1, .rank = 8, .format = NB_WEIGHT_NF4,
+         .dropout = 0.1f,
          .accumulate = true},
         {.tokens = 17, .tokens_max = 32, .in = 64, .out = {16}, .parts = 1, .rank = 300, .format = NB_WEIGHT_BF16},
         {.tokens = 40, .tokens_max = 48, .in = 64, .out = {24}, .parts = 1, .format = NB_WEIGHT_NF4},
         /* The head's chunk of trained rows; the first block, which needs no dx. */
-        {.tokens = 20, .tokens_max = 64, .in = 64, .out = {259}, .parts = 1, .format = NB_WEIGHT_BF16, .chunk_begin = 256},
-        {.tokens = 33, .tokens_max = 40, .in = 64, .out = {24, 8}, .parts = 2, .rank = 4, .format = NB_WEIGHT_NF4, .no_dx = true},
+        {.tokens = 20, .tokens_max = 64, .in = 64, .out = {259}, .parts = 1, .format = NB_WEIGHT_BF16,
+         .chunk_begin = 256},
+        {.tokens = 33, .tokens_max = 40, .in = 64, .out = {24, 8}, .parts = 2, .rank = 4, .format = NB_WEIGHT_NF4,
+         .no_dx = true},
         {.tokens = 0, .tokens_max = 8, .in = 64, .out = {8}, .parts = 1, .rank = 4, .format = NB_WEIGHT_BF16},
     };
     if (checkop_wants_bench(c)) {

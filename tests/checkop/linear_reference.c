@@ -20,13 +20,15 @@ static struct checkop_buffer *bytes_of(struct checkop *c, const char *name, cons
 }
 
 /* A matrix [rows, columns] in the case's format, bound into `weight`; what it stands for goes to `values`. */
-static void make_weight(struct checkop *c, const struct linear_case *k, int rows, int columns, struct nb_weight *weight, double *values)
+static void make_weight(
+    struct checkop *c, const struct linear_case *k, int rows, int columns, struct nb_weight *weight, double *values)
 {
     uint64_t count = (uint64_t)rows * (uint64_t)columns;
     nb_bf16 *w = malloc(count * sizeof *w);
     for (uint64_t i = 0; i < count; i++)
         w[i] = nb_bf16_from_float((float)checkop_random_normal(c) / sqrtf((float)columns));
-    *weight = (struct nb_weight){.format = k->format, .nested = k->nested && k->format != NB_WEIGHT_BF16, .rows = rows, .columns = columns};
+    *weight = (struct nb_weight){
+        .format = k->format, .nested = k->nested && k->format != NB_WEIGHT_BF16, .rows = rows, .columns = columns};
     if (k->format == NB_WEIGHT_BF16) {
         checkop_bind(c, &weight->data, bytes_of(c, "weight", w, count * sizeof *w));
     } else {
@@ -46,8 +48,9 @@ static void make_weight(struct checkop *c, const struct linear_case *k, int rows
         checkop_bind(c, &weight->codebook, bytes_of(c, "codebook", slab + layout.codebook, layout.codebook_bytes));
         if (k->nested) {
             checkop_bind(c, &weight->nested_absmax,
-                         bytes_of(c, "nested_absmax", slab + layout.nested_absmax, layout.nested_absmax_bytes));
-            checkop_bind(c, &weight->nested_map, bytes_of(c, "nested_map", slab + layout.nested_map, layout.nested_map_bytes));
+                bytes_of(c, "nested_absmax", slab + layout.nested_absmax, layout.nested_absmax_bytes));
+            checkop_bind(
+                c, &weight->nested_map, bytes_of(c, "nested_map", slab + layout.nested_map, layout.nested_map_bytes));
             checkop_bind(c, &weight->nested_offset, bytes_of(c, "nested_offset", &parts.nested_offset, sizeof(float)));
         }
         free(scales);
@@ -59,8 +62,8 @@ static void make_weight(struct checkop *c, const struct linear_case *k, int rows
 }
 
 /* A contiguous activation matrix of normal numbers, and its values. */
-static struct checkop_buffer *make_matrix(struct checkop *c, const char *name, enum nb_dtype dtype, uint64_t count, double deviation,
-                                          double **values)
+static struct checkop_buffer *make_matrix(
+    struct checkop *c, const char *name, enum nb_dtype dtype, uint64_t count, double deviation, double **values)
 {
     struct checkop_buffer *buffer = checkop_input(c, name, dtype, count);
     checkop_fill_normal(c, buffer, deviation);
@@ -102,13 +105,14 @@ static void make_part(struct checkop *c, struct linear_setup *s, int p, struct n
     part->lora.module = own->module;
 }
 
-void linear_begin(struct checkop *c, const struct linear_case *k, enum nb_dtype dtype, struct linear_setup *s, struct nb_linear_part *part)
+void linear_begin(struct checkop *c, const struct linear_case *k, enum nb_dtype dtype, struct linear_setup *s,
+    struct nb_linear_part *part)
 {
     static const char *const formats[] = {"bf16", "nf4", "fp4"};
     checkop_case(c, "%s, %d of %d tokens, %d -> %d %d %d, rank %d, %s%s%s%s, dropout %g, scale %g, rows +%d, chunk %d",
-                 checkop_dtype_name(dtype), k->tokens, k->tokens_max, k->in, k->out[0], k->out[1], k->out[2], k->rank,
-                 formats[k->format], k->nested ? " nested" : "", k->bias ? " bias" : "", k->accumulate ? " accumulate" : "",
-                 (double)k->dropout, (double)k->output_scale, k->rows_around, k->chunk_begin);
+        checkop_dtype_name(dtype), k->tokens, k->tokens_max, k->in, k->out[0], k->out[1], k->out[2], k->rank,
+        formats[k->format], k->nested ? " nested" : "", k->bias ? " bias" : "", k->accumulate ? " accumulate" : "",
+        (double)k->dropout, (double)k->output_scale, k->rows_around, k->chunk_begin);
     *s = (struct linear_setup){.k = *k, .dtype = dtype};
     s->step = (struct nb_step){.step = 3, .random_step = 7, .seed = {12345, 678}};
     s->slot = (struct nb_slot){.tokens = (uint32_t)k->tokens, .sequences = 1, .trained_rows = 1, .token_offset = 1000};
@@ -136,15 +140,17 @@ double *linear_dropped(struct checkop *c, const struct linear_setup *s, int part
     const struct linear_case *k = &s->k;
     double *kept = checkop_scratch(c, (uint64_t)k->tokens * (uint64_t)k->in);
     for (int t = 0; t < k->tokens; t++) {
-        struct nb_dropout d = nb_dropout(k->dropout, s->part[part].module, s->step.random_step, s->step.seed,
-                                         s->slot.token_offset + (uint32_t)t);
+        struct nb_dropout d = nb_dropout(
+            k->dropout, s->part[part].module, s->step.random_step, s->step.seed, s->slot.token_offset + (uint32_t)t);
         for (int i = 0; i < k->in; i++)
-            kept[t * k->in + i] = nb_dropout_keep(&d, (uint32_t)i) ? s->x[t * k->in + i] / (1.0 - (double)k->dropout) : 0;
+            kept[t * k->in + i] =
+                nb_dropout_keep(&d, (uint32_t)i) ? s->x[t * k->in + i] / (1.0 - (double)k->dropout) : 0;
     }
     return kept;
 }
 
-void linear_multiply(const double *left, const double *right, int rows, int columns, int depth, double *out, double *sizes)
+void linear_multiply(
+    const double *left, const double *right, int rows, int columns, int depth, double *out, double *sizes)
 {
     for (int i = 0; i < rows; i++) {
         for (int j = 0; j < columns; j++) {

@@ -1,6 +1,7 @@
-/* Attention, flash-style: a task is 64 queries of one head of one sequence; it walks over the visible keys in tiles of 128, keeping a
- * running maximum, sum and output of each query (Dao et al. 2022, arXiv 2205.14135, algorithm 1). Scores and probabilities exist for
- * one tile at a time; probabilities are rounded to the activation dtype where they multiply v. */
+/* Attention, flash-style: a task is 64 queries of one head of one sequence; it walks over the visible keys in tiles of
+ * 128, keeping a running maximum, sum and output of each query (Dao et al. 2022, arXiv 2205.14135, algorithm 1). Scores
+ * and probabilities exist for one tile at a time; probabilities are rounded to the activation dtype where they multiply
+ * v. */
 #include <math.h>
 #include <string.h>
 
@@ -47,8 +48,8 @@ static uint64_t locate(char *base, enum nb_dtype activation, int head_dim, bool 
     return carver.bytes;
 }
 
-NB_CPU_INLINE void exponentials_of(float *restrict scores, void *weights, int64_t at, int begin, int end, int padded, float maximum,
-                                   float *sum, enum nb_dtype dtype)
+NB_CPU_INLINE void exponentials_of(float *restrict scores, void *weights, int64_t at, int begin, int end, int padded,
+    float maximum, float *sum, enum nb_dtype dtype)
 {
     float lane[16] = {0};
     for (int j = 0; j < padded; j++)
@@ -79,8 +80,8 @@ static inline float maximum_of(const float *restrict scores, int begin, int end,
 }
 
 /* Takes a tile's scores into the running maximum and sum; leaves the weights, zero where nothing is seen. */
-NB_CLONES static void take_scores(const struct work *w, const struct local *local, const struct nb_attention_sequence *s,
-                                  const struct nb_attention_tile *tile, int padded)
+NB_CLONES static void take_scores(const struct work *w, const struct local *local,
+    const struct nb_attention_sequence *s, const struct nb_attention_tile *tile, int padded)
 {
     for (int i = 0; i < tile->queries; i++) {
         float *scores = local->scores + i * NB_ATTENTION_KEYS;
@@ -94,16 +95,16 @@ NB_CLONES static void take_scores(const struct work *w, const struct local *loca
         float shift = maximum == -INFINITY ? 0.0f : maximum;
         local->scale[i] = nb_expf(before - shift);
         local->sum[i] *= local->scale[i];
-        NB_CPU_SPECIALIZE(w->shape.activation, exponentials_of, scores, local->weights, (int64_t)i * NB_ATTENTION_KEYS, begin, end, padded,
-                          shift, &local->sum[i]);
+        NB_CPU_SPECIALIZE(w->shape.activation, exponentials_of, scores, local->weights, (int64_t)i * NB_ATTENTION_KEYS,
+            begin, end, padded, shift, &local->sum[i]);
     }
     uint64_t bytes = nb_dtype_bytes(w->shape.activation);
     for (int i = tile->queries; i < nb_round_up(tile->queries, NB_ATTENTION_STEP); i++)
         memset((char *)local->weights + (uint64_t)i * NB_ATTENTION_KEYS * bytes, 0, (uint64_t)padded * bytes);
 }
 
-NB_CPU_INLINE void few_outputs_of(const struct local *local, const struct nb_attention_tile *tile, const struct nb_attention_operand *v,
-                                  int width, enum nb_dtype dtype)
+NB_CPU_INLINE void few_outputs_of(const struct local *local, const struct nb_attention_tile *tile,
+    const struct nb_attention_operand *v, int width, enum nb_dtype dtype)
 {
     for (int i = 0; i < tile->queries; i++) {
         float *restrict output = local->output + (int64_t)i * width;
@@ -117,7 +118,7 @@ NB_CPU_INLINE void few_outputs_of(const struct local *local, const struct nb_att
 
 /* output = output * scale + weights v. */
 NB_CLONES static void add_outputs(const struct work *w, const struct local *local, const struct nb_attention_tile *tile,
-                                  const struct nb_attention_operand *v)
+    const struct nb_attention_operand *v)
 {
     int width = w->shape.head_dim;
     for (int i = 0; i < tile->queries; i++) {
@@ -129,14 +130,22 @@ NB_CLONES static void add_outputs(const struct work *w, const struct local *loca
         NB_CPU_SPECIALIZE(w->shape.activation, few_outputs_of, local, tile, v, width);
         return;
     }
-    struct nb_product product = {.a_dtype = w->shape.activation, .b_dtype = w->shape.activation,
-                                 .m = nb_round_up(tile->queries, NB_ATTENTION_STEP), .n = width, .k = v->padded,
-                                 .a_stride = NB_ATTENTION_KEYS, .b_stride = v->stride, .c_stride = width, .accumulate = true, .scale = 1.0f};
+    struct nb_product product = {.a_dtype = w->shape.activation,
+        .b_dtype = w->shape.activation,
+        .m = nb_round_up(tile->queries, NB_ATTENTION_STEP),
+        .n = width,
+        .k = v->padded,
+        .a_stride = NB_ATTENTION_KEYS,
+        .b_stride = v->stride,
+        .c_stride = width,
+        .accumulate = true,
+        .scale = 1.0f};
     nb_product_multiply(w->products, &product, local->weights, v->rows, local->output, local->product);
 }
 
 /* o = output / sum, lse = maximum + log(sum). A query that sees nothing gets zeros and -infinity. */
-static void store(const struct work *w, const struct local *local, const struct nb_attention_sequence *s, int head, int query, int queries)
+static void store(const struct work *w, const struct local *local, const struct nb_attention_sequence *s, int head,
+    int query, int queries)
 {
     const struct nb_attention *a = w->a;
     int width = a->head_dim;
@@ -162,7 +171,8 @@ static void run_task(const struct work *w, const struct local *local, int task)
     int kv_head = head / (a->heads / a->kv_heads);
     tile.queries = s.queries - tile.query < NB_ATTENTION_QUERIES ? s.queries - tile.query : NB_ATTENTION_QUERIES;
 
-    struct nb_tile_rows q_rows = nb_attention_rows(a->q, a->q_stride, head, &w->shape, s.query_begin + tile.query, tile.queries);
+    struct nb_tile_rows q_rows =
+        nb_attention_rows(a->q, a->q_stride, head, &w->shape, s.query_begin + tile.query, tile.queries);
     struct nb_attention_operand q = {.padded = q_rows.padded};
     q.rows = nb_tile_rows_padded(&q_rows, local->q, &q.stride);
     for (int i = 0; i < tile.queries; i++) {
@@ -175,8 +185,10 @@ static void run_task(const struct work *w, const struct local *local, int task)
     int end = nb_attention_visible(&w->shape, &s, tile.query + tile.queries - 1).end;
     for (tile.key = first; tile.key < end; tile.key += NB_ATTENTION_KEYS) {
         tile.keys = end - tile.key < NB_ATTENTION_KEYS ? end - tile.key : NB_ATTENTION_KEYS;
-        struct nb_tile_rows k_rows = nb_attention_rows(a->k, a->k_stride, kv_head, &w->shape, s.key_begin + tile.key, tile.keys);
-        struct nb_tile_rows v_rows = nb_attention_rows(a->v, a->v_stride, kv_head, &w->shape, s.key_begin + tile.key, tile.keys);
+        struct nb_tile_rows k_rows =
+            nb_attention_rows(a->k, a->k_stride, kv_head, &w->shape, s.key_begin + tile.key, tile.keys);
+        struct nb_tile_rows v_rows =
+            nb_attention_rows(a->v, a->v_stride, kv_head, &w->shape, s.key_begin + tile.key, tile.keys);
         struct nb_attention_operand k = {.padded = k_rows.padded}, v = {.padded = v_rows.padded};
         k.rows = nb_tile_rows_padded(&k_rows, local->k, &k.stride);
         v.rows = nb_tile_rows_padded(&v_rows, local->v, &v.stride);
@@ -190,7 +202,8 @@ static void run_task(const struct work *w, const struct local *local, int task)
 static void run_thread(const struct work *w, bool bf16)
 {
     struct local local;
-    locate(w->locals + (uint64_t)nb_cpu_thread() * w->local_bytes, w->shape.activation, w->shape.head_dim, bf16, &local);
+    locate(
+        w->locals + (uint64_t)nb_cpu_thread() * w->local_bytes, w->shape.activation, w->shape.head_dim, bf16, &local);
     int tasks = w->tiles * w->a->heads;
     /* From the end: the later tiles of a sequence see more keys and take longer. */
 #pragma omp for schedule(dynamic)
@@ -218,9 +231,16 @@ void nb_cpu_run_attention(struct nb_cpu *cpu, const struct nb_attention *a)
     struct work w = {
         .a = a,
         .products = cpu->products,
-        .shape = {.query_starts = nb_cpu_pointer(a->query_starts), .key_starts = nb_cpu_pointer(a->key_starts), .sequences = sequences,
-                  .heads = a->heads, .kv_heads = a->kv_heads, .head_dim = a->head_dim, .window = a->window, .scale = a->scale,
-                  .soft_cap = a->soft_cap, .activation = a->activation},
+        .shape = {.query_starts = nb_cpu_pointer(a->query_starts),
+            .key_starts = nb_cpu_pointer(a->key_starts),
+            .sequences = sequences,
+            .heads = a->heads,
+            .kv_heads = a->kv_heads,
+            .head_dim = a->head_dim,
+            .window = a->window,
+            .scale = a->scale,
+            .soft_cap = a->soft_cap,
+            .activation = a->activation},
         .tile_starts = tile_starts,
         .locals = (char *)tile_starts + list_bytes(a),
         .local_bytes = local_bytes(&cpu->base.profile, a),

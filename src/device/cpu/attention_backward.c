@@ -1,9 +1,9 @@
-/* Backward of attention, recomputing the probabilities from q, k and lse tile by tile (Dao et al. 2022, arXiv 2205.14135, algorithm 4):
- *   p = exp(s - lse), dp = d_o v^T, ds = p * (dp - delta) with delta = sum(d_o * o) of the row,
+/* Backward of attention, recomputing the probabilities from q, k and lse tile by tile (Dao et al. 2022, arXiv
+ * 2205.14135, algorithm 4): p = exp(s - lse), dp = d_o v^T, ds = p * (dp - delta) with delta = sum(d_o * o) of the row,
  *   dv = p^T d_o, dk = scale * ds^T q, dq = scale * ds k.
- * In two passes, so that every sum has one owner and a fixed order: a task of the first owns a tile of keys of one kv head and adds over
- * its query heads and their tiles; one of the second owns a tile of queries of one head and adds over the tiles of keys. p and ds are
- * rounded to the activation dtype where they multiply. */
+ * In two passes, so that every sum has one owner and a fixed order: a task of the first owns a tile of keys of one kv
+ * head and adds over its query heads and their tiles; one of the second owns a tile of queries of one head and adds
+ * over the tiles of keys. p and ds are rounded to the activation dtype where they multiply. */
 #include <math.h>
 #include <string.h>
 
@@ -24,18 +24,19 @@ struct work {
 
 /* A thread's own scratch. */
 struct local {
-    float *scores;             /* [64, 128]: s, then p */
-    float *d_weights;          /* [64, 128]: dp, then ds */
-    void *weights, *d_scores;  /* [64, 128] activation: p and ds as they multiply */
-    float *sum, *sum_too;      /* [128, head_dim]: dk and dv, or dq */
-    void *q, *d_o, *k, *v;     /* padded copies */
+    float *scores;            /* [64, 128]: s, then p */
+    float *d_weights;         /* [64, 128]: dp, then ds */
+    void *weights, *d_scores; /* [64, 128] activation: p and ds as they multiply */
+    float *sum, *sum_too;     /* [128, head_dim]: dk and dv, or dq */
+    void *q, *d_o, *k, *v;    /* padded copies */
     void *product;
 };
 
 static uint64_t locate(char *base, enum nb_dtype activation, int head_dim, bool bf16, struct local *local)
 {
     struct nb_carver carver = {.base = base};
-    uint64_t element = nb_dtype_bytes(activation), width = (uint64_t)head_dim, tile = NB_ATTENTION_QUERIES * NB_ATTENTION_KEYS;
+    uint64_t element = nb_dtype_bytes(activation), width = (uint64_t)head_dim,
+             tile = NB_ATTENTION_QUERIES * NB_ATTENTION_KEYS;
     local->scores = nb_carve(&carver, tile * sizeof(float));
     local->d_weights = nb_carve(&carver, tile * sizeof(float));
     local->weights = nb_carve(&carver, tile * element);
@@ -77,8 +78,8 @@ NB_CLONES static void compute_delta(const struct work *w, int row)
 struct row {
     float *scores, *d_weights;
     void *weights, *d_scores;
-    int64_t at;                /* of the row in weights and d_scores */
-    int begin, end, padded;    /* visible columns; columns to write */
+    int64_t at;             /* of the row in weights and d_scores */
+    int begin, end, padded; /* visible columns; columns to write */
     float lse, delta, inverse_cap;
 };
 
@@ -100,18 +101,26 @@ NB_CPU_INLINE void differentiate_row_of(const struct row *r, enum nb_dtype dtype
 }
 
 /* From scores and d_weights to p and ds, zero where nothing is seen and in the padding. */
-NB_CLONES static void differentiate(const struct work *w, const struct local *local, const struct nb_attention_sequence *s,
-                                    const struct nb_attention_tile *tile, int head, int padded)
+NB_CLONES static void differentiate(const struct work *w, const struct local *local,
+    const struct nb_attention_sequence *s, const struct nb_attention_tile *tile, int head, int padded)
 {
     const struct nb_attention_backward *a = w->a;
-    const float *lse = (const float *)nb_cpu_pointer(a->lse) + (int64_t)head * a->tokens_max + s->query_begin + tile->query;
+    const float *lse =
+        (const float *)nb_cpu_pointer(a->lse) + (int64_t)head * a->tokens_max + s->query_begin + tile->query;
     const float *delta = w->delta + (int64_t)head * a->tokens_max + s->query_begin + tile->query;
     for (int i = 0; i < tile->queries; i++) {
         struct nb_attention_keys visible = nb_attention_visible(&w->shape, s, tile->query + i);
-        struct row row = {.scores = local->scores + i * NB_ATTENTION_KEYS, .d_weights = local->d_weights + i * NB_ATTENTION_KEYS,
-                          .weights = local->weights, .d_scores = local->d_scores, .at = (int64_t)i * NB_ATTENTION_KEYS,
-                          .begin = visible.begin - tile->key, .end = visible.end - tile->key, .padded = padded, .lse = lse[i],
-                          .delta = delta[i], .inverse_cap = a->soft_cap > 0 ? 1.0f / a->soft_cap : 0.0f};
+        struct row row = {.scores = local->scores + i * NB_ATTENTION_KEYS,
+            .d_weights = local->d_weights + i * NB_ATTENTION_KEYS,
+            .weights = local->weights,
+            .d_scores = local->d_scores,
+            .at = (int64_t)i * NB_ATTENTION_KEYS,
+            .begin = visible.begin - tile->key,
+            .end = visible.end - tile->key,
+            .padded = padded,
+            .lse = lse[i],
+            .delta = delta[i],
+            .inverse_cap = a->soft_cap > 0 ? 1.0f / a->soft_cap : 0.0f};
         row.end = row.end > tile->keys ? tile->keys : row.end;
         NB_CPU_SPECIALIZE(a->activation, differentiate_row_of, &row);
     }
@@ -126,8 +135,8 @@ struct operands {
     struct nb_attention_operand q, d_o, k, v;
 };
 
-static struct nb_attention_operand operand(nb_dptr from, int stride, int head, const struct nb_attention_shape *shape, int begin,
-                                           int valid, void *buffer)
+static struct nb_attention_operand operand(
+    nb_dptr from, int stride, int head, const struct nb_attention_shape *shape, int begin, int valid, void *buffer)
 {
     struct nb_tile_rows rows = nb_attention_rows(from, stride, head, shape, begin, valid);
     struct nb_attention_operand result = {.padded = rows.padded};
@@ -135,16 +144,16 @@ static struct nb_attention_operand operand(nb_dptr from, int stride, int head, c
     return result;
 }
 
-static void load_queries(const struct work *w, const struct local *local, const struct nb_attention_sequence *s, int head,
-                         const struct nb_attention_tile *tile, struct operands *o)
+static void load_queries(const struct work *w, const struct local *local, const struct nb_attention_sequence *s,
+    int head, const struct nb_attention_tile *tile, struct operands *o)
 {
     const struct nb_attention_backward *a = w->a;
     o->q = operand(a->q, a->q_stride, head, &w->shape, s->query_begin + tile->query, tile->queries, local->q);
     o->d_o = operand(a->d_o, a->d_o_stride, head, &w->shape, s->query_begin + tile->query, tile->queries, local->d_o);
 }
 
-static void load_keys(const struct work *w, const struct local *local, const struct nb_attention_sequence *s, int kv_head,
-                      const struct nb_attention_tile *tile, struct operands *o)
+static void load_keys(const struct work *w, const struct local *local, const struct nb_attention_sequence *s,
+    int kv_head, const struct nb_attention_tile *tile, struct operands *o)
 {
     const struct nb_attention_backward *a = w->a;
     o->k = operand(a->k, a->k_stride, kv_head, &w->shape, s->key_begin + tile->key, tile->keys, local->k);
@@ -152,25 +161,40 @@ static void load_keys(const struct work *w, const struct local *local, const str
 }
 
 /* Leaves p and ds of the tile in local->weights and d_scores. */
-static void compute_tile(const struct work *w, const struct local *local, const struct nb_attention_sequence *s, int head,
-                         const struct nb_attention_tile *tile, const struct operands *o)
+static void compute_tile(const struct work *w, const struct local *local, const struct nb_attention_sequence *s,
+    int head, const struct nb_attention_tile *tile, const struct operands *o)
 {
     nb_attention_scores(w->products, &w->shape, tile, &o->q, &o->k, local->scores, local->product);
-    struct nb_product product = {.a_dtype = w->shape.activation, .b_dtype = w->shape.activation, .m = o->d_o.padded, .n = o->v.padded,
-                                 .k = w->shape.head_dim, .a_stride = o->d_o.stride, .b_stride = o->v.stride,
-                                 .c_stride = NB_ATTENTION_KEYS, .b_transposed = true, .scale = 1.0f};
+    struct nb_product product = {.a_dtype = w->shape.activation,
+        .b_dtype = w->shape.activation,
+        .m = o->d_o.padded,
+        .n = o->v.padded,
+        .k = w->shape.head_dim,
+        .a_stride = o->d_o.stride,
+        .b_stride = o->v.stride,
+        .c_stride = NB_ATTENTION_KEYS,
+        .b_transposed = true,
+        .scale = 1.0f};
     nb_product_multiply(w->products, &product, o->d_o.rows, o->v.rows, local->d_weights, local->product);
     differentiate(w, local, s, tile, head, o->k.padded);
 }
 
 /* sum = (first ? 0 : sum) + scale * op(left) right, left a [64, 128] tile of p or ds. */
-static void add_product(const struct work *w, const struct local *local, const struct operands *o, bool transposed, const void *left,
-                        const struct nb_attention_operand *right, float scale, bool first, float *sum)
+static void add_product(const struct work *w, const struct local *local, const struct operands *o, bool transposed,
+    const void *left, const struct nb_attention_operand *right, float scale, bool first, float *sum)
 {
     int queries = o->q.padded, keys = o->k.padded, width = w->shape.head_dim;
-    struct nb_product product = {.a_dtype = w->shape.activation, .b_dtype = w->shape.activation, .m = transposed ? keys : queries,
-                                 .n = width, .k = transposed ? queries : keys, .a_stride = NB_ATTENTION_KEYS, .b_stride = right->stride,
-                                 .c_stride = width, .a_transposed = transposed, .accumulate = !first, .scale = scale};
+    struct nb_product product = {.a_dtype = w->shape.activation,
+        .b_dtype = w->shape.activation,
+        .m = transposed ? keys : queries,
+        .n = width,
+        .k = transposed ? queries : keys,
+        .a_stride = NB_ATTENTION_KEYS,
+        .b_stride = right->stride,
+        .c_stride = width,
+        .a_transposed = transposed,
+        .accumulate = !first,
+        .scale = scale};
     nb_product_multiply(w->products, &product, left, right->rows, sum, local->product);
 }
 
@@ -178,14 +202,15 @@ static void store_rows(const struct work *w, nb_dptr to, int stride, int head, i
 {
     int width = w->shape.head_dim;
     for (int i = 0; i < rows; i++)
-        nb_cpu_store(to, w->shape.activation, (uint64_t)((int64_t)(begin + i) * stride + (int64_t)head * width), sum + (int64_t)i * width,
-                     width);
+        nb_cpu_store(to, w->shape.activation, (uint64_t)((int64_t)(begin + i) * stride + (int64_t)head * width),
+            sum + (int64_t)i * width, width);
 }
 
 /* ---- the two passes ---- */
 
 /* The first query that sees key `key` or a later one, and the end of those that see key `last` or an earlier one. */
-static void seeing_queries(const struct work *w, const struct nb_attention_sequence *s, int key, int last, int *begin, int *end)
+static void seeing_queries(
+    const struct work *w, const struct nb_attention_sequence *s, int key, int last, int *begin, int *end)
 {
     int offset = s->keys - s->queries; /* query i stands at offset + i */
     *begin = key - offset > 0 ? key - offset : 0;
@@ -208,8 +233,10 @@ static void compute_dk_dv(const struct work *w, const struct local *local, int t
     seeing_queries(w, &s, tile.key, tile.key + tile.keys - 1, &begin, &end);
     bool first = true;
     for (int head = kv_head * group; head < (kv_head + 1) * group; head++) {
-        for (tile.query = begin / NB_ATTENTION_QUERIES * NB_ATTENTION_QUERIES; tile.query < end; tile.query += NB_ATTENTION_QUERIES) {
-            tile.queries = s.queries - tile.query < NB_ATTENTION_QUERIES ? s.queries - tile.query : NB_ATTENTION_QUERIES;
+        for (tile.query = begin / NB_ATTENTION_QUERIES * NB_ATTENTION_QUERIES; tile.query < end;
+             tile.query += NB_ATTENTION_QUERIES) {
+            tile.queries =
+                s.queries - tile.query < NB_ATTENTION_QUERIES ? s.queries - tile.query : NB_ATTENTION_QUERIES;
             load_queries(w, local, &s, head, &tile, &o);
             compute_tile(w, local, &s, head, &tile, &o);
             add_product(w, local, &o, true, local->d_scores, &o.q, a->scale, first, local->sum);
@@ -256,7 +283,7 @@ static void run_thread(const struct work *w)
 #pragma omp for
     for (int row = 0; row < w->tokens; row++)
         compute_delta(w, row);
-    /* The first keys and the last queries take longest. */
+        /* The first keys and the last queries take longest. */
 #pragma omp for schedule(dynamic) nowait
     for (int task = 0; task < w->key_tile_count * a->kv_heads; task++)
         compute_dk_dv(w, &local, task);
@@ -289,9 +316,16 @@ void nb_cpu_run_attention_backward(struct nb_cpu *cpu, const struct nb_attention
     struct work w = {
         .a = a,
         .products = cpu->products,
-        .shape = {.query_starts = nb_cpu_pointer(a->query_starts), .key_starts = nb_cpu_pointer(a->key_starts), .sequences = sequences,
-                  .heads = a->heads, .kv_heads = a->kv_heads, .head_dim = a->head_dim, .window = a->window, .scale = a->scale,
-                  .soft_cap = a->soft_cap, .activation = a->activation},
+        .shape = {.query_starts = nb_cpu_pointer(a->query_starts),
+            .key_starts = nb_cpu_pointer(a->key_starts),
+            .sequences = sequences,
+            .heads = a->heads,
+            .kv_heads = a->kv_heads,
+            .head_dim = a->head_dim,
+            .window = a->window,
+            .scale = a->scale,
+            .soft_cap = a->soft_cap,
+            .activation = a->activation},
         .query_tiles = (int32_t *)(void *)scratch,
         .key_tiles = (int32_t *)(void *)(scratch + list_bytes(a)),
         .tokens = nb_cpu_tokens(a->slot, a->tokens_max),
@@ -311,7 +345,8 @@ void nb_cpu_run_attention_backward(struct nb_cpu *cpu, const struct nb_attention
         nb_cpu_work_failed(cpu, status);
 }
 
-uint64_t nb_cpu_attention_backward_scratch_bytes(const struct nb_device_profile *profile, const struct nb_attention_backward *a)
+uint64_t nb_cpu_attention_backward_scratch_bytes(
+    const struct nb_device_profile *profile, const struct nb_attention_backward *a)
 {
     return 2 * list_bytes(a) + delta_bytes(a) + (uint64_t)profile->multiprocessors * local_bytes(profile, a);
 }

@@ -23,15 +23,21 @@ int nb_attention_sequence_of(const int32_t *starts, int sequences, int tile)
     return low;
 }
 
-struct nb_tile_rows nb_attention_rows(nb_dptr from, int stride, int head, const struct nb_attention_shape *shape, int begin, int valid)
+struct nb_tile_rows nb_attention_rows(
+    nb_dptr from, int stride, int head, const struct nb_attention_shape *shape, int begin, int valid)
 {
-    return (struct nb_tile_rows){.from = from, .dtype = shape->activation, .index = (int64_t)begin * stride + (int64_t)head * shape->head_dim,
-                                 .stride = stride, .valid = valid, .padded = nb_round_up(valid, NB_ATTENTION_STEP),
-                                 .columns = shape->head_dim};
+    return (struct nb_tile_rows){.from = from,
+        .dtype = shape->activation,
+        .index = (int64_t)begin * stride + (int64_t)head * shape->head_dim,
+        .stride = stride,
+        .valid = valid,
+        .padded = nb_round_up(valid, NB_ATTENTION_STEP),
+        .columns = shape->head_dim};
 }
 
-NB_CPU_INLINE void few_scores_of(float *scores, const struct nb_attention_shape *shape, const struct nb_attention_tile *tile,
-                                 const struct nb_attention_operand *q, const struct nb_attention_operand *k, enum nb_dtype dtype)
+NB_CPU_INLINE void few_scores_of(float *scores, const struct nb_attention_shape *shape,
+    const struct nb_attention_tile *tile, const struct nb_attention_operand *q, const struct nb_attention_operand *k,
+    enum nb_dtype dtype)
 {
     int width = shape->head_dim;
     for (int i = 0; i < tile->queries; i++) {
@@ -48,8 +54,8 @@ NB_CPU_INLINE void few_scores_of(float *scores, const struct nb_attention_shape 
     }
 }
 
-NB_CLONES static void few_scores(float *scores, const struct nb_attention_shape *shape, const struct nb_attention_tile *tile,
-                                 const struct nb_attention_operand *q, const struct nb_attention_operand *k)
+NB_CLONES static void few_scores(float *scores, const struct nb_attention_shape *shape,
+    const struct nb_attention_tile *tile, const struct nb_attention_operand *q, const struct nb_attention_operand *k)
 {
     NB_CPU_SPECIALIZE(shape->activation, few_scores_of, scores, shape, tile, q, k);
 }
@@ -62,15 +68,23 @@ NB_CLONES static void cap_scores(float *scores, int queries, int keys, float cap
             scores[i * NB_ATTENTION_KEYS + j] = cap * nb_tanhf(scores[i * NB_ATTENTION_KEYS + j] * inverse);
 }
 
-void nb_attention_scores(struct nb_products *products, const struct nb_attention_shape *shape, const struct nb_attention_tile *tile,
-                         const struct nb_attention_operand *q, const struct nb_attention_operand *k, float *scores, void *scratch)
+void nb_attention_scores(struct nb_products *products, const struct nb_attention_shape *shape,
+    const struct nb_attention_tile *tile, const struct nb_attention_operand *q, const struct nb_attention_operand *k,
+    float *scores, void *scratch)
 {
     if (tile->queries <= NB_ATTENTION_FEW_QUERIES) {
         few_scores(scores, shape, tile, q, k);
     } else {
-        struct nb_product product = {.a_dtype = shape->activation, .b_dtype = shape->activation, .m = q->padded, .n = k->padded,
-                                     .k = shape->head_dim, .a_stride = q->stride, .b_stride = k->stride, .c_stride = NB_ATTENTION_KEYS,
-                                     .b_transposed = true, .scale = shape->scale};
+        struct nb_product product = {.a_dtype = shape->activation,
+            .b_dtype = shape->activation,
+            .m = q->padded,
+            .n = k->padded,
+            .k = shape->head_dim,
+            .a_stride = q->stride,
+            .b_stride = k->stride,
+            .c_stride = NB_ATTENTION_KEYS,
+            .b_transposed = true,
+            .scale = shape->scale};
         nb_product_multiply(products, &product, q->rows, k->rows, scores, scratch);
     }
     if (shape->soft_cap > 0)
@@ -80,6 +94,7 @@ void nb_attention_scores(struct nb_products *products, const struct nb_attention
 uint64_t nb_attention_product_bytes(enum nb_dtype activation, int head_dim, bool bf16)
 {
     int deepest = head_dim > NB_ATTENTION_KEYS ? head_dim : NB_ATTENTION_KEYS;
-    struct nb_product largest = {.a_dtype = activation, .b_dtype = activation, .m = NB_ATTENTION_KEYS, .n = deepest, .k = deepest};
+    struct nb_product largest = {
+        .a_dtype = activation, .b_dtype = activation, .m = NB_ATTENTION_KEYS, .n = deepest, .k = deepest};
     return nb_product_scratch_bytes(&largest, bf16);
 }

@@ -1,7 +1,8 @@
 /* What nb_attention and its backward share: which keys a query sees, the list of tiles, scores of one tile.
  *
- * A tile is NB_ATTENTION_QUERIES queries of one head of one sequence by NB_ATTENTION_KEYS keys, both counted from the sequence's
- * beginning, so that packing moves no tile. Partial tiles are multiplied as copies padded with zero rows to a multiple of 16. */
+ * A tile is NB_ATTENTION_QUERIES queries of one head of one sequence by NB_ATTENTION_KEYS keys, both counted from the
+ * sequence's beginning, so that packing moves no tile. Partial tiles are multiplied as copies padded with zero rows to
+ * a multiple of 16. */
 #ifndef NB_DEVICE_CPU_ATTENTION_TILE_H
 #define NB_DEVICE_CPU_ATTENTION_TILE_H
 
@@ -38,22 +39,24 @@ struct nb_attention_keys {
 };
 
 /* What the sequence's query `query` sees. */
-static inline struct nb_attention_keys nb_attention_visible(const struct nb_attention_shape *shape, const struct nb_attention_sequence *s,
-                                                            int query)
+static inline struct nb_attention_keys nb_attention_visible(
+    const struct nb_attention_shape *shape, const struct nb_attention_sequence *s, int query)
 {
     int position = s->keys - s->queries + query;
     int begin = shape->window > 0 && position >= shape->window ? position - shape->window + 1 : 0;
     return (struct nb_attention_keys){begin, position + 1};
 }
 
-/* Tiles of all sequences, numbered through: starts[s] is the first of sequence s; [sequences + 1] ints. `width` queries or keys each. */
+/* Tiles of all sequences, numbered through: starts[s] is the first of sequence s; [sequences + 1] ints. `width` queries
+ * or keys each. */
 int nb_attention_count_tiles(const int32_t *rows_starts, int sequences, int width, int32_t *starts);
 
 /* The sequence that tile number `tile` belongs to. */
 int nb_attention_sequence_of(const int32_t *starts, int sequences, int tile);
 
 /* Rows [begin, begin + valid) of one head of a [rows, heads, head_dim] buffer, padded to a multiple of 16. */
-struct nb_tile_rows nb_attention_rows(nb_dptr from, int stride, int head, const struct nb_attention_shape *shape, int begin, int valid);
+struct nb_tile_rows nb_attention_rows(
+    nb_dptr from, int stride, int head, const struct nb_attention_shape *shape, int begin, int valid);
 
 /* A tile within its sequence. */
 struct nb_attention_tile {
@@ -67,10 +70,11 @@ struct nb_attention_operand {
     int stride, padded;
 };
 
-/* scores [64, 128] = scale * q k^T, then the soft cap; `queries` rows by the padded keys, row stride 128. Up to NB_ATTENTION_FEW_QUERIES are
- * multiplied by plain loops (generation), more by the product layer. */
-void nb_attention_scores(struct nb_products *products, const struct nb_attention_shape *shape, const struct nb_attention_tile *tile,
-                         const struct nb_attention_operand *q, const struct nb_attention_operand *k, float *scores, void *scratch);
+/* scores [64, 128] = scale * q k^T, then the soft cap; `queries` rows by the padded keys, row stride 128. Up to
+ * NB_ATTENTION_FEW_QUERIES are multiplied by plain loops (generation), more by the product layer. */
+void nb_attention_scores(struct nb_products *products, const struct nb_attention_shape *shape,
+    const struct nb_attention_tile *tile, const struct nb_attention_operand *q, const struct nb_attention_operand *k,
+    float *scores, void *scratch);
 
 /* Bytes for nb_product_multiply, enough for every product of a tile. */
 uint64_t nb_attention_product_bytes(enum nb_dtype activation, int head_dim, bool bf16);

@@ -13,7 +13,7 @@
 
 /* The scratch member of the args that have one. */
 #define SCRATCH_OF(type, args) (((const struct nb_##type *)(const void *)(args))->scratch.bytes)
-#define SCRATCH_BYTES(args)                                                         \
+#define SCRATCH_BYTES(args) \
     _Generic((args),                                                                \
         const struct nb_linear *: SCRATCH_OF(linear, args),                         \
         const struct nb_linear_backward *: SCRATCH_OF(linear_backward, args),       \
@@ -28,19 +28,19 @@ static nb_status check_scratch(const char *op, uint64_t given, uint64_t needed)
     if (given >= needed)
         return NB_OK;
     return nb_fail(NB_UNSUPPORTED, "%s: %llu bytes of scratch were given, %llu are needed; ask %s_scratch_bytes", op,
-                   (unsigned long long)given, (unsigned long long)needed, op);
+        (unsigned long long)given, (unsigned long long)needed, op);
 }
 
-#define DEFINE_OP(name)                                                                                                   \
-    static void run_##name(struct nb_cpu *cpu, const void *args)                                                          \
-    {                                                                                                                     \
-        nb_cpu_run_##name(cpu, args);                                                                                     \
-    }                                                                                                                     \
-    static nb_status enter_##name(struct nb_device *device, struct nb_stream *stream, const struct nb_##name *args)       \
-    {                                                                                                                     \
-        NB_TRY(nb_check_##name(args));                                                                                    \
-        NB_TRY(check_scratch(#name, SCRATCH_BYTES(args), nb_cpu_##name##_scratch_bytes(&device->profile, args)));         \
-        return nb_cpu_enqueue((struct nb_cpu *)device, stream, run_##name, args, sizeof *args);                           \
+#define DEFINE_OP(name)                                                                                             \
+    static void run_##name(struct nb_cpu *cpu, const void *args)                                                    \
+    {                                                                                                               \
+        nb_cpu_run_##name(cpu, args);                                                                               \
+    }                                                                                                               \
+    static nb_status enter_##name(struct nb_device *device, struct nb_stream *stream, const struct nb_##name *args) \
+    {                                                                                                               \
+        NB_TRY(nb_check_##name(args));                                                                              \
+        NB_TRY(check_scratch(#name, SCRATCH_BYTES(args), nb_cpu_##name##_scratch_bytes(&device->profile, args)));   \
+        return nb_cpu_enqueue((struct nb_cpu *)device, stream, run_##name, args, sizeof *args);                     \
     }
 NB_OPS(DEFINE_OP)
 
@@ -104,8 +104,8 @@ nb_status nb_cpu_device_create(const struct nb_cpu_options *options, struct nb_d
     cpu->threads = cpu->base.profile.multiprocessors;
     cpu->base.destroy = destroy;
     nb_adamw8_coders_init(&cpu->adamw8);
-#define ENTER_OP(name)                 \
-    cpu->base.name = enter_##name;     \
+#define ENTER_OP(name)             \
+    cpu->base.name = enter_##name; \
     cpu->base.name##_scratch_bytes = nb_cpu_##name##_scratch_bytes;
     NB_OPS(ENTER_OP)
     nb_status status = nb_cpu_queue_install(cpu, options);

@@ -1,9 +1,9 @@
 /* The CPU device from the inside: what its ops share. Private to src/device/.
  *
- * An op is one file, cpu/NAME.c, with two functions: nb_cpu_run_NAME does the work, when it is due, with the args already checked by
- * nb_check_NAME, on cpu->threads threads (`#pragma omp parallel for num_threads(cpu->threads)` in its own loops); nb_cpu_NAME_scratch_bytes
- * says what scratch it needs. A result is the same at any number of threads: a thread computes whole rows or whole fixed tiles, and
- * partial sums over tiles are added in order. */
+ * An op is one file, cpu/NAME.c, with two functions: nb_cpu_run_NAME does the work, when it is due, with the args
+ * already checked by nb_check_NAME, on cpu->threads threads (`#pragma omp parallel for num_threads(cpu->threads)` in
+ * its own loops); nb_cpu_NAME_scratch_bytes says what scratch it needs. A result is the same at any number of threads:
+ * a thread computes whole rows or whole fixed tiles, and partial sums over tiles are added in order. */
 #ifndef NB_DEVICE_CPU_CPU_H
 #define NB_DEVICE_CPU_CPU_H
 
@@ -17,31 +17,31 @@ struct nb_cpu_queue;
 struct nb_products;
 
 struct nb_cpu {
-    struct nb_device base; /* first: a struct nb_device * is cast to this */
-    int threads;           /* >= 1 */
-    struct nb_cpu_queue *queue;   /* deferred mode's; NULL in immediate mode */
-    struct nb_products *products; /* the matrix products' kernels (product.h), made at first use */
+    struct nb_device base;          /* first: a struct nb_device * is cast to this */
+    int threads;                    /* >= 1 */
+    struct nb_cpu_queue *queue;     /* deferred mode's; NULL in immediate mode */
+    struct nb_products *products;   /* the matrix products' kernels (product.h), made at first use */
     struct nb_adamw8_coders adamw8; /* made once: half a millisecond */
-    struct nb_stream *running;    /* whose work is being done; takes its errors */
+    struct nb_stream *running;      /* whose work is being done; takes its errors */
 };
 
-#define NB_CPU_OP(name)                                                   \
+#define NB_CPU_OP(name)                                                    \
     void nb_cpu_run_##name(struct nb_cpu *cpu, const struct nb_##name *a); \
     uint64_t nb_cpu_##name##_scratch_bytes(const struct nb_device_profile *profile, const struct nb_##name *a);
 NB_OPS(NB_CPU_OP)
 #undef NB_CPU_OP
 
 /* For the file of an op that needs no scratch. */
-#define NB_CPU_NO_SCRATCH(name)                                                                                  \
+#define NB_CPU_NO_SCRATCH(name)                                                                                \
     uint64_t nb_cpu_##name##_scratch_bytes(const struct nb_device_profile *profile, const struct nb_##name *a) \
-    {                                                                                                            \
-        (void)profile;                                                                                           \
-        (void)a;                                                                                                 \
-        return 0;                                                                                                \
+    {                                                                                                          \
+        (void)profile;                                                                                         \
+        (void)a;                                                                                               \
+        return 0;                                                                                              \
     }
 
-/* For an op that fails at work (a weight that is not finite): keeps `status` and the thread's message for the nb_stream_wait of the
- * stream at work. The first failure counts. Not from inside a parallel region. */
+/* For an op that fails at work (a weight that is not finite): keeps `status` and the thread's message for the
+ * nb_stream_wait of the stream at work. The first failure counts. Not from inside a parallel region. */
 void nb_cpu_work_failed(struct nb_cpu *cpu, nb_status status);
 
 /* "oneDNN 2.6.3" or "own loops": what multiplies matrices. Static. */
@@ -143,8 +143,10 @@ static inline float nb_sum16(const float lane[16])
 nb_status nb_cpu_queue_install(struct nb_cpu *cpu, const struct nb_cpu_options *options);
 void nb_cpu_queue_destroy(struct nb_cpu *cpu);
 
-/* Does `run(cpu, args)` at once, or keeps a copy of the args [bytes] and does it late. Errors: NB_MEMORY (deferred mode alone). */
+/* Does `run(cpu, args)` at once, or keeps a copy of the args [bytes] and does it late. Errors: NB_MEMORY (deferred mode
+ * alone). */
 typedef void nb_cpu_run(struct nb_cpu *cpu, const void *args);
-nb_status nb_cpu_enqueue(struct nb_cpu *cpu, struct nb_stream *stream, nb_cpu_run *run, const void *args, uint64_t bytes);
+nb_status nb_cpu_enqueue(
+    struct nb_cpu *cpu, struct nb_stream *stream, nb_cpu_run *run, const void *args, uint64_t bytes);
 
 #endif

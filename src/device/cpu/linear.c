@@ -1,5 +1,6 @@
 /* y = x W^T + scale * (dropout(x) A^T) B^T + bias, tile by tile:
- *   1. 4-bit weights become bf16 matrices in scratch, and t = dropout(x) A^T is computed and stored, both shared out among the threads;
+ *   1. 4-bit weights become bf16 matrices in scratch, and t = dropout(x) A^T is computed and stored, both shared out
+ * among the threads;
  *   2. each tile of 128 tokens by up to 256 outputs sums x W^T and t B^T in fp32 scratch and is rounded into y.
  * Up to 8 rows (generation) take linear_few.c's way, which never writes the matrix. */
 #include "device/cpu/linear_tile.h"
@@ -20,27 +21,37 @@ struct work {
 static struct nb_tile_rows tile_rows(const struct work *w, nb_dptr from, int stride, int tile, int begin, int columns)
 {
     int valid = nb_cut_width(&w->rows, tile);
-    return (struct nb_tile_rows){.from = from, .dtype = w->a->activation,
-                                   .index = (int64_t)nb_cut_begin(&w->rows, tile) * stride + begin, .stride = stride, .valid = valid,
-                                   .padded = nb_round_up(valid, 16), .columns = columns};
+    return (struct nb_tile_rows){.from = from,
+        .dtype = w->a->activation,
+        .index = (int64_t)nb_cut_begin(&w->rows, tile) * stride + begin,
+        .stride = stride,
+        .valid = valid,
+        .padded = nb_round_up(valid, 16),
+        .columns = columns};
 }
 
 /* t = dropout(x) A^T for the rows of a tile. The kept features' factor 1 / (1 - dropout) multiplies the fp32 sum. */
-static void adapter_down(const struct work *w, const struct nb_linear_local *local, const struct nb_lora *lora, int row_tile)
+static void adapter_down(
+    const struct work *w, const struct nb_linear_local *local, const struct nb_lora *lora, int row_tile)
 {
     const struct nb_linear *a = w->a;
     struct nb_cut ranks = nb_cut_evenly(lora->rank, NB_PRODUCT_COLUMNS, 16);
     for (int r = 0; r < ranks.count; r++) {
         int rank = nb_cut_width(&ranks, r), rank_begin = nb_cut_begin(&ranks, r);
-        struct nb_product product = {.a_dtype = a->activation, .b_dtype = a->activation, .n = rank, .b_stride = a->in, .c_stride = rank,
-                                     .b_transposed = true, .scale = 1.0f / (1.0f - lora->dropout)};
+        struct nb_product product = {.a_dtype = a->activation,
+            .b_dtype = a->activation,
+            .n = rank,
+            .b_stride = a->in,
+            .c_stride = rank,
+            .b_transposed = true,
+            .scale = 1.0f / (1.0f - lora->dropout)};
         for (int d = 0; d < w->depth.count; d++) {
             int begin = nb_cut_begin(&w->depth, d);
             struct nb_tile_rows x = tile_rows(w, a->x, a->x_stride, row_tile, begin, nb_cut_width(&w->depth, d));
             const void *rows;
             if (lora->dropout > 0) {
-                struct nb_linear_mask mask =
-                    nb_linear_mask(lora, a->step, a->slot, a->rows, a->row_begin_chunk, nb_cut_begin(&w->rows, row_tile));
+                struct nb_linear_mask mask = nb_linear_mask(
+                    lora, a->step, a->slot, a->rows, a->row_begin_chunk, nb_cut_begin(&w->rows, row_tile));
                 rows = nb_linear_rows_masked(&x, &mask, begin, local->rows);
                 product.a_stride = x.columns;
             } else {
@@ -50,39 +61,56 @@ static void adapter_down(const struct work *w, const struct nb_linear_local *loc
             product.k = x.columns;
             product.accumulate = d > 0;
             nb_product_multiply(w->products, &product, rows,
-                                nb_cpu_element(lora->a, a->activation, (uint64_t)rank_begin * (uint64_t)a->in + (uint64_t)begin),
-                                local->sum, local->product);
+                nb_cpu_element(lora->a, a->activation, (uint64_t)rank_begin * (uint64_t)a->in + (uint64_t)begin),
+                local->sum, local->product);
         }
-        struct nb_linear_store store = {.y = lora->t, .dtype = a->activation,
-                                        .index = (int64_t)nb_cut_begin(&w->rows, row_tile) * lora->rank + rank_begin, .stride = lora->rank,
-                                        .rows = nb_cut_width(&w->rows, row_tile), .columns = rank, .scale = 1.0f};
+        struct nb_linear_store store = {.y = lora->t,
+            .dtype = a->activation,
+            .index = (int64_t)nb_cut_begin(&w->rows, row_tile) * lora->rank + rank_begin,
+            .stride = lora->rank,
+            .rows = nb_cut_width(&w->rows, row_tile),
+            .columns = rank,
+            .scale = 1.0f};
         nb_linear_store(&store, local->sum);
     }
 }
 
 /* sum += scale * t B^T for a tile. */
-static void adapter_up(const struct work *w, const struct nb_linear_local *local, const struct nb_lora *lora, int row_tile,
-                       int column_begin, int columns)
+static void adapter_up(const struct work *w, const struct nb_linear_local *local, const struct nb_lora *lora,
+    int row_tile, int column_begin, int columns)
 {
     const struct nb_linear *a = w->a;
     struct nb_tile_rows t = tile_rows(w, lora->t, lora->rank, row_tile, 0, lora->rank);
-    struct nb_product product = {.a_dtype = a->activation, .b_dtype = a->activation, .m = t.padded, .n = columns, .k = lora->rank,
-                                 .b_stride = lora->rank, .c_stride = columns, .b_transposed = true, .accumulate = true,
-                                 .scale = lora->scale};
+    struct nb_product product = {.a_dtype = a->activation,
+        .b_dtype = a->activation,
+        .m = t.padded,
+        .n = columns,
+        .k = lora->rank,
+        .b_stride = lora->rank,
+        .c_stride = columns,
+        .b_transposed = true,
+        .accumulate = true,
+        .scale = lora->scale};
     const void *rows = nb_tile_rows_padded(&t, local->rows, &product.a_stride);
     nb_product_multiply(w->products, &product, rows,
-                        nb_cpu_element(lora->b, a->activation, (uint64_t)column_begin * (uint64_t)lora->rank), local->sum,
-                        local->product);
+        nb_cpu_element(lora->b, a->activation, (uint64_t)column_begin * (uint64_t)lora->rank), local->sum,
+        local->product);
 }
 
 /* One tile of one part's y. */
-static void multiply_tile(const struct work *w, const struct nb_linear_local *local, int p, int column_tile, int row_tile)
+static void multiply_tile(
+    const struct work *w, const struct nb_linear_local *local, int p, int column_tile, int row_tile)
 {
     const struct nb_linear *a = w->a;
     const struct nb_linear_part *part = &a->part[p];
     int column_begin = nb_cut_begin(&w->columns[p], column_tile), columns = nb_cut_width(&w->columns[p], column_tile);
-    struct nb_product product = {.a_dtype = a->activation, .b_dtype = NB_DTYPE_BF16, .n = columns, .b_stride = a->in, .c_stride = columns,
-                                 .b_transposed = true, .scale = 1.0f};
+    struct nb_product product = {.a_dtype = a->activation,
+        .b_dtype = NB_DTYPE_BF16,
+        .n = columns,
+        .b_stride = a->in,
+        .c_stride = columns,
+        .b_transposed = true,
+        .scale = 1.0f};
     for (int d = 0; d < w->depth.count; d++) {
         int begin = nb_cut_begin(&w->depth, d);
         struct nb_tile_rows x = tile_rows(w, a->x, a->x_stride, row_tile, begin, nb_cut_width(&w->depth, d));
@@ -90,8 +118,8 @@ static void multiply_tile(const struct work *w, const struct nb_linear_local *lo
         product.m = x.padded;
         product.k = x.columns;
         product.accumulate = d > 0;
-        nb_product_multiply(w->products, &product, rows, w->weights.data[p] + (int64_t)column_begin * a->in + begin, local->sum,
-                            local->product);
+        nb_product_multiply(w->products, &product, rows, w->weights.data[p] + (int64_t)column_begin * a->in + begin,
+            local->sum, local->product);
     }
     if (!nb_dptr_is_null(part->lora.a))
         adapter_up(w, local, &part->lora, row_tile, column_begin, columns);
@@ -109,7 +137,8 @@ static void multiply_tile(const struct work *w, const struct nb_linear_local *lo
     nb_linear_store(&store, local->sum);
 }
 
-/* Inside the parallel region: every tile of every part. A column tile's weights are used by all row tiles in turn, while in cache. */
+/* Inside the parallel region: every tile of every part. A column tile's weights are used by all row tiles in turn,
+ * while in cache. */
 static void multiply(const struct work *w, const struct nb_linear_local *local)
 {
     const struct nb_linear *a = w->a;
@@ -158,8 +187,11 @@ void nb_cpu_run_linear(struct nb_cpu *cpu, const struct nb_linear *a)
         nb_linear_few(cpu, a, rows);
         return;
     }
-    struct work w = {.a = a, .products = cpu->products, .rows = nb_cut_by(rows, NB_PRODUCT_ROWS), .depth = nb_cut_evenly(a->in, NB_PRODUCT_DEPTH, 64),
-                     .bf16 = cpu->base.profile.bf16};
+    struct work w = {.a = a,
+        .products = cpu->products,
+        .rows = nb_cut_by(rows, NB_PRODUCT_ROWS),
+        .depth = nb_cut_evenly(a->in, NB_PRODUCT_DEPTH, 64),
+        .bf16 = cpu->base.profile.bf16};
     char *scratch = nb_cpu_pointer(a->scratch.base);
     nb_linear_weights_locate(a->part, a->parts, a->in, &scratch, &w.weights);
     w.locals = scratch;

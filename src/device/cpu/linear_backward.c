@@ -1,7 +1,7 @@
 /* dx, dA and dB of nb_linear, the weights frozen:
- *   1. 4-bit weights become bf16 matrices in scratch; u = scale * dy B is computed into scratch in the activation dtype;
- *   2. tiles, shared out among the threads: dx = sum over parts of dy W + u A; da += u^T dropout(x); db += scale * dy^T t, where a tile
- *      of da or db adds the products of 256 tokens each, in order. */
+ *   1. 4-bit weights become bf16 matrices in scratch; u = scale * dy B goes into scratch in the activation dtype;
+ *   2. tiles, shared out among the threads: dx = sum over parts of dy W + u A; da += u^T dropout(x);
+ *      db += scale * dy^T t, where a tile of da or db adds the products of 256 tokens each, in order. */
 #include <string.h>
 
 #include "device/cpu/linear_tile.h"
@@ -13,7 +13,7 @@ struct work {
     const struct nb_linear_backward *a;
     struct nb_products *products;
     struct nb_linear_weights weights;
-    char *u[NB_LINEAR_PARTS]; /* [tokens rounded up to NB_TILE_TOKENS, rank] activation, rows beyond the valid ones zero */
+    char *u[NB_LINEAR_PARTS]; /* [tokens rounded up to NB_TILE_TOKENS, rank] activation, zero beyond the valid rows */
     struct nb_cut rows, columns;
     int tokens;
     bool bf16;
@@ -34,9 +34,13 @@ static uint64_t u_bytes(const struct nb_linear_backward *a, int p)
 static struct nb_tile_rows row_tile_of(const struct work *w, nb_dptr from, int stride, int tile, int begin, int columns)
 {
     int valid = nb_cut_width(&w->rows, tile);
-    return (struct nb_tile_rows){.from = from, .dtype = w->a->activation,
-                                   .index = (int64_t)nb_cut_begin(&w->rows, tile) * stride + begin, .stride = stride, .valid = valid,
-                                   .padded = nb_round_up(valid, 16), .columns = columns};
+    return (struct nb_tile_rows){.from = from,
+        .dtype = w->a->activation,
+        .index = (int64_t)nb_cut_begin(&w->rows, tile) * stride + begin,
+        .stride = stride,
+        .valid = valid,
+        .padded = nb_round_up(valid, 16),
+        .columns = columns};
 }
 
 /* u of a row tile, rounded once. The rows up to the end of the last tile of 256 tokens become zeros. */
@@ -45,12 +49,17 @@ static void compute_u(const struct work *w, const struct nb_linear_local *local,
     const struct nb_linear_backward *a = w->a;
     const struct nb_linear_part *part = &a->part[p];
     int rank = part->lora.rank;
-    struct nb_cut ranks = nb_cut_evenly(rank, NB_PRODUCT_COLUMNS, 16), depth = nb_cut_evenly(part->out, NB_PRODUCT_DEPTH, 64);
+    struct nb_cut ranks = nb_cut_evenly(rank, NB_PRODUCT_COLUMNS, 16),
+                  depth = nb_cut_evenly(part->out, NB_PRODUCT_DEPTH, 64);
     nb_dptr u = {(uintptr_t)w->u[p]};
     for (int r = 0; r < ranks.count; r++) {
         int begin = nb_cut_begin(&ranks, r), columns = nb_cut_width(&ranks, r);
-        struct nb_product product = {.a_dtype = a->activation, .b_dtype = a->activation, .n = columns, .b_stride = rank, .c_stride = columns,
-                                     .scale = part->output_scale * part->lora.scale};
+        struct nb_product product = {.a_dtype = a->activation,
+            .b_dtype = a->activation,
+            .n = columns,
+            .b_stride = rank,
+            .c_stride = columns,
+            .scale = part->output_scale * part->lora.scale};
         for (int d = 0; d < depth.count; d++) {
             int out = nb_cut_begin(&depth, d);
             struct nb_tile_rows dy = row_tile_of(w, part->y, part->y_stride, tile, out, nb_cut_width(&depth, d));
@@ -59,11 +68,16 @@ static void compute_u(const struct work *w, const struct nb_linear_local *local,
             product.k = dy.columns;
             product.accumulate = d > 0;
             nb_product_multiply(w->products, &product, rows,
-                                nb_cpu_element(part->lora.b, a->activation, (uint64_t)out * (uint64_t)rank + (uint64_t)begin), local->sum,
-                                local->product);
+                nb_cpu_element(part->lora.b, a->activation, (uint64_t)out * (uint64_t)rank + (uint64_t)begin),
+                local->sum, local->product);
         }
-        struct nb_linear_store store = {.y = u, .dtype = a->activation, .index = (int64_t)nb_cut_begin(&w->rows, tile) * rank + begin,
-                                        .stride = rank, .rows = nb_cut_width(&w->rows, tile), .columns = columns, .scale = 1.0f};
+        struct nb_linear_store store = {.y = u,
+            .dtype = a->activation,
+            .index = (int64_t)nb_cut_begin(&w->rows, tile) * rank + begin,
+            .stride = rank,
+            .rows = nb_cut_width(&w->rows, tile),
+            .columns = columns,
+            .scale = 1.0f};
         nb_linear_store(&store, local->sum);
     }
     if (tile == w->rows.count - 1) {
@@ -79,22 +93,31 @@ static struct nb_linear_mask mask_of(const struct work *w, const struct nb_lora 
 }
 
 /* sum += the adapter's share of dx: u A, masked as the branch's input was. */
-static void add_adapter_dx(const struct work *w, const struct nb_linear_local *local, int p, int tile, int column_begin, int columns)
+static void add_adapter_dx(
+    const struct work *w, const struct nb_linear_local *local, int p, int tile, int column_begin, int columns)
 {
     const struct nb_linear_backward *a = w->a;
     const struct nb_lora *lora = &a->part[p].lora;
     bool masked = lora->dropout > 0;
     int padded = nb_round_up(nb_cut_width(&w->rows, tile), 16), row = nb_cut_begin(&w->rows, tile);
-    struct nb_product product = {.a_dtype = a->activation, .b_dtype = a->activation, .m = padded, .n = columns, .k = lora->rank,
-                                 .a_stride = lora->rank, .b_stride = a->in, .c_stride = columns, .accumulate = !masked, .scale = 1.0f};
+    struct nb_product product = {.a_dtype = a->activation,
+        .b_dtype = a->activation,
+        .m = padded,
+        .n = columns,
+        .k = lora->rank,
+        .a_stride = lora->rank,
+        .b_stride = a->in,
+        .c_stride = columns,
+        .accumulate = !masked,
+        .scale = 1.0f};
     nb_product_multiply(w->products, &product,
-                        w->u[p] + (uint64_t)row * (uint64_t)lora->rank * nb_dtype_bytes(a->activation),
-                        nb_cpu_element(lora->a, a->activation, (uint64_t)column_begin), masked ? local->branch : local->sum,
-                        local->product);
+        w->u[p] + (uint64_t)row * (uint64_t)lora->rank * nb_dtype_bytes(a->activation),
+        nb_cpu_element(lora->a, a->activation, (uint64_t)column_begin), masked ? local->branch : local->sum,
+        local->product);
     if (masked) {
         struct nb_linear_mask mask = mask_of(w, lora, row);
         nb_linear_add_masked(local->sum, local->branch, nb_cut_width(&w->rows, tile), columns, &mask, column_begin,
-                             1.0f / (1.0f - lora->dropout));
+            1.0f / (1.0f - lora->dropout));
     }
 }
 
@@ -107,8 +130,12 @@ static void compute_dx(const struct work *w, const struct nb_linear_local *local
     for (int p = 0; p < a->parts; p++) {
         const struct nb_linear_part *part = &a->part[p];
         struct nb_cut depth = nb_cut_evenly(part->out, NB_PRODUCT_DEPTH, 64);
-        struct nb_product product = {.a_dtype = a->activation, .b_dtype = NB_DTYPE_BF16, .n = columns, .b_stride = a->in,
-                                     .c_stride = columns, .scale = part->output_scale};
+        struct nb_product product = {.a_dtype = a->activation,
+            .b_dtype = NB_DTYPE_BF16,
+            .n = columns,
+            .b_stride = a->in,
+            .c_stride = columns,
+            .scale = part->output_scale};
         for (int d = 0; d < depth.count; d++) {
             int out = nb_cut_begin(&depth, d);
             struct nb_tile_rows dy = row_tile_of(w, part->y, part->y_stride, tile, out, nb_cut_width(&depth, d));
@@ -116,16 +143,21 @@ static void compute_dx(const struct work *w, const struct nb_linear_local *local
             product.m = dy.padded;
             product.k = dy.columns;
             product.accumulate = accumulate;
-            nb_product_multiply(w->products, &product, rows, w->weights.data[p] + (int64_t)out * a->in + begin, local->sum,
-                                local->product);
+            nb_product_multiply(w->products, &product, rows, w->weights.data[p] + (int64_t)out * a->in + begin,
+                local->sum, local->product);
             accumulate = true;
         }
         if (has_adapter(a, p))
             add_adapter_dx(w, local, p, tile, begin, columns);
     }
-    struct nb_linear_store store = {.y = a->dx, .dtype = a->activation, .index = (int64_t)nb_cut_begin(&w->rows, tile) * a->dx_stride + begin,
-                                    .stride = a->dx_stride, .rows = nb_cut_width(&w->rows, tile), .columns = columns, .scale = 1.0f,
-                                    .accumulate = a->accumulate_dx};
+    struct nb_linear_store store = {.y = a->dx,
+        .dtype = a->activation,
+        .index = (int64_t)nb_cut_begin(&w->rows, tile) * a->dx_stride + begin,
+        .stride = a->dx_stride,
+        .rows = nb_cut_width(&w->rows, tile),
+        .columns = columns,
+        .scale = 1.0f,
+        .accumulate = a->accumulate_dx};
     nb_linear_store(&store, local->sum);
 }
 
@@ -133,8 +165,13 @@ static void compute_dx(const struct work *w, const struct nb_linear_local *local
 static struct nb_tile_rows token_tile(const struct work *w, nb_dptr from, int stride, int token, int begin, int columns)
 {
     int valid = w->tokens - token < NB_TILE_TOKENS ? w->tokens - token : NB_TILE_TOKENS;
-    return (struct nb_tile_rows){.from = from, .dtype = w->a->activation, .index = (int64_t)token * stride + begin, .stride = stride,
-                                   .valid = valid, .padded = nb_round_up(valid, DEPTH_STEP), .columns = columns};
+    return (struct nb_tile_rows){.from = from,
+        .dtype = w->a->activation,
+        .index = (int64_t)token * stride + begin,
+        .stride = stride,
+        .valid = valid,
+        .padded = nb_round_up(valid, DEPTH_STEP),
+        .columns = columns};
 }
 
 /* da[rank tile][column tile] += u^T dropout(x), 256 tokens after another. */
@@ -145,9 +182,15 @@ static void compute_da(const struct work *w, const struct nb_linear_local *local
     struct nb_cut ranks = nb_cut_evenly(lora->rank, NB_PRODUCT_ROWS, 16);
     int rank_begin = nb_cut_begin(&ranks, rank_tile), begin = nb_cut_begin(&w->columns, column_tile);
     float *da = (float *)nb_cpu_pointer(lora->da) + (int64_t)rank_begin * a->in + begin;
-    struct nb_product product = {.a_dtype = a->activation, .b_dtype = a->activation, .m = nb_cut_width(&ranks, rank_tile),
-                                 .n = nb_cut_width(&w->columns, column_tile), .a_stride = lora->rank, .c_stride = a->in,
-                                 .a_transposed = true, .accumulate = true, .scale = 1.0f / (1.0f - lora->dropout)};
+    struct nb_product product = {.a_dtype = a->activation,
+        .b_dtype = a->activation,
+        .m = nb_cut_width(&ranks, rank_tile),
+        .n = nb_cut_width(&w->columns, column_tile),
+        .a_stride = lora->rank,
+        .c_stride = a->in,
+        .a_transposed = true,
+        .accumulate = true,
+        .scale = 1.0f / (1.0f - lora->dropout)};
     for (int token = 0; token < w->tokens; token += NB_TILE_TOKENS) {
         struct nb_tile_rows x = token_tile(w, a->x, a->x_stride, token, begin, product.n);
         const void *rows;
@@ -160,8 +203,8 @@ static void compute_da(const struct work *w, const struct nb_linear_local *local
         }
         product.k = x.padded;
         nb_product_multiply(w->products, &product,
-                            w->u[p] + ((uint64_t)token * (uint64_t)lora->rank + (uint64_t)rank_begin) * nb_dtype_bytes(a->activation),
-                            rows, da, local->product);
+            w->u[p] + ((uint64_t)token * (uint64_t)lora->rank + (uint64_t)rank_begin) * nb_dtype_bytes(a->activation),
+            rows, da, local->product);
     }
 }
 
@@ -171,12 +214,18 @@ static void compute_db(const struct work *w, const struct nb_linear_local *local
     const struct nb_linear_backward *a = w->a;
     const struct nb_linear_part *part = &a->part[p];
     const struct nb_lora *lora = &part->lora;
-    struct nb_cut outputs = nb_cut_evenly(part->out, NB_PRODUCT_ROWS, 16), ranks = nb_cut_evenly(lora->rank, NB_PRODUCT_COLUMNS, 16);
+    struct nb_cut outputs = nb_cut_evenly(part->out, NB_PRODUCT_ROWS, 16),
+                  ranks = nb_cut_evenly(lora->rank, NB_PRODUCT_COLUMNS, 16);
     int output = nb_cut_begin(&outputs, output_tile), rank_begin = nb_cut_begin(&ranks, rank_tile);
     float *db = (float *)nb_cpu_pointer(lora->db) + (int64_t)output * lora->rank + rank_begin;
-    struct nb_product product = {.a_dtype = a->activation, .b_dtype = a->activation, .m = nb_cut_width(&outputs, output_tile),
-                                 .n = nb_cut_width(&ranks, rank_tile), .c_stride = lora->rank, .a_transposed = true, .accumulate = true,
-                                 .scale = part->output_scale * lora->scale};
+    struct nb_product product = {.a_dtype = a->activation,
+        .b_dtype = a->activation,
+        .m = nb_cut_width(&outputs, output_tile),
+        .n = nb_cut_width(&ranks, rank_tile),
+        .c_stride = lora->rank,
+        .a_transposed = true,
+        .accumulate = true,
+        .scale = part->output_scale * lora->scale};
     for (int token = 0; token < w->tokens; token += NB_TILE_TOKENS) {
         struct nb_tile_rows dy = token_tile(w, part->y, part->y_stride, token, output, product.m);
         struct nb_tile_rows t = token_tile(w, lora->t, lora->rank, token, rank_begin, product.n);
@@ -236,8 +285,12 @@ void nb_cpu_run_linear_backward(struct nb_cpu *cpu, const struct nb_linear_backw
     int rows = nb_cpu_rows(a->slot, a->rows_from, a->row_begin_chunk, a->tokens_max);
     if (rows == 0)
         return;
-    struct work w = {.a = a, .products = cpu->products, .rows = nb_cut_by(rows, NB_PRODUCT_ROWS), .columns = nb_cut_evenly(a->in, NB_PRODUCT_COLUMNS, 16),
-                     .tokens = rows, .bf16 = cpu->base.profile.bf16};
+    struct work w = {.a = a,
+        .products = cpu->products,
+        .rows = nb_cut_by(rows, NB_PRODUCT_ROWS),
+        .columns = nb_cut_evenly(a->in, NB_PRODUCT_COLUMNS, 16),
+        .tokens = rows,
+        .bf16 = cpu->base.profile.bf16};
     char *scratch = nb_cpu_pointer(a->scratch.base);
     nb_linear_weights_locate(a->part, a->parts, a->in, &scratch, &w.weights);
     for (int p = 0; p < a->parts; p++) {
@@ -254,7 +307,8 @@ void nb_cpu_run_linear_backward(struct nb_cpu *cpu, const struct nb_linear_backw
         nb_cpu_work_failed(cpu, status);
 }
 
-uint64_t nb_cpu_linear_backward_scratch_bytes(const struct nb_device_profile *profile, const struct nb_linear_backward *a)
+uint64_t nb_cpu_linear_backward_scratch_bytes(
+    const struct nb_device_profile *profile, const struct nb_linear_backward *a)
 {
     uint64_t bytes = (uint64_t)profile->multiprocessors * nb_linear_local_bytes(a->activation, profile->bf16);
     for (int p = 0; p < a->parts; p++)

@@ -24,7 +24,8 @@ static inline float dot(const float *restrict x, const float *restrict w, int co
 }
 
 /* out[r] = the dot product of row r of x [rows, count] and w [count], an activation or bf16 row widened in `wide`. */
-NB_CLONES static void dot_rows(float *out, const float *x, int rows, const void *w, enum nb_dtype dtype, int count, float *wide)
+NB_CLONES static void dot_rows(
+    float *out, const float *x, int rows, const void *w, enum nb_dtype dtype, int count, float *wide)
 {
     const float *row = w;
     if (dtype == NB_DTYPE_BF16) {
@@ -84,7 +85,8 @@ static void adapter_down(const struct work *w, int p, int index, float *wide)
     const struct nb_linear *a = w->a;
     const struct nb_lora *lora = &a->part[p].lora;
     float t[NB_LINEAR_FEW_ROWS];
-    dot_rows(t, w->x, w->rows, nb_cpu_element(lora->a, a->activation, (uint64_t)index * (uint64_t)a->in), a->activation, a->in, wide);
+    dot_rows(t, w->x, w->rows, nb_cpu_element(lora->a, a->activation, (uint64_t)index * (uint64_t)a->in), a->activation,
+        a->in, wide);
     for (int r = 0; r < w->rows; r++) {
         int64_t at = (int64_t)r * lora->rank + index;
         nb_cpu_put(nb_cpu_pointer(lora->t), a->activation, at, t[r]);
@@ -101,7 +103,8 @@ static void compute_output(const struct work *w, int p, int output, nb_bf16 *pac
     dot_rows(sum, w->x, w->rows, weight_row(part, a->in, output, packed), NB_DTYPE_BF16, a->in, wide);
     if (!nb_dptr_is_null(lora->a))
         dot_rows(branch, w->t + t_offset(a, p), w->rows,
-                 nb_cpu_element(lora->b, a->activation, (uint64_t)output * (uint64_t)lora->rank), a->activation, lora->rank, wide);
+            nb_cpu_element(lora->b, a->activation, (uint64_t)output * (uint64_t)lora->rank), a->activation, lora->rank,
+            wide);
     for (int r = 0; r < w->rows; r++) {
         float value = sum[r];
         if (!nb_dptr_is_null(lora->a))

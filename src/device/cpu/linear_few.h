@@ -1,4 +1,5 @@
-/* nb_linear for a few rows, as in generation: bound by the reading of the weights, which are dequantized a row at a time in cache. */
+/* nb_linear for a few rows, as in generation: bound by the reading of the weights, which are dequantized a row at a
+ * time in cache. */
 #ifndef NB_DEVICE_CPU_LINEAR_FEW_H
 #define NB_DEVICE_CPU_LINEAR_FEW_H
 

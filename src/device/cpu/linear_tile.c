@@ -19,7 +19,8 @@ uint64_t nb_linear_weight_bytes(const struct nb_linear_part *part, int in)
     return part->weight.format == NB_WEIGHT_BF16 ? 0 : align256((uint64_t)part->out * (uint64_t)in * sizeof(nb_bf16));
 }
 
-void nb_linear_weights_locate(const struct nb_linear_part *part, int parts, int in, char **scratch, struct nb_linear_weights *weights)
+void nb_linear_weights_locate(
+    const struct nb_linear_part *part, int parts, int in, char **scratch, struct nb_linear_weights *weights)
 {
     for (int p = 0; p < parts; p++) {
         if (part[p].weight.format == NB_WEIGHT_BF16) {
@@ -33,7 +34,8 @@ void nb_linear_weights_locate(const struct nb_linear_part *part, int parts, int 
     }
 }
 
-void nb_linear_weights_fill(const struct nb_linear_part *part, int parts, int in, const struct nb_linear_weights *weights)
+void nb_linear_weights_fill(
+    const struct nb_linear_part *part, int parts, int in, const struct nb_linear_weights *weights)
 {
     for (int p = 0; p < parts; p++) {
         if (!weights->dequantized[p])
@@ -42,8 +44,8 @@ void nb_linear_weights_fill(const struct nb_linear_part *part, int parts, int in
 #pragma omp for schedule(dynamic) nowait
         for (int row = 0; row < part[p].out; row += FILL_ROWS) {
             int rows = part[p].out - row < FILL_ROWS ? part[p].out - row : FILL_ROWS;
-            nb_dequantize_bf16(&matrix, (uint64_t)(part[p].row_begin + row) * (uint64_t)in, (uint64_t)rows * (uint64_t)in,
-                               weights->dequantized[p] + (int64_t)row * in);
+            nb_dequantize_bf16(&matrix, (uint64_t)(part[p].row_begin + row) * (uint64_t)in,
+                (uint64_t)rows * (uint64_t)in, weights->dequantized[p] + (int64_t)row * in);
         }
     }
 }
@@ -58,14 +60,18 @@ enum {
 
 static uint64_t product_bytes(enum nb_dtype activation, bool bf16)
 {
-    struct nb_product largest = {.a_dtype = activation, .b_dtype = NB_DTYPE_BF16, .m = NB_PRODUCT_ROWS, .n = NB_PRODUCT_COLUMNS,
-                                 .k = NB_PRODUCT_DEPTH};
+    struct nb_product largest = {.a_dtype = activation,
+        .b_dtype = NB_DTYPE_BF16,
+        .m = NB_PRODUCT_ROWS,
+        .n = NB_PRODUCT_COLUMNS,
+        .k = NB_PRODUCT_DEPTH};
     return nb_product_scratch_bytes(&largest, bf16);
 }
 
 uint64_t nb_linear_local_bytes(enum nb_dtype activation, bool bf16)
 {
-    return 2 * SUM_BYTES + (ROWS_ELEMENTS + ROWS_TOO_ELEMENTS) * nb_dtype_bytes(activation) + product_bytes(activation, bf16);
+    return 2 * SUM_BYTES + (ROWS_ELEMENTS + ROWS_TOO_ELEMENTS) * nb_dtype_bytes(activation) +
+           product_bytes(activation, bf16);
 }
 
 struct nb_linear_local nb_linear_local(char *scratch, int thread, enum nb_dtype activation, bool bf16)
@@ -83,7 +89,8 @@ struct nb_linear_local nb_linear_local(char *scratch, int thread, enum nb_dtype 
 
 /* ---- rows ---- */
 
-struct nb_linear_mask nb_linear_mask(const struct nb_lora *lora, nb_dptr step, nb_dptr slot, nb_dptr rows, int row_begin, int row)
+struct nb_linear_mask nb_linear_mask(
+    const struct nb_lora *lora, nb_dptr step, nb_dptr slot, nb_dptr rows, int row_begin, int row)
 {
     struct nb_linear_mask mask = {.lora = lora, .step = nb_cpu_step(step), .token = nb_cpu_slot(slot)->token_offset};
     if (nb_dptr_is_null(rows))
@@ -127,32 +134,35 @@ static inline void fill_keep(uint8_t keep[KEEP_COLUMNS], const struct nb_dropout
     memcpy(keep, packed, KEEP_COLUMNS); /* bytes in order: every processor this runs on is little-endian */
 }
 
-NB_CLONES static void mask_row(void *to, const void *from, int columns, const struct nb_dropout *d, int feature, enum nb_dtype dtype)
+NB_CLONES static void mask_row(
+    void *to, const void *from, int columns, const struct nb_dropout *d, int feature, enum nb_dtype dtype)
 {
     uint64_t bytes = nb_dtype_bytes(dtype);
     for (int j = 0; j < columns; j += KEEP_COLUMNS) {
         uint8_t keep[KEEP_COLUMNS];
         int count = columns - j < KEEP_COLUMNS ? columns - j : KEEP_COLUMNS;
         fill_keep(keep, d, feature + j, count);
-        NB_CPU_SPECIALIZE(dtype, mask_elements, (char *)to + (uint64_t)j * bytes, (const char *)from + (uint64_t)j * bytes, keep, count);
+        NB_CPU_SPECIALIZE(dtype, mask_elements, (char *)to + (uint64_t)j * bytes,
+            (const char *)from + (uint64_t)j * bytes, keep, count);
     }
 }
 
-const void *nb_linear_rows_masked(const struct nb_tile_rows *rows, const struct nb_linear_mask *mask, int feature, void *buffer)
+const void *nb_linear_rows_masked(
+    const struct nb_tile_rows *rows, const struct nb_linear_mask *mask, int feature, void *buffer)
 {
     uint64_t bytes = nb_dtype_bytes(rows->dtype), row_bytes = bytes * (uint64_t)rows->columns;
     const char *from = nb_cpu_element(rows->from, rows->dtype, (uint64_t)rows->index);
     for (int i = 0; i < rows->valid; i++) {
         struct nb_dropout d = dropout_of(mask, i);
-        mask_row((char *)buffer + (uint64_t)i * row_bytes, from + (uint64_t)i * (uint64_t)rows->stride * bytes, rows->columns, &d,
-                 feature, rows->dtype);
+        mask_row((char *)buffer + (uint64_t)i * row_bytes, from + (uint64_t)i * (uint64_t)rows->stride * bytes,
+            rows->columns, &d, feature, rows->dtype);
     }
     memset((char *)buffer + (uint64_t)rows->valid * row_bytes, 0, (uint64_t)(rows->padded - rows->valid) * row_bytes);
     return buffer;
 }
 
-NB_CLONES static void add_masked_row(float *restrict sum, const float *restrict branch, int columns, const struct nb_dropout *d, int feature,
-                                     float scale)
+NB_CLONES static void add_masked_row(float *restrict sum, const float *restrict branch, int columns,
+    const struct nb_dropout *d, int feature, float scale)
 {
     for (int j = 0; j < columns; j += KEEP_COLUMNS) {
         uint8_t keep[KEEP_COLUMNS];
@@ -163,8 +173,8 @@ NB_CLONES static void add_masked_row(float *restrict sum, const float *restrict 
     }
 }
 
-void nb_linear_add_masked(float *sum, const float *branch, int rows, int columns, const struct nb_linear_mask *mask, int feature,
-                          float scale)
+void nb_linear_add_masked(
+    float *sum, const float *branch, int rows, int columns, const struct nb_linear_mask *mask, int feature, float scale)
 {
     for (int i = 0; i < rows; i++) {
         struct nb_dropout d = dropout_of(mask, i);

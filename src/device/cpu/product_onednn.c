@@ -77,7 +77,7 @@ bool nb_products_have_bf16(void)
 
 const char *nb_cpu_backend_description(void)
 {
-#define TEXT(x) #x
+#define TEXT(x)                      #x
 #define VERSION(major, minor, patch) "oneDNN " TEXT(major) "." TEXT(minor) "." TEXT(patch)
     return VERSION(DNNL_VERSION_MAJOR, DNNL_VERSION_MINOR, DNNL_VERSION_PATCH);
 }
@@ -96,7 +96,8 @@ static void kernel_destroy(struct kernel *kernel, int threads)
     free(kernel);
 }
 
-static dnnl_status_t describe(dnnl_memory_desc_t *desc, int rows, int columns, int stride, bool transposed, enum nb_dtype dtype)
+static dnnl_status_t describe(
+    dnnl_memory_desc_t *desc, int rows, int columns, int stride, bool transposed, enum nb_dtype dtype)
 {
     dnnl_dims_t dims = {rows, columns}, strides = {transposed ? 1 : stride, transposed ? stride : 1};
     return dnnl_memory_desc_init_by_strides(desc, 2, dims, dtype == NB_DTYPE_BF16 ? dnnl_bf16 : dnnl_f32, strides);
@@ -121,8 +122,8 @@ static dnnl_status_t set_attributes(dnnl_primitive_attr_t attributes, const stru
     return status;
 }
 
-static dnnl_status_t make_arguments(struct nb_products *products, struct kernel *kernel, const dnnl_memory_desc_t desc[3],
-                                    const dnnl_memory_desc_t *scratchpad)
+static dnnl_status_t make_arguments(struct nb_products *products, struct kernel *kernel,
+    const dnnl_memory_desc_t desc[3], const dnnl_memory_desc_t *scratchpad)
 {
     dnnl_status_t status = dnnl_success;
     for (int i = 0; i < products->threads && status == dnnl_success; i++) {
@@ -138,8 +139,8 @@ static dnnl_status_t make_arguments(struct nb_products *products, struct kernel 
     return status;
 }
 
-/* What oneDNN may copy and keep beside a product: both operands in its own order, and c. Larger than what any of its kernels asks for;
- * make_kernel checks. */
+/* What oneDNN may copy and keep beside a product: both operands in its own order, and c. Larger than what any of its
+ * kernels asks for; make_kernel checks. */
 static uint64_t library_bytes(const struct nb_product *p, uint64_t element_bytes)
 {
     uint64_t m = (uint64_t)p->m + 128, n = (uint64_t)p->n + 128, k = (uint64_t)p->k + 128;
@@ -191,7 +192,7 @@ static bool same(const struct nb_product *x, const struct nb_product *y)
 static unsigned bucket_of(const struct nb_product *p)
 {
     uint32_t words[] = {(uint32_t)p->m, (uint32_t)p->n, (uint32_t)p->k, (uint32_t)p->a_stride, (uint32_t)p->b_stride,
-                        (uint32_t)p->c_stride, (uint32_t)p->a_transposed + 2u * p->b_transposed + 4u * p->accumulate};
+        (uint32_t)p->c_stride, (uint32_t)p->a_transposed + 2u * p->b_transposed + 4u * p->accumulate};
     uint32_t hash = 2166136261u;
     for (unsigned i = 0; i < sizeof words / sizeof *words; i++)
         hash = (hash ^ words[i]) * 16777619u;
@@ -221,8 +222,8 @@ static struct kernel *find_kernel(struct nb_products *products, const struct nb_
     if (products->failed == NB_OK) {
         products->failed = status == dnnl_out_of_memory ? NB_MEMORY : NB_UNSUPPORTED;
         snprintf(products->message, sizeof products->message,
-                 "oneDNN made no kernel for a product of %d x %d x %d (its status %d); build with -Donednn=disabled", p->m, p->n, p->k,
-                 (int)status);
+            "oneDNN made no kernel for a product of %d x %d x %d (its status %d); build with -Donednn=disabled", p->m,
+            p->n, p->k, (int)status);
     }
     return NULL;
 }
@@ -323,8 +324,8 @@ static void *widen_operands(struct nb_product *p, const void **a, const void **b
     return scratch;
 }
 
-void nb_product_multiply(struct nb_products *products, const struct nb_product *product, const void *a, const void *b, float *c,
-                         void *scratch)
+void nb_product_multiply(struct nb_products *products, const struct nb_product *product, const void *a, const void *b,
+    float *c, void *scratch)
 {
     struct nb_product p = *product;
     int thread = thread_number();
@@ -340,18 +341,16 @@ void nb_product_multiply(struct nb_products *products, const struct nb_product *
     dnnl_memory_set_data_handle(arguments->b, (void *)(uintptr_t)b);
     dnnl_memory_set_data_handle(arguments->c, c);
     dnnl_memory_set_data_handle(arguments->scratchpad, scratch);
-    dnnl_exec_arg_t list[] = {{DNNL_ARG_SRC, arguments->a},
-                              {DNNL_ARG_WEIGHTS, arguments->b},
-                              {DNNL_ARG_DST, arguments->c},
-                              {DNNL_ARG_SCRATCHPAD, arguments->scratchpad}};
+    dnnl_exec_arg_t list[] = {{DNNL_ARG_SRC, arguments->a}, {DNNL_ARG_WEIGHTS, arguments->b},
+        {DNNL_ARG_DST, arguments->c}, {DNNL_ARG_SCRATCHPAD, arguments->scratchpad}};
     dnnl_status_t status = dnnl_primitive_execute(kernel->primitive, products->streams[thread], 4, list);
     if (status == dnnl_success)
         return;
     pthread_mutex_lock(&products->lock);
     if (products->failed == NB_OK) {
         products->failed = NB_MEMORY;
-        snprintf(products->message, sizeof products->message, "oneDNN failed in a product of %d x %d x %d (its status %d)", p.m, p.n,
-                 p.k, (int)status);
+        snprintf(products->message, sizeof products->message,
+            "oneDNN failed in a product of %d x %d x %d (its status %d)", p.m, p.n, p.k, (int)status);
     }
     pthread_mutex_unlock(&products->lock);
 }

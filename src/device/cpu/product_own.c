@@ -1,6 +1,6 @@
-/* Products without a library: b is packed into fp32 panels of 32 columns, a is widened to fp32 rows, and a block of c, 8 rows of 32
- * columns, stays in registers while it walks along k. Compiled with a * b + c contracted to FMA where the machine has it (meson.build):
- * which additions fuse is this file's own affair.
+/* Products without a library: b is packed into fp32 panels of 32 columns, a is widened to fp32 rows, and a block of c,
+ * 8 rows of 32 columns, stays in registers while it walks along k. Compiled with a * b + c contracted to FMA where the
+ * machine has it (meson.build): which additions fuse is this file's own affair.
  *
  * A row of c is summed over k in one order whatever m is, so its bits depend on nothing else. */
 #include <stdlib.h>
@@ -11,8 +11,8 @@
 #include "device/cpu/cpu.h"
 #include "device/cpu/product.h"
 
-/* A block of c: 8 rows of 2 vectors of 16 floats, 16 accumulators: half of AVX-512's registers, and GCC splits each vector in two where
- * the machine has 256 bits. */
+/* A block of c: 8 rows of 2 vectors of 16 floats, 16 accumulators: half of AVX-512's registers, and GCC splits each
+ * vector in two where the machine has 256 bits. */
 enum { BLOCK_ROWS = 8, VECTOR = 16, BLOCK_COLUMNS = 2 * VECTOR };
 
 typedef float vector __attribute__((vector_size(VECTOR * sizeof(float)), aligned(64)));
@@ -91,7 +91,8 @@ static inline __attribute__((always_inline)) vector load(const void *from, int64
     return v;
 }
 
-/* Transposes a square of 16 vectors: interleaving the upper with the lower half four times over turns indices (i, l) into (l, i). */
+/* Transposes a square of 16 vectors: interleaving the upper with the lower half four times over turns indices (i, l)
+ * into (l, i). */
 static inline __attribute__((always_inline)) void transpose(vector square[VECTOR])
 {
     typedef int32_t mask __attribute__((vector_size(VECTOR * sizeof(int32_t))));
@@ -115,8 +116,8 @@ struct source {
 };
 
 /* to[i * to_stride + j] = s[i][begin + j], j < width, zeros beyond the last column. width is a multiple of 16. */
-static inline __attribute__((always_inline)) void copy_columns(float *restrict to, int64_t to_stride, const struct source *s, int begin,
-                                                               int width, enum nb_dtype dtype)
+static inline __attribute__((always_inline)) void copy_columns(
+    float *restrict to, int64_t to_stride, const struct source *s, int begin, int width, enum nb_dtype dtype)
 {
     for (int i = 0; i < s->rows; i++) {
         for (int j = 0; j < width; j += VECTOR) {
@@ -128,14 +129,15 @@ static inline __attribute__((always_inline)) void copy_columns(float *restrict t
 }
 
 /* to[j * to_stride + i] = s[begin + i][j], i < 16, zeros beyond the last row; all columns j. */
-static inline __attribute__((always_inline)) void transpose_rows(float *restrict to, int64_t to_stride, const struct source *s, int begin,
-                                                                 enum nb_dtype dtype)
+static inline __attribute__((always_inline)) void transpose_rows(
+    float *restrict to, int64_t to_stride, const struct source *s, int begin, enum nb_dtype dtype)
 {
     for (int j = 0; j < s->columns; j += VECTOR) {
         int count = s->columns - j < VECTOR ? s->columns - j : VECTOR;
         vector square[VECTOR];
         for (int i = 0; i < VECTOR; i++)
-            square[i] = begin + i < s->rows ? load(s->data, (int64_t)(begin + i) * s->stride + j, count, dtype) : (vector){0};
+            square[i] =
+                begin + i < s->rows ? load(s->data, (int64_t)(begin + i) * s->stride + j, count, dtype) : (vector){0};
         transpose(square);
         for (int l = 0; l < count; l++)
             memcpy(to + (j + l) * to_stride, &square[l], sizeof square[l]);
@@ -172,7 +174,8 @@ NB_CLONES static const float *rows_of_a(float *to, const struct nb_product *p, c
     for (int i = 0; i < p->m; i++) {
         for (int d = 0; d < p->k; d++) {
             int64_t at = p->a_transposed ? (int64_t)d * p->a_stride + i : (int64_t)i * p->a_stride + d;
-            to[(int64_t)i * p->k + d] = p->a_dtype == NB_DTYPE_F32 ? ((const float *)a)[at] : nb_bf16_to_float(((const nb_bf16 *)a)[at]);
+            to[(int64_t)i * p->k + d] =
+                p->a_dtype == NB_DTYPE_F32 ? ((const float *)a)[at] : nb_bf16_to_float(((const nb_bf16 *)a)[at]);
         }
     }
     return to;
@@ -181,8 +184,8 @@ NB_CLONES static const float *rows_of_a(float *to, const struct nb_product *p, c
 /* ---- multiplying ---- */
 
 /* block [8, 32] = 8 rows of a by a panel of b. The loops have constant ends, so that all of sum stays in registers. */
-static inline __attribute__((always_inline)) void multiply_block(const float *const row[BLOCK_ROWS], const float *restrict b, int depth,
-                                                                 vector block[BLOCK_ROWS][2])
+static inline __attribute__((always_inline)) void multiply_block(
+    const float *const row[BLOCK_ROWS], const float *restrict b, int depth, vector block[BLOCK_ROWS][2])
 {
     vector sum[BLOCK_ROWS][2] = {0};
     for (int d = 0; d < depth; d++) {
@@ -198,7 +201,8 @@ static inline __attribute__((always_inline)) void multiply_block(const float *co
     memcpy(block, sum, sizeof sum);
 }
 
-NB_CLONES static void multiply_panels(const struct nb_product *p, const float *a, int64_t a_stride, const float *b, float *c)
+NB_CLONES static void multiply_panels(
+    const struct nb_product *p, const float *a, int64_t a_stride, const float *b, float *c)
 {
     for (int j = 0; j < p->n; j += BLOCK_COLUMNS) {
         int columns = p->n - j < BLOCK_COLUMNS ? p->n - j : BLOCK_COLUMNS;
@@ -223,7 +227,8 @@ NB_CLONES static void multiply_panels(const struct nb_product *p, const float *a
     }
 }
 
-void nb_product_multiply(struct nb_products *products, const struct nb_product *p, const void *a, const void *b, float *c, void *scratch)
+void nb_product_multiply(
+    struct nb_products *products, const struct nb_product *p, const void *a, const void *b, float *c, void *scratch)
 {
     (void)products;
     float *panels = scratch;

@@ -1,8 +1,9 @@
 /* Streams, events, copies and memory of the CPU device.
  *
  * Immediate mode: every call does its work before it returns, so a stream is a name and an event a flag.
- * Deferred mode (tests): work is copied into its stream's queue and done in a host wait, one item at a time from a randomly chosen
- * stream whose head may run. Device memory has no access rights except while an item is at work, and each slab ends at a guard page. */
+ * Deferred mode (tests): work is copied into its stream's queue and done in a host wait, one item at a time from a
+ * randomly chosen stream whose head may run. Device memory has no access rights except while an item is at work, and
+ * each slab ends at a guard page. */
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
@@ -21,17 +22,17 @@ struct nb_event {
 /* One piece of deferred work. */
 struct item {
     struct item *next;
-    nb_cpu_run *run;        /* NULL: pass or await `event` */
+    nb_cpu_run *run; /* NULL: pass or await `event` */
     struct nb_event *event;
-    uint64_t ticket;        /* of `event` */
-    bool awaits;            /* else records */
+    uint64_t ticket; /* of `event` */
+    bool awaits;     /* else records */
     unsigned char args[] __attribute__((aligned(16)));
 };
 
 struct nb_stream {
     struct nb_stream *next; /* in the queue's list */
     struct item *first, *last;
-    nb_status failed;       /* of work done, not yet reported */
+    nb_status failed; /* of work done, not yet reported */
     char *message;
 };
 
@@ -89,8 +90,10 @@ static nb_status immediate_memory_take(struct nb_device *device, uint64_t bytes,
     (void)device;
     void *memory = NULL;
     if (bytes > SIZE_MAX || posix_memalign(&memory, 256, bytes ? bytes : 1) != 0)
-        return nb_fail(NB_MEMORY, "the machine has no %llu bytes of memory left for the CPU device; lower sequence_len, "
-                       "micro_batch_size or memory_budget", (unsigned long long)bytes);
+        return nb_fail(NB_MEMORY,
+            "the machine has no %llu bytes of memory left for the CPU device; lower sequence_len, "
+            "micro_batch_size or memory_budget",
+            (unsigned long long)bytes);
     pointer->address = (uintptr_t)memory;
     return NB_OK;
 }
@@ -191,8 +194,8 @@ static void run_first(struct nb_cpu *cpu, struct nb_stream *stream)
     free(item);
 }
 
-/* Runs items of randomly chosen streams until `stream` has none left. The oldest item of all can always run: an await names a record
- * that was enqueued before it. */
+/* Runs items of randomly chosen streams until `stream` has none left. The oldest item of all can always run: an await
+ * names a record that was enqueued before it. */
 static void run_until_empty(struct nb_cpu *cpu, const struct nb_stream *stream)
 {
     struct nb_cpu_queue *queue = cpu->queue;
@@ -222,7 +225,8 @@ static struct item *append(struct nb_stream *stream, uint64_t bytes)
     return item;
 }
 
-nb_status nb_cpu_enqueue(struct nb_cpu *cpu, struct nb_stream *stream, nb_cpu_run *run, const void *args, uint64_t bytes)
+nb_status nb_cpu_enqueue(
+    struct nb_cpu *cpu, struct nb_stream *stream, nb_cpu_run *run, const void *args, uint64_t bytes)
 {
     if (!cpu->queue) {
         cpu->running = stream;
@@ -311,7 +315,8 @@ static nb_status event_record(struct nb_device *device, struct nb_stream *stream
 static nb_status stream_wait_event(struct nb_device *device, struct nb_stream *stream, struct nb_event *event)
 {
     if (event->recorded == 0)
-        return nb_fail(NB_UNSUPPORTED, "a stream is to wait for an event that no stream has recorded: it would wait for ever");
+        return nb_fail(
+            NB_UNSUPPORTED, "a stream is to wait for an event that no stream has recorded: it would wait for ever");
     return ((struct nb_cpu *)device)->queue ? append_event(stream, event, true) : NB_OK;
 }
 
@@ -335,13 +340,15 @@ static void run_copy(struct nb_cpu *cpu, const void *args)
         memcpy(copy->to, copy->from, copy->bytes);
 }
 
-static nb_status enqueue_copy(struct nb_device *device, struct nb_stream *stream, void *to, const void *from, uint64_t bytes)
+static nb_status enqueue_copy(
+    struct nb_device *device, struct nb_stream *stream, void *to, const void *from, uint64_t bytes)
 {
     struct copy copy = {to, from, bytes};
     return bytes ? nb_cpu_enqueue((struct nb_cpu *)device, stream, run_copy, &copy, sizeof copy) : NB_OK;
 }
 
-static nb_status upload(struct nb_device *device, struct nb_stream *stream, nb_dptr to, const void *from, uint64_t bytes)
+static nb_status upload(
+    struct nb_device *device, struct nb_stream *stream, nb_dptr to, const void *from, uint64_t bytes)
 {
     return enqueue_copy(device, stream, nb_cpu_pointer(to), from, bytes);
 }

@@ -48,11 +48,12 @@ struct nb_tile_rows {
     int stride, valid, padded, columns;
 };
 
-/* The rows themselves where valid == padded, else a copy in `buffer` [padded, columns] with zeros behind; *stride is set to that of
- * what was returned. */
+/* The rows themselves where valid == padded, else a copy in `buffer` [padded, columns] with zeros behind; *stride is
+ * set to that of what was returned. */
 const void *nb_tile_rows_padded(const struct nb_tile_rows *rows, void *buffer, int *stride);
 
-/* Lays buffers one behind the other at multiples of 256 bytes. With no base only `bytes` counts, and the pointers are NULL. */
+/* Lays buffers one behind the other at multiples of 256 bytes. With no base only `bytes` counts, and the pointers are
+ * NULL. */
 struct nb_carver {
     char *base;
     uint64_t bytes;

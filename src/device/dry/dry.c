@@ -1,5 +1,5 @@
-/* The dry device: a named target's stand-in for planning. It owns no device memory and runs nothing; it checks every op's args, counts, and
- * answers for scratch as the target does. */
+/* The dry device: a named target's stand-in for planning. It owns no device memory and runs nothing; it checks every
+ * op's args, counts, and answers for scratch as the target does. */
 #include <stdlib.h>
 #include <sys/mman.h>
 
@@ -77,9 +77,11 @@ static void memory_give_back(struct nb_device *device, nb_dptr pointer)
 static nb_status host_take(struct nb_device *device, uint64_t bytes, void **memory)
 {
     struct dry *dry = dry_of(device);
-    void *map = mmap(NULL, bytes ? bytes : 1, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+    void *map =
+        mmap(NULL, bytes ? bytes : 1, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
     if (map == MAP_FAILED)
-        return nb_fail(NB_MEMORY, "the machine has no room to plan with %llu bytes of host memory", (unsigned long long)bytes);
+        return nb_fail(
+            NB_MEMORY, "the machine has no room to plan with %llu bytes of host memory", (unsigned long long)bytes);
     nb_status status = enter_slab(&dry->host_slabs, &dry->counts.host_bytes, bytes, (uintptr_t)map);
     if (status != NB_OK)
         munmap(map, bytes ? bytes : 1);
@@ -139,7 +141,8 @@ static nb_status stream_wait_event(struct nb_device *device, struct nb_stream *s
     (void)device;
     (void)stream;
     if (!event->recorded)
-        return nb_fail(NB_UNSUPPORTED, "a stream is to wait for an event that no stream has recorded: it would wait for ever");
+        return nb_fail(
+            NB_UNSUPPORTED, "a stream is to wait for an event that no stream has recorded: it would wait for ever");
     return NB_OK;
 }
 
@@ -150,7 +153,8 @@ static nb_status stream_wait(struct nb_device *device, struct nb_stream *stream)
     return NB_OK;
 }
 
-static nb_status upload(struct nb_device *device, struct nb_stream *stream, nb_dptr to, const void *from, uint64_t bytes)
+static nb_status upload(
+    struct nb_device *device, struct nb_stream *stream, nb_dptr to, const void *from, uint64_t bytes)
 {
     (void)stream;
     (void)to;
@@ -207,7 +211,8 @@ static double flops_linear_backward(const struct nb_linear_backward *a)
 {
     double flops = 0;
     for (int p = 0; p < a->parts; p++) {
-        double whole = part_flops(&a->part[p], a->tokens_max, a->in), weight = 2.0 * a->tokens_max * (double)a->in * a->part[p].out;
+        double whole = part_flops(&a->part[p], a->tokens_max, a->in),
+               weight = 2.0 * a->tokens_max * (double)a->in * a->part[p].out;
         double adapter = whole - weight; /* u and dx's share; as much again for da and db */
         flops += nb_dptr_is_null(a->dx) ? 1.5 * adapter : weight + 2 * adapter;
     }
@@ -231,7 +236,7 @@ static double flops_attention_backward(const struct nb_attention_backward *a)
     return 10.0 * attention_pairs(a->tokens_max, a->longest_max, a->window) * a->heads * a->head_dim;
 }
 
-#define FLOPS(args)                                                                                        \
+#define FLOPS(args) \
     _Generic((args),                                                                                       \
         const struct nb_linear *: flops_linear((const void *)(args)),                                      \
         const struct nb_linear_backward *: flops_linear_backward((const void *)(args)),                    \
@@ -239,14 +244,14 @@ static double flops_attention_backward(const struct nb_attention_backward *a)
         const struct nb_attention_backward *: flops_attention_backward((const void *)(args)),              \
         default: 0.0)
 
-#define DEFINE_OP(name)                                                                                       \
+#define DEFINE_OP(name)                                                                                             \
     static nb_status enter_##name(struct nb_device *device, struct nb_stream *stream, const struct nb_##name *args) \
-    {                                                                                                         \
-        (void)stream;                                                                                         \
-        NB_TRY(nb_check_##name(args));                                                                        \
-        dry_of(device)->counts.ops++;                                                                         \
-        dry_of(device)->counts.flops += FLOPS(args);                                                          \
-        return NB_OK;                                                                                         \
+    {                                                                                                               \
+        (void)stream;                                                                                               \
+        NB_TRY(nb_check_##name(args));                                                                              \
+        dry_of(device)->counts.ops++;                                                                               \
+        dry_of(device)->counts.flops += FLOPS(args);                                                                \
+        return NB_OK;                                                                                               \
     }
 NB_OPS(DEFINE_OP)
 
@@ -265,7 +270,8 @@ static void destroy(struct nb_device *device)
 nb_status nb_dry_device_create(const struct nb_device_profile *target, struct nb_device **device)
 {
     if (target->kind != NB_DEVICE_CPU)
-        return nb_fail(NB_UNSUPPORTED, "the device \"%s\" is not a CPU, and this build plans for CPUs only", target->name);
+        return nb_fail(
+            NB_UNSUPPORTED, "the device \"%s\" is not a CPU, and this build plans for CPUs only", target->name);
     struct dry *dry = calloc(1, sizeof *dry);
     if (!dry)
         return nb_fail(NB_MEMORY, "no memory for the dry device");
@@ -290,8 +296,8 @@ nb_status nb_dry_device_create(const struct nb_device_profile *target, struct nb
         .fill_zero = fill_zero,
         .destroy = destroy,
     };
-#define ENTER_OP(name)               \
-    dry->base.name = enter_##name;   \
+#define ENTER_OP(name)             \
+    dry->base.name = enter_##name; \
     dry->base.name##_scratch_bytes = nb_cpu_##name##_scratch_bytes;
     NB_OPS(ENTER_OP)
     *device = &dry->base;

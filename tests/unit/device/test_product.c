@@ -57,7 +57,8 @@ static void check(struct nb_products *products, struct nb_product p, const int *
         for (int j = 0; j < p.n; j++) {
             double want = 0;
             for (int d = 0; d < p.k; d++)
-                want += (double)a.wide[p.a_transposed ? d * m + i : i * p.k + d] * (double)b.wide[p.b_transposed ? j * p.k + d : d * p.n + j];
+                want += (double)a.wide[p.a_transposed ? d * m + i : i * p.k + d] *
+                        (double)b.wide[p.b_transposed ? j * p.k + d : d * p.n + j];
             want = (double)p.scale * want + (p.accumulate ? 0.5 : 0);
             assert_float_equal(c[i * p.n + j], want, (p.k / 16.0 + 20) * 0x1p-24 * (p.k / 3.0 + 1));
         }
@@ -90,9 +91,15 @@ static void products_are_right_in_every_layout(void **state)
     assert_int_equal(nb_products_create(1, &products), NB_OK);
     for (size_t s = 0; s < sizeof sizes / sizeof *sizes; s++) {
         for (int bits = 0; bits < 32; bits++) {
-            struct nb_product p = {.m = sizes[s][0], .n = sizes[s][1], .k = sizes[s][2], .a_transposed = bits & 1, .b_transposed = bits & 2,
-                                   .accumulate = bits & 4, .a_dtype = bits & 8 ? NB_DTYPE_BF16 : NB_DTYPE_F32,
-                                   .b_dtype = bits & 16 ? NB_DTYPE_BF16 : NB_DTYPE_F32, .scale = s % 2 ? 1.0f : 0.75f};
+            struct nb_product p = {.m = sizes[s][0],
+                .n = sizes[s][1],
+                .k = sizes[s][2],
+                .a_transposed = bits & 1,
+                .b_transposed = bits & 2,
+                .accumulate = bits & 4,
+                .a_dtype = bits & 8 ? NB_DTYPE_BF16 : NB_DTYPE_F32,
+                .b_dtype = bits & 16 ? NB_DTYPE_BF16 : NB_DTYPE_F32,
+                .scale = s % 2 ? 1.0f : 0.75f};
             check(products, p, fewer);
         }
     }
@@ -100,7 +107,8 @@ static void products_are_right_in_every_layout(void **state)
     assert_null(products);
 }
 
-/* The tiles that the ops use most, and the largest: their scratch suffices, and every tail of a row tile gives the tile's bits. */
+/* The tiles that the ops use most, and the largest: their scratch suffices, and every tail of a row tile gives the
+ * tile's bits. */
 static void rows_do_not_depend_on_the_tile_they_fall_in(void **state)
 {
     static const int sizes[][2] = {{192, 576}, {256, 1024}, {16, 576}, {192, 16}};
@@ -111,8 +119,13 @@ static void rows_do_not_depend_on_the_tile_they_fall_in(void **state)
     for (size_t s = 0; s < sizeof sizes / sizeof *sizes; s++) {
         for (int bits = 0; bits < 4; bits++) {
             enum nb_dtype dtype = bits & 1 ? NB_DTYPE_BF16 : NB_DTYPE_F32;
-            struct nb_product p = {.m = NB_PRODUCT_ROWS, .n = sizes[s][0], .k = sizes[s][1], .b_transposed = bits & 2, .a_dtype = dtype,
-                                   .b_dtype = dtype, .scale = 1};
+            struct nb_product p = {.m = NB_PRODUCT_ROWS,
+                .n = sizes[s][0],
+                .k = sizes[s][1],
+                .b_transposed = bits & 2,
+                .a_dtype = dtype,
+                .b_dtype = dtype,
+                .scale = 1};
             check(products, p, fewer);
         }
     }

@@ -432,7 +432,7 @@ static void a_loss_that_is_not_finite_stops_the_run(void **state)
     struct nb_config config;
     training_config(yaml, &config);
     config.learning_rate = 100; /* beyond what a file may say */
-    config.lora_alpha = 1000000000;
+    config.lora_alpha = INT64_MAX;
     assert_int_equal(nb_train(&config, &options), NB_NUMERIC);
     nb_config_destroy(&config);
     const char *said = nb_status_message();

@@ -3,6 +3,7 @@
 #include <string.h>
 
 #include "base/log.h"
+#include "base/threads.h"
 #include "command/command.h"
 #include "config/config.h"
 
@@ -66,6 +67,7 @@ static nb_status run(int argc, char **argv)
 
 int main(int argc, char **argv)
 {
+    nb_threads_let_waits_sleep(argv);
     /* A write past a file size limit, or into a closed pipe, shall fail like any other and be reported. */
     signal(SIGXFSZ, SIG_IGN);
     signal(SIGPIPE, SIG_IGN);

@@ -5,6 +5,7 @@
 
 #include "base/file.h"
 #include "base/log.h"
+#include "base/threads.h"
 #include "train/setup_data.h"
 
 /* ---- model and device ---- */
@@ -12,8 +13,10 @@
 static void choose_device(struct nb_run *run)
 {
     run->cpu = (struct nb_cpu_options){.threads = (int)run->config->threads};
+    nb_threads_set_default(run->cpu.threads);
     nb_cpu_profile(&run->cpu, &run->profile);
-    bool bf16 = run->config->bf16 == NB_CONFIG_BF16_TRUE || (run->config->bf16 == NB_CONFIG_BF16_AUTO && run->profile.bf16);
+    bool bf16 =
+        run->config->bf16 == NB_CONFIG_BF16_TRUE || (run->config->bf16 == NB_CONFIG_BF16_AUTO && run->profile.bf16);
     run->model.activation = bf16 ? NB_DTYPE_BF16 : NB_DTYPE_F32;
 }
 
@@ -22,7 +25,8 @@ const char *nb_run_precision_note(const struct nb_run *run)
     if (run->config->bf16 == NB_CONFIG_BF16_AUTO && run->model.activation == NB_DTYPE_F32)
         return "bf16: auto is fp32 here, because this CPU has no bf16 arithmetic (avx512_bf16 or AMX)";
     if (run->config->bf16 == NB_CONFIG_BF16_TRUE && !run->profile.bf16)
-        return "bf16: true, but this CPU has no bf16 arithmetic (avx512_bf16 or AMX): products run in fp32 and are rounded; "
+        return "bf16: true, but this CPU has no bf16 arithmetic (avx512_bf16 or AMX): products run in fp32 and are "
+               "rounded; "
                "bf16: false is faster here";
     return NULL;
 }
@@ -37,8 +41,10 @@ static nb_status choose_weights(struct nb_run *run)
     run->model.nested = config->bnb_4bit_use_double_quant;
     if (model->quantized) {
         if (!in_4bit)
-            return nb_fail(NB_USAGE, "%s: holds 4-bit weights; set load_in_4bit: true (in train, adapter: qlora), or give the 16-bit "
-                           "model", path);
+            return nb_fail(NB_USAGE,
+                "%s: holds 4-bit weights; set load_in_4bit: true (in train, adapter: qlora), or give the 16-bit "
+                "model",
+                path);
         if (nb_config_was_set(config, "bnb_4bit_quant_type") && fp4 != model->quantized_fp4)
             return nb_fail(NB_USAGE, "%s: holds %s weights, bnb_4bit_quant_type says %s; remove the key", path,
                            model->quantized_fp4 ? "fp4" : "nf4", fp4 ? "fp4" : "nf4");
@@ -57,8 +63,8 @@ static nb_status choose_length(struct nb_run *run)
     bool given = run->purpose == NB_PURPOSE_TRAIN || nb_config_was_set(run->config, "sequence_len");
     run->sequence_len = given ? (int)run->config->sequence_len : context;
     if (run->sequence_len > context)
-        return nb_fail(NB_USAGE, "sequence_len: %d tokens, but %s was made for at most %d; lower sequence_len", run->sequence_len,
-                       nb_checkpoint_path(run->checkpoint), context);
+        return nb_fail(NB_USAGE, "sequence_len: %d tokens, but %s was made for at most %d; lower sequence_len",
+            run->sequence_len, nb_checkpoint_path(run->checkpoint), context);
     return NB_OK;
 }
 
@@ -78,7 +84,8 @@ static nb_status open_tokenizer(struct nb_run *run, const char *path)
         nb_fail(NB_IO, "%s: a config alone has none", path);
         return keep_problem(&run->tokenizer_problem);
     }
-    nb_status status = gguf ? nb_tokenizer_open_gguf(gguf, path, &run->tokenizer) : nb_tokenizer_open(path, &run->tokenizer);
+    nb_status status =
+        gguf ? nb_tokenizer_open_gguf(gguf, path, &run->tokenizer) : nb_tokenizer_open(path, &run->tokenizer);
     return status == NB_IO || status == NB_UNSUPPORTED ? keep_problem(&run->tokenizer_problem) : status;
 }
 
@@ -110,8 +117,10 @@ static nb_status check_special_token(const struct nb_run *run, const char *key, 
     const char *text = id < 0 ? NULL : nb_tokenizer_decode_token(run->tokenizer, id, &bytes);
     if (text && bytes == strlen(wanted) && memcmp(text, wanted, bytes) == 0)
         return NB_OK;
-    return nb_fail(NB_UNSUPPORTED, "special_tokens: %s: \"%s\", but the tokenizer's is \"%.*s\"; changing special tokens is not "
-                   "supported: remove the key", key, wanted, (int)bytes, text ? text : "");
+    return nb_fail(NB_UNSUPPORTED,
+        "special_tokens: %s: \"%s\", but the tokenizer's is \"%.*s\"; changing special tokens is not "
+        "supported: remove the key",
+        key, wanted, (int)bytes, text ? text : "");
 }
 
 static nb_status check_special_tokens(const struct nb_run *run)
@@ -124,12 +133,14 @@ static nb_status check_special_tokens(const struct nb_run *run)
     NB_TRY(check_special_token(run, "unk_token", tokens->unk_token, nb_tokenizer_unk(run->tokenizer)));
     /* Nothing is padded here, so any token that exists may be named for it. */
     if (tokens->pad_token && nb_tokenizer_find(run->tokenizer, tokens->pad_token, strlen(tokens->pad_token)) < 0)
-        return nb_fail(NB_UNSUPPORTED, "special_tokens: pad_token: \"%s\" is not in the tokenizer; new tokens are not supported",
-                       tokens->pad_token);
+        return nb_fail(NB_UNSUPPORTED,
+            "special_tokens: pad_token: \"%s\" is not in the tokenizer; new tokens are not supported",
+            tokens->pad_token);
     for (size_t i = 0; i < tokens->additional.count; i++)
         if (nb_tokenizer_find(run->tokenizer, tokens->additional.items[i], strlen(tokens->additional.items[i])) < 0)
-            return nb_fail(NB_UNSUPPORTED, "special_tokens: \"%s\" is not in the tokenizer; new tokens are not supported",
-                           tokens->additional.items[i]);
+            return nb_fail(NB_UNSUPPORTED,
+                "special_tokens: \"%s\" is not in the tokenizer; new tokens are not supported",
+                tokens->additional.items[i]);
     return NB_OK;
 }
 
@@ -146,13 +157,14 @@ static nb_status check_start(const struct nb_run *run, const struct nb_adapter_o
 {
     const struct nb_config *config = run->config;
     if (nb_config_was_set(config, "lora_r") && config->lora_r != start->rank)
-        return nb_fail(NB_USAGE, "lora_r: %lld, but the adapter in %s has %d; remove the key", (long long)config->lora_r,
-                       run->start_folder, start->rank);
+        return nb_fail(NB_USAGE, "lora_r: %lld, but the adapter in %s has %d; remove the key",
+            (long long)config->lora_r, run->start_folder, start->rank);
     if (nb_config_was_set(config, "lora_alpha") && (float)config->lora_alpha != start->alpha)
-        return nb_fail(NB_USAGE, "lora_alpha: %lld, but the adapter in %s has %g; remove the key", (long long)config->lora_alpha,
-                       run->start_folder, (double)start->alpha);
+        return nb_fail(NB_USAGE, "lora_alpha: %lld, but the adapter in %s has %g; remove the key",
+            (long long)config->lora_alpha, run->start_folder, (double)start->alpha);
     if (nb_config_was_set(config, "peft_use_rslora") && config->peft_use_rslora != start->rank_stabilized)
-        return nb_fail(NB_USAGE, "peft_use_rslora: another value than the adapter's in %s; remove the key", run->start_folder);
+        return nb_fail(
+            NB_USAGE, "peft_use_rslora: another value than the adapter's in %s; remove the key", run->start_folder);
     return NB_OK;
 }
 

@@ -1,0 +1,34 @@
+#include "base/threads.h"
+
+#include <stdlib.h>
+#include <unistd.h>
+
+#ifdef _OPENMP
+#include <omp.h>
+
+void nb_threads_let_waits_sleep(char **argv)
+{
+    if (getenv("OMP_WAIT_POLICY") || getenv("GOMP_SPINCOUNT") || setenv("OMP_WAIT_POLICY", "passive", 1) != 0)
+        return;
+    execv("/proc/self/exe", argv);
+}
+
+void nb_threads_set_default(int threads)
+{
+    if (threads > 0)
+        omp_set_num_threads(threads);
+}
+
+#else
+
+void nb_threads_let_waits_sleep(char **argv)
+{
+    (void)argv;
+}
+
+void nb_threads_set_default(int threads)
+{
+    (void)threads;
+}
+
+#endif

@@ -1,0 +1,15 @@
+/* How the program's OpenMP threads behave. */
+#ifndef NB_BASE_THREADS_H
+#define NB_BASE_THREADS_H
+
+/* Makes threads that wait for others sleep instead of spinning. The run time reads its wait policy from the environment before main
+ * begins, so this starts the program again (same process, same arguments) with the policy set; it returns when the policy stands,
+ * also one the user has set, or when that cannot be done. Call it first in main.
+ * On two cores shared with other work, spinning made training 5 times slower: a waiting thread held the core that the thread it
+ * waited for needed. On two idle cores sleeping costs little. */
+void nb_threads_let_waits_sleep(char **argv);
+
+/* Threads of parallel loops that are not told a number; 0 leaves the run time's own choice, all processors. */
+void nb_threads_set_default(int threads);
+
+#endif

@@ -27,7 +27,11 @@ bool nb_answer_is_stop(const struct nb_run *run, int32_t id)
     for (int i = 0; i < config->eos_count; i++)
         if (config->eos[i] == id)
             return true;
-    return run->tokenizer && nb_tokenizer_is_stop(run->tokenizer, id);
+    if (!run->tokenizer)
+        return false;
+    /* A model may name only its end of text, while its turns end with another token. */
+    const char *end = run->chat_template ? nb_chat_template_end_of_turn(run->chat_template) : NULL;
+    return nb_tokenizer_is_stop(run->tokenizer, id) || (end && nb_tokenizer_find(run->tokenizer, end, strlen(end)) == id);
 }
 
 static nb_status keep(struct nb_answer *answer, const char *text, size_t bytes)

@@ -100,7 +100,7 @@ def main():
         else:
             tokens += sum(len(ids) for ids, _ in taken)
     seconds = time.monotonic() - started
-    json.dump({"tokens": tokens, "seconds": seconds, "first_loss": losses[0], "last_loss": losses[-1]}, sys.stdout)
+    json.dump({"tokens": tokens, "seconds": seconds, "first_loss": round(losses[0], 6), "last_loss": round(losses[-1], 6)}, sys.stdout)
     print()
 
 

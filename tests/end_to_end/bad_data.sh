@@ -65,7 +65,8 @@ echo '{"input_ids": "three", "labels": [3]}' >"$data"
 trains 1 "$data" '(line )?1' 'input_ids'
 # All rows longer than sequence_len.
 token_rows 12 >"$data"
-refuses 1 "$data" 'sequence_len' -- train "$work/config.yml" --set output_dir="$watched/run" --set "datasets=[{path: $data}]" --set sequence_len=4
+refuses 1 "$data" 'sequence_len' -- train "$work/config.yml" --set output_dir="$watched/run" --set sequence_len=4 \
+  --set "datasets=[{path: $data}]"
 # Some rows longer: dropped, with their count, and the run goes on.
 checks=$((checks + 1))
 run train "$work/config.yml" --set output_dir="$work/short" --set "datasets=[{path: $data}]" --set sequence_len=10

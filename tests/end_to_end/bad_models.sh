@@ -54,7 +54,8 @@ header "$(head -c 100000 /dev/zero | tr '\0' '[')"
 opens 1 "$weights"
 
 tensor='"model.embed_tokens.weight"'
-header "{$tensor:{\"dtype\":\"BF16\",\"shape\":[4,8],\"data_offsets\":[0,64]},\"other\":{\"dtype\":\"BF16\",\"shape\":[4,8],\"data_offsets\":[0,64]}}"
+first='{"dtype":"BF16","shape":[4,8],"data_offsets":[0,64]}'
+header "{$tensor:$first,\"other\":$first}"
 opens 1 "$weights" 'overlap|two tensors'
 header "{$tensor:{\"dtype\":\"BF16\",\"shape\":[4,8],\"data_offsets\":[64,128]}}"
 opens 1 "$weights" 'embed_tokens'
@@ -110,7 +111,8 @@ config() {
 config 's/"silu"/"gelu"/'; opens 1 'config.json' 'hidden_act' 'gelu'
 config 's/"rope_type": "default"/"rope_type": "yarn"/'; opens 1 'config.json' 'yarn'
 config 's/"mlp_bias": false/"mlp_bias": true/'; opens 1 'config.json' 'mlp_bias'
-config 's/"model_type": "llama"/"model_type": "mamba"/; s/LlamaForCausalLM/MambaForCausalLM/'; opens 1 'config.json' 'mamba' 'llama, mistral, qwen2, qwen3'
+config 's/"model_type": "llama"/"model_type": "mamba"/; s/LlamaForCausalLM/MambaForCausalLM/'
+opens 1 'config.json' 'mamba' 'llama, mistral, qwen2, qwen3'
 config 's/"num_attention_heads": 4/"num_attention_heads": 0/'; opens 1 'config.json' 'num_attention_heads'
 config 's/"num_hidden_layers": 2/"num_hidden_layers": 2000000000/'; opens 1 'config.json|model.layers'
 config 's/"num_hidden_layers": 2/"num_hidden_layers": 3/'; opens 1 'model.layers.2'

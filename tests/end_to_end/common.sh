@@ -53,8 +53,8 @@ succeeds() {
 # listing FOLDER: names, sizes and contents' sums of everything in it.
 listing() { (cd "$1" && find . -type f -exec cksum {} + -o -type d -print | sort); }
 
-# refuses EXIT PATTERN... -- ARGUMENT...: nibble ends with this exit status (1, or [12]), prints nothing to stdout, and one "error: " line, the last
-# one, that matches every extended regular expression. Nothing in $watched (a folder, if set) changes.
+# refuses EXIT PATTERN... -- ARGUMENT...: nibble ends with this exit status (1, or [12]), prints nothing to stdout, and one
+# "error: " line, the last one, that matches every extended regular expression. Nothing in $watched (a folder, if set) changes.
 refuses() {
   local exit_wanted=$1 patterns=() pattern before= line
   shift
@@ -155,7 +155,8 @@ JSON
 chat_rows() {
   awk -v count="$1" 'BEGIN {
     for (row = 0; row < count; row++)
-      printf "{\"messages\": [{\"role\": \"user\", \"content\": \"Say %d\"}, {\"role\": \"assistant\", \"content\": \"%d it is\"}]}\n", row, row
+      printf "{\"messages\": [{\"role\": \"user\", \"content\": \"Say %d\"}, " \
+             "{\"role\": \"assistant\", \"content\": \"%d it is\"}]}\n", row, row
   }'
 }
 

@@ -22,7 +22,8 @@ close "perplexity" "$("$probe" json "$work/report.json" perplexity)" \
   token_rows 3
   echo '{"input_ids": [3,4,5,6], "labels": [-100,-100,-100,-100]}'
   token_rows 24 | tail -21
-  echo '{"input_ids": [3,4,5,6,7,8,9,10,11,12,13,14,15,16,17,18,19,20,21,22], "labels": [3,4,5,6,7,8,9,10,11,12,13,14,15,16,17,18,19,20,21,22]}'
+  ids=$(seq -s, 3 22)
+  echo "{\"input_ids\": [$ids], \"labels\": [$ids]}"
 } >"$work/mixed.jsonl"
 run evaluate "$models/llama" --data "$work/mixed.jsonl" $fp32 --set sequence_len=16 --report "$work/mixed.json"
 equal "exit status" "$status" 0

@@ -53,7 +53,8 @@ echo '[{"role": "user", "content": "Hello"}]' >"$work/messages.json"
 succeeds generate "$work/text" --messages "$work/messages.json" --max-tokens 8 $fp32
 equal "--messages" "$(cksum <"$work/out")" "$by_prompt"
 iconv -f UTF-8 -t UTF-8 "$work/out" >/dev/null 2>&1 || problem "generate prints bytes that are not UTF-8"
-ids=$(printf '{"text": "<|im_start|>user\\nHello<|im_end|>\\n<|im_start|>assistant\\n"}' | "$nibble" tokenize "$work/text" | tr -d ' ' | sed 's/.*\[\(.*\)\].*/\1/')
+ids=$(printf '{"text": "<|im_start|>user\\nHello<|im_end|>\\n<|im_start|>assistant\\n"}' | "$nibble" tokenize "$work/text" |
+  tr -d ' ' | sed 's/.*\[\(.*\)\].*/\1/')
 succeeds generate "$work/text" --token-ids "$ids" --max-tokens 8 $fp32
 printf '{"ids": [%s]}\n' "$(sed 's/,2$//' "$work/out")" | "$nibble" tokenize "$work/text" --decode >"$work/decoded"
 answer=$("$probe" json "$work/decoded" text)

@@ -53,7 +53,8 @@ equal "the categories add up" "$("$probe" json "$work/plan.json" categories | tr
   "$("$probe" json "$work/plan.json" peak_bytes)"
 succeeds plan "$work/config.yml" --json --set sequence_len=64
 checks=$((checks + 1))
-[ "$("$probe" json "$work/out" peak_bytes)" -gt "$("$probe" json "$work/plan.json" peak_bytes)" ] || problem "longer rows do not cost memory"
+[ "$("$probe" json "$work/out" peak_bytes)" -gt "$("$probe" json "$work/plan.json" peak_bytes)" ] ||
+  problem "longer rows do not cost memory"
 absent "$work/never"
 
 # What the plan says is what the run takes, to the byte.

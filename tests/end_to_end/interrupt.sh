@@ -2,7 +2,7 @@
 # Ctrl-C finishes the step, saves and exits 130; --resume goes on from there. One folder, one run.
 . "$(dirname "$0")/common.sh"
 
-token_config "$work/config.yml" "lr_scheduler: constant" "max_steps: 1000000" "save_steps: 1000000" "logging_steps: 1" "output_dir: $work/run"
+token_config "$work/config.yml" "lr_scheduler: constant" "max_steps: 1000000" "save_steps: 1000000" "output_dir: $work/run"
 
 "$nibble" train "$work/config.yml" >"$work/train.out" 2>"$work/train.err" &
 process=$!

@@ -3,7 +3,7 @@
 . "$(dirname "$0")/common.sh"
 
 if ! python3 -c 'import peft, safetensors, torch, transformers' 2>/dev/null; then
-  echo "skipped: python3 has no peft and transformers (python3 -m venv V && V/bin/pip install torch transformers peft, then PATH=V/bin:\$PATH)"
+  echo "skipped: python3 has no peft and transformers (python3 -m venv V; V/bin/pip install torch transformers peft; PATH=V/bin:\$PATH)"
   exit 77
 fi
 

@@ -23,7 +23,8 @@ nb_status nb_adapter_allocate(struct nb_adapter *adapter, struct nb_device *devi
     struct nb_adapter_memory *memory = &adapter->memory;
     uint64_t elements = adapter->elements;
     adapter->device = device;
-    NB_TRY(take(arena, NB_CATEGORY_ADAPTER, "adapter", elements * nb_dtype_bytes(adapter->options.activation), &memory->copy));
+    NB_TRY(take(
+        arena, NB_CATEGORY_ADAPTER, "adapter", elements * nb_dtype_bytes(adapter->options.activation), &memory->copy));
     if (!adapter->options.trains)
         return NB_OK;
     NB_TRY(take(arena, NB_CATEGORY_MASTERS, "masters", elements * sizeof(float), &memory->master));
@@ -54,7 +55,8 @@ nb_status nb_adapter_put(struct nb_adapter *adapter, struct nb_stream *stream, v
     nb_dptr copy = nb_dptr_at(adapter->memory.copy, t->offset * nb_dtype_bytes(adapter->options.activation));
     if (adapter->options.trains) {
         nb_dptr master = nb_dptr_at(adapter->memory.master, t->offset * sizeof(float));
-        struct nb_cast cast = {.x = master, .y = copy, .from = NB_DTYPE_F32, .to = adapter->options.activation, .count = t->count};
+        struct nb_cast cast = {
+            .x = master, .y = copy, .from = NB_DTYPE_F32, .to = adapter->options.activation, .count = t->count};
         NB_TRY(device->upload(device, stream, master, staging, t->count * sizeof(float)));
         NB_TRY(device->cast(device, stream, &cast));
         return device->stream_wait(device, stream);
@@ -84,7 +86,8 @@ static void draw(const struct nb_adapter *adapter, const struct nb_trainable *t,
         values[i] = (2.0f * nb_random_uniform(adapter->options.seed, NB_RANDOM_ADAPTER_INIT, name, i) - 1.0f) * bound;
 }
 
-static nb_status put_map(struct nb_adapter *adapter, struct nb_stream *stream, void *staging, bool is_signed, nb_dptr to)
+static nb_status put_map(
+    struct nb_adapter *adapter, struct nb_stream *stream, void *staging, bool is_signed, nb_dptr to)
 {
     struct nb_device *device = adapter->device;
     if (!device->dry)

@@ -29,17 +29,37 @@ struct nb_peft_config {
 /* Whether a field says nothing: what PEFT writes for what is not used. */
 static bool is_empty(const json_t *value)
 {
-    return !value || json_is_null(value) || json_is_false(value) || (json_is_object(value) && json_object_size(value) == 0) ||
-           (json_is_array(value) && json_array_size(value) == 0) || (json_is_string(value) && json_string_length(value) == 0);
+    return !value || json_is_null(value) || json_is_false(value) ||
+           (json_is_object(value) && json_object_size(value) == 0) ||
+           (json_is_array(value) && json_array_size(value) == 0) ||
+           (json_is_string(value) && json_string_length(value) == 0);
 }
 
 /* Fields read below, and those that change nothing once the tensors are there. */
 static bool is_understood(const char *key)
 {
     static const char *const known[] = {
-        "peft_type", "task_type", "bias", "r", "lora_alpha", "lora_dropout", "use_rslora", "target_modules", "init_lora_weights",
-        "auto_mapping", "base_model_name_or_path", "inference_mode", "revision", "megatron_core", "megatron_config",
-        "peft_version", "qalora_group_size", "exclude_modules", "ensure_weight_tying", "runtime_config", "layers_pattern",
+        "peft_type",
+        "task_type",
+        "bias",
+        "r",
+        "lora_alpha",
+        "lora_dropout",
+        "use_rslora",
+        "target_modules",
+        "init_lora_weights",
+        "auto_mapping",
+        "base_model_name_or_path",
+        "inference_mode",
+        "revision",
+        "megatron_core",
+        "megatron_config",
+        "peft_version",
+        "qalora_group_size",
+        "exclude_modules",
+        "ensure_weight_tying",
+        "runtime_config",
+        "layers_pattern",
     };
     for (size_t i = 0; i < sizeof known / sizeof known[0]; i++)
         if (strcmp(known[i], key) == 0)
@@ -77,7 +97,7 @@ static nb_status refuse_unsupported(const char *path, json_t *root)
             keeps = keeps || strcmp(json_string_value(init), keeps_base[i]) == 0;
         if (!keeps)
             return refuse(path, "init_lora_weights", init,
-                          "this initialization changes the base weights; convert the adapter to plain LoRA when saving it");
+                "this initialization changes the base weights; convert the adapter to plain LoRA when saving it");
     }
     json_object_foreach(root, key, value)
     {
@@ -175,7 +195,8 @@ static nb_status read_config(struct nb_peft_config *config, const char *folder)
     size_t bytes;
     json_error_t error;
     if (!nb_path_is_folder(folder))
-        return nb_fail(NB_IO, "%s: no such adapter folder; it holds adapter_config.json and adapter_model.safetensors", folder);
+        return nb_fail(
+            NB_IO, "%s: no such adapter folder; it holds adapter_config.json and adapter_model.safetensors", folder);
     NB_TRY(nb_file_read(config->path, CONFIG_BYTES_MAX, false, &text, &bytes));
     json_t *root = json_loadb(text, bytes, JSON_REJECT_DUPLICATES, &error);
     free(text);
@@ -241,10 +262,13 @@ const char *nb_peft_config_base_model(const struct nb_peft_config *config)
 static nb_status check_tensor(const struct nb_safetensors_tensor *tensor, const struct nb_trainable *t)
 {
     if (tensor->rank != 2 || tensor->shape[0] != (uint64_t)t->rows || tensor->shape[1] != (uint64_t)t->columns)
-        return nb_fail(NB_USAGE, "%s: tensor %s is %" PRIu64 " x %" PRIu64 " (rank %d), this base model needs %d x %d: the adapter "
-                       "belongs to another model", tensor->path, tensor->name, tensor->rank > 0 ? tensor->shape[0] : 1,
-                       tensor->rank > 1 ? tensor->shape[1] : 1, tensor->rank, t->rows, t->columns);
-    if (tensor->dtype != NB_SAFETENSORS_F32 && tensor->dtype != NB_SAFETENSORS_F16 && tensor->dtype != NB_SAFETENSORS_BF16)
+        return nb_fail(NB_USAGE,
+            "%s: tensor %s is %" PRIu64 " x %" PRIu64 " (rank %d), this base model needs %d x %d: the adapter "
+            "belongs to another model",
+            tensor->path, tensor->name, tensor->rank > 0 ? tensor->shape[0] : 1,
+            tensor->rank > 1 ? tensor->shape[1] : 1, tensor->rank, t->rows, t->columns);
+    if (tensor->dtype != NB_SAFETENSORS_F32 && tensor->dtype != NB_SAFETENSORS_F16 &&
+        tensor->dtype != NB_SAFETENSORS_BF16)
         return nb_fail(NB_UNSUPPORTED, "%s: tensor %s is %s; adapters are F32, F16 or BF16", tensor->path, tensor->name,
                        nb_safetensors_dtype_name(tensor->dtype));
     return NB_OK;
@@ -261,12 +285,14 @@ static nb_status read_values(const struct nb_safetensors_tensor *tensor, float *
             values[i] = tensor->dtype == NB_SAFETENSORS_F16 ? nb_half_to_float(half) : nb_bf16_to_float(half);
         }
         if (!isfinite(values[i]))
-            return nb_fail(NB_FORMAT, "%s: tensor %s: element %" PRIu64 " is not finite", tensor->path, tensor->name, i);
+            return nb_fail(
+                NB_FORMAT, "%s: tensor %s: element %" PRIu64 " is not finite", tensor->path, tensor->name, i);
     }
     return NB_OK;
 }
 
-static nb_status load_tensors(struct nb_adapter *adapter, struct nb_stream *stream, void *staging, const struct nb_safetensors *file)
+static nb_status load_tensors(
+    struct nb_adapter *adapter, struct nb_stream *stream, void *staging, const struct nb_safetensors *file)
 {
     size_t found = 0, count = nb_safetensors_count(file);
     for (int i = 0; i < adapter->trainables; i++) {
@@ -287,8 +313,10 @@ static nb_status load_tensors(struct nb_adapter *adapter, struct nb_stream *stre
         for (int k = 0; k < adapter->trainables && !known; k++)
             known = strcmp(adapter->trainable[k].name, tensor->name) == 0;
         if (!known)
-            return nb_fail(NB_USAGE, "%s: tensor %s has no place in this base model, or adapter_config.json does not name it: the "
-                           "adapter belongs to another model", tensor->path, tensor->name);
+            return nb_fail(NB_USAGE,
+                "%s: tensor %s has no place in this base model, or adapter_config.json does not name it: the "
+                "adapter belongs to another model",
+                tensor->path, tensor->name);
     }
     return NB_OK;
 }
@@ -299,8 +327,8 @@ nb_status nb_peft_load(struct nb_adapter *adapter, struct nb_stream *stream, voi
     struct nb_safetensors *file = NULL;
     nb_status status = NB_OK;
     if (!nb_path_exists(path) && nb_path_exists(pickle))
-        status = nb_fail(NB_UNSUPPORTED, "%s: adapters in PyTorch's pickle form are not read; save it as adapter_model.safetensors",
-                         pickle);
+        status = nb_fail(NB_UNSUPPORTED,
+            "%s: adapters in PyTorch's pickle form are not read; save it as adapter_model.safetensors", pickle);
     if (status == NB_OK)
         status = nb_safetensors_open(path, &file);
     if (status == NB_OK)

@@ -32,8 +32,8 @@ static nb_status sort_trainables(const struct nb_adapter *adapter, struct named 
     return NB_OK;
 }
 
-static nb_status write_tensors(const struct nb_adapter *adapter, struct nb_stream *stream, void *staging, const struct named *sorted,
-                               struct nb_safetensors_writer *writer)
+static nb_status write_tensors(const struct nb_adapter *adapter, struct nb_stream *stream, void *staging,
+    const struct named *sorted, struct nb_safetensors_writer *writer)
 {
     struct nb_device *device = adapter->device;
     for (int i = 0; i < adapter->trainables; i++) {
@@ -55,8 +55,10 @@ static nb_status save_model(const struct nb_adapter *adapter, struct nb_stream *
     nb_status status = entries ? NB_OK : nb_fail(NB_MEMORY, "%s: no memory to write it", path);
     for (int i = 0; status == NB_OK && i < adapter->trainables; i++) {
         const struct nb_trainable *t = &adapter->trainable[sorted[i].trainable];
-        entries[i] = (struct nb_safetensors_entry){
-            .name = t->name, .dtype = NB_SAFETENSORS_F32, .rank = 2, .shape = {(uint64_t)t->rows, (uint64_t)t->columns}};
+        entries[i] = (struct nb_safetensors_entry){.name = t->name,
+            .dtype = NB_SAFETENSORS_F32,
+            .rank = 2,
+            .shape = {(uint64_t)t->rows, (uint64_t)t->columns}};
     }
     if (status == NB_OK)
         status = nb_safetensors_writer_open(path, entries, (size_t)adapter->trainables, &writer);
@@ -123,7 +125,8 @@ nb_status nb_peft_save(const struct nb_adapter *adapter, struct nb_stream *strea
         return NB_OK; /* saving takes no memory but the staging */
     if (!adapter->options.trains)
         return nb_fail(NB_USAGE, "%s: an adapter that does not train has no masters to save", folder);
-    char *model = nb_path_join(folder, "adapter_model.safetensors"), *config = nb_path_join(folder, "adapter_config.json");
+    char *model = nb_path_join(folder, "adapter_model.safetensors"),
+         *config = nb_path_join(folder, "adapter_config.json");
     nb_status status = save_model(adapter, stream, staging, model);
     if (status == NB_OK)
         status = save_config(adapter, base_model_name, config);

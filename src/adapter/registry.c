@@ -95,7 +95,8 @@ static nb_status collect_targets(struct nb_adapter *adapter, const struct nb_mod
         return NB_OK;
     char names[NAMES_BYTES];
     name_linears(config, names);
-    return nb_fail(NB_USAGE, "lora_target_modules: no module is named; set lora_target_linear: true, or name some of %s", names);
+    return nb_fail(
+        NB_USAGE, "lora_target_modules: no module is named; set lora_target_linear: true, or name some of %s", names);
 }
 
 static nb_status check_options(const struct nb_adapter_options *options)
@@ -163,9 +164,9 @@ static nb_status collect_trainables(struct nb_adapter *adapter, const struct nb_
         if (!target_used[k]) {
             char names[NAMES_BYTES];
             name_linears(config, names);
-            return nb_fail(NB_USAGE, "lora_target_modules: %s: this %s model has no such linear; it has %s%s", adapter->targets[k],
-                           config->family->name, names,
-                           config->tied ? " (its head is the embedding, which takes no adapter)" : "");
+            return nb_fail(NB_USAGE, "lora_target_modules: %s: this %s model has no such linear; it has %s%s",
+                adapter->targets[k], config->family->name, names,
+                config->tied ? " (its head is the embedding, which takes no adapter)" : "");
         }
     return NB_OK;
 }
@@ -189,7 +190,8 @@ static nb_status lay_out_moments(struct nb_adapter *adapter)
     return NB_OK;
 }
 
-nb_status nb_adapter_create(const struct nb_model_config *config, const struct nb_adapter_options *options, struct nb_adapter **adapter)
+nb_status nb_adapter_create(
+    const struct nb_model_config *config, const struct nb_adapter_options *options, struct nb_adapter **adapter)
 {
     *adapter = NULL;
     NB_TRY(check_options(options));
@@ -267,7 +269,8 @@ const struct nb_adapter_memory *nb_adapter_memory_of(const struct nb_adapter *ad
     return &adapter->memory;
 }
 
-const struct nb_adapter_module *nb_adapter_module_at(const struct nb_adapter *adapter, int layer, enum nb_tensor_role role)
+const struct nb_adapter_module *nb_adapter_module_at(
+    const struct nb_adapter *adapter, int layer, enum nb_tensor_role role)
 {
     if (!adapter || layer < 0 || layer > adapter->layers)
         return NULL;

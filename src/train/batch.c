@@ -27,8 +27,11 @@ nb_status nb_batch_create(const struct nb_batch_limits *limits, struct nb_batch 
         nb_batch_destroy(batch);
         return nb_fail(NB_MEMORY, "no memory for a micro-batch of %d tokens", limits->tokens);
     }
-    b->view = (struct nb_micro_batch){
-        .ids = b->ids, .positions = b->positions, .starts = b->starts, .trained_row = b->trained_row, .label = b->label};
+    b->view = (struct nb_micro_batch){.ids = b->ids,
+        .positions = b->positions,
+        .starts = b->starts,
+        .trained_row = b->trained_row,
+        .label = b->label};
     nb_batch_clear(b, 0);
     return NB_OK;
 }
@@ -68,8 +71,10 @@ nb_status nb_batch_add(struct nb_batch *batch, const struct nb_dataset *dataset,
     const struct nb_row *r = &dataset->rows[row];
     struct nb_slot *counts = &batch->view.counts;
     if (!nb_batch_fits(batch, dataset, row))
-        return nb_fail(NB_USAGE, "%s: row at line %llu: its %u tokens do not fit a micro-batch of %d tokens that holds %u",
-                       dataset->sources[r->source].path, (unsigned long long)r->line, r->count, batch->limits.tokens, counts->tokens);
+        return nb_fail(NB_USAGE,
+            "%s: row at line %llu: its %u tokens do not fit a micro-batch of %d tokens that holds %u",
+            dataset->sources[r->source].path, (unsigned long long)r->line, r->count, batch->limits.tokens,
+            counts->tokens);
     uint32_t base = counts->tokens;
     nb_dataset_copy_row(dataset, row, batch->ids + base, batch->row_labels);
     for (uint32_t i = 0; i < r->count; i++) {

@@ -12,7 +12,8 @@
 
 enum { STATE_BYTES_MAX = 1 << 20, CRC_CHUNK = 1 << 30 };
 
-static const char *const files[] = {"adapter_config.json", "adapter_model.safetensors", "optimizer.safetensors", "config.yml"};
+static const char *const files[] = {
+    "adapter_config.json", "adapter_model.safetensors", "optimizer.safetensors", "config.yml"};
 
 enum { FILES = sizeof files / sizeof files[0] };
 
@@ -57,19 +58,21 @@ static uint32_t crc_of_object(const json_t *root)
 
 static json_t *state_json(const struct nb_trainer_state *s)
 {
-    return json_pack("{s:I, s:f, s:I, s:I, s:I, s:I, s:f, s:I, s:I, s:b}", "step", (json_int_t)s->step, "epoch", s->epoch, "seed",
-                     (json_int_t)s->seed, "tokens", (json_int_t)s->tokens, "trained_tokens", (json_int_t)s->trained_tokens,
-                     "metrics_bytes", (json_int_t)s->metrics_bytes, "best_loss", s->best_loss, "best_step", (json_int_t)s->best_step,
-                     "evaluations_without_gain", (json_int_t)s->evaluations_without_gain, "evaluation_due", (int)s->evaluation_due);
+    return json_pack("{s:I, s:f, s:I, s:I, s:I, s:I, s:f, s:I, s:I, s:b}", "step", (json_int_t)s->step, "epoch",
+        s->epoch, "seed", (json_int_t)s->seed, "tokens", (json_int_t)s->tokens, "trained_tokens",
+        (json_int_t)s->trained_tokens, "metrics_bytes", (json_int_t)s->metrics_bytes, "best_loss", s->best_loss,
+        "best_step", (json_int_t)s->best_step, "evaluations_without_gain", (json_int_t)s->evaluations_without_gain,
+        "evaluation_due", (int)s->evaluation_due);
 }
 
 static bool state_from_json(json_t *root, struct nb_trainer_state *s)
 {
     json_int_t step, seed, tokens, trained, metrics, best_step, without_gain;
     int due;
-    if (json_unpack(root, "{s:I, s:F, s:I, s:I, s:I, s:I, s:F, s:I, s:I, s:b}", "step", &step, "epoch", &s->epoch, "seed", &seed,
-                    "tokens", &tokens, "trained_tokens", &trained, "metrics_bytes", &metrics, "best_loss", &s->best_loss, "best_step",
-                    &best_step, "evaluations_without_gain", &without_gain, "evaluation_due", &due) != 0)
+    if (json_unpack(root, "{s:I, s:F, s:I, s:I, s:I, s:I, s:F, s:I, s:I, s:b}", "step", &step, "epoch", &s->epoch,
+            "seed", &seed, "tokens", &tokens, "trained_tokens", &trained, "metrics_bytes", &metrics, "best_loss",
+            &s->best_loss, "best_step", &best_step, "evaluations_without_gain", &without_gain, "evaluation_due",
+            &due) != 0)
         return false;
     s->step = step;
     s->seed = (uint64_t)seed;
@@ -91,7 +94,8 @@ static nb_status write_state(const char *folder, const struct nb_trainer_state *
         uint64_t bytes = 0;
         uint32_t crc = 0;
         status = measure_file(folder, files[i], &bytes, &crc);
-        json_object_set_new(list, files[i], json_pack("{s:I, s:I}", "bytes", (json_int_t)bytes, "crc32", (json_int_t)crc));
+        json_object_set_new(
+            list, files[i], json_pack("{s:I, s:I}", "bytes", (json_int_t)bytes, "crc32", (json_int_t)crc));
     }
     json_object_set_new(root, "files", list);
     json_object_set_new(root, "crc32", json_integer(crc_of_object(root)));
@@ -134,7 +138,8 @@ static nb_status write_folder(struct nb_session *session, const char *folder, co
     return status == NB_OK ? write_state(folder, state) : status;
 }
 
-nb_status nb_checkpoint_state_save(struct nb_session *session, const struct nb_run_folder *folder, const struct nb_trainer_state *state)
+nb_status nb_checkpoint_state_save(
+    struct nb_session *session, const struct nb_run_folder *folder, const struct nb_trainer_state *state)
 {
     char *unfinished = nb_run_folder_unfinished(folder, state->step);
     nb_status status = write_folder(session, unfinished, state);
@@ -160,14 +165,15 @@ static nb_status check_files(const char *folder, const json_t *list)
         uint32_t found_crc;
         json_t *entry = json_object_get(list, files[i]);
         if (!entry || json_unpack(entry, "{s:I, s:I}", "bytes", &bytes, "crc32", &crc) != 0)
-            return nb_fail(NB_FORMAT, "%s/trainer_state.json: files: %s is missing; the checkpoint is damaged", folder, files[i]);
+            return nb_fail(
+                NB_FORMAT, "%s/trainer_state.json: files: %s is missing; the checkpoint is damaged", folder, files[i]);
         NB_TRY(measure_file(folder, files[i], &found_bytes, &found_crc));
         if (found_bytes != (uint64_t)bytes)
-            return nb_fail(NB_FORMAT, "%s/%s: %" PRIu64 " bytes, %" PRId64 " were written; the checkpoint is damaged", folder, files[i],
-                           found_bytes, (int64_t)bytes);
+            return nb_fail(NB_FORMAT, "%s/%s: %" PRIu64 " bytes, %" PRId64 " were written; the checkpoint is damaged",
+                folder, files[i], found_bytes, (int64_t)bytes);
         if (found_crc != (uint32_t)crc)
-            return nb_fail(NB_FORMAT, "%s/%s: its checksum is not the one it was written with; the checkpoint is damaged", folder,
-                           files[i]);
+            return nb_fail(NB_FORMAT,
+                "%s/%s: its checksum is not the one it was written with; the checkpoint is damaged", folder, files[i]);
     }
     return NB_OK;
 }
@@ -181,7 +187,8 @@ nb_status nb_checkpoint_state_read(const char *checkpoint_folder, struct nb_trai
     *state = (struct nb_trainer_state){0};
     nb_status status = nb_file_read(path, STATE_BYTES_MAX, false, &text, &bytes);
     if (status == NB_OK && !(root = json_loadb(text, bytes, JSON_REJECT_DUPLICATES, &error)))
-        status = nb_fail(NB_FORMAT, "%s:%d:%d: not JSON: %s; the checkpoint is damaged", path, error.line, error.column, error.text);
+        status = nb_fail(
+            NB_FORMAT, "%s:%d:%d: not JSON: %s; the checkpoint is damaged", path, error.line, error.column, error.text);
     if (status == NB_OK) {
         json_int_t crc = json_integer_value(json_object_get(root, "crc32"));
         json_object_del(root, "crc32");
@@ -238,17 +245,21 @@ nb_status nb_checkpoint_state_check_config(const char *checkpoint_folder, const 
         stored.num_epochs = config->num_epochs;
         stored.max_steps = config->max_steps;
     }
-    if (status == NB_OK && (!replace(&stored.output_dir, config->output_dir) || !replace(&stored.base_model_name, config->base_model_name)))
+    if (status == NB_OK && (!replace(&stored.output_dir, config->output_dir) ||
+                               !replace(&stored.base_model_name, config->base_model_name)))
         status = nb_fail(NB_MEMORY, "no memory to compare configurations");
     const char *key = status == NB_OK ? nb_config_first_difference(&stored, config) : NULL;
     if (key)
-        status = nb_fail(NB_USAGE, "%s: is not what this run began with (%s/config.yml); set it back, or start anew in another "
-                         "output_dir", key, checkpoint_folder);
+        status = nb_fail(NB_USAGE,
+            "%s: is not what this run began with (%s/config.yml); set it back, or start anew in another "
+            "output_dir",
+            key, checkpoint_folder);
     nb_config_destroy(&stored);
     return status;
 }
 
-static nb_status find_newest(const struct nb_run_folder *folder, char **checkpoint_folder, struct nb_trainer_state *state)
+static nb_status find_newest(
+    const struct nb_run_folder *folder, char **checkpoint_folder, struct nb_trainer_state *state)
 {
     int64_t *steps = NULL;
     int count = 0;

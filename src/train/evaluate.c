@@ -36,8 +36,8 @@ static nb_status add_losses(struct evaluator *e, uint32_t first, uint32_t last)
             sum += e->losses[taken + k];
         taken += trained;
         if (!isfinite(sum))
-            return nb_fail(NB_NUMERIC, "%s: the loss of the row at line %" PRIu64 " is not finite", dataset->sources[row->source].path,
-                           row->line);
+            return nb_fail(NB_NUMERIC, "%s: the loss of the row at line %" PRIu64 " is not finite",
+                dataset->sources[row->source].path, row->line);
         e->out->row_loss_sum[i] = sum;
         e->out->row_tokens[i] = trained;
         e->out->loss_sum += sum;
@@ -79,8 +79,10 @@ static nb_status run(struct evaluator *e)
     struct nb_session *session = e->args->session;
     struct nb_device *device = session->device;
     void *losses = NULL;
-    struct nb_pass_options options = {.limits = session->run->eval_limits, .keep = NB_KEEP_NOTHING, .slots = 1, .batches = 1};
-    NB_TRY(nb_pass_create(session->model, session->adapter, &options, session->arena, session->stream, session->step, &e->pass));
+    struct nb_pass_options options = {
+        .limits = session->run->eval_limits, .keep = NB_KEEP_NOTHING, .slots = 1, .batches = 1};
+    NB_TRY(nb_pass_create(
+        session->model, session->adapter, &options, session->arena, session->stream, session->step, &e->pass));
     NB_TRY(nb_batch_create(&options.limits, &e->batch));
     NB_TRY(device->host_take(device, (uint64_t)options.limits.trained_rows * sizeof(float), &losses));
     e->losses = losses;
@@ -103,7 +105,8 @@ nb_status nb_evaluate(const struct nb_evaluate_args *args, struct nb_evaluation 
 {
     struct nb_device *device = args->session->device;
     uint64_t frame = nb_arena_frame(args->session->arena);
-    struct evaluator e = {.args = args, .out = evaluation, .count = args->rows ? args->row_count : args->dataset->row_count};
+    struct evaluator e = {
+        .args = args, .out = evaluation, .count = args->rows ? args->row_count : args->dataset->row_count};
     *evaluation = (struct nb_evaluation){.rows = e.count};
     evaluation->row_loss_sum = calloc((size_t)e.count + 1, sizeof *evaluation->row_loss_sum);
     evaluation->row_tokens = calloc((size_t)e.count + 1, sizeof *evaluation->row_tokens);
@@ -112,7 +115,8 @@ nb_status nb_evaluate(const struct nb_evaluate_args *args, struct nb_evaluation 
         status = nb_fail(NB_MEMORY, "no memory for the losses of %" PRIu32 " rows", e.count);
     if (status == NB_OK)
         status = run(&e);
-    if (status != NB_OK) /* there may be work left that reads what goes away here; the first error stays the one to report */
+    if (status !=
+        NB_OK) /* there may be work left that reads what goes away here; the first error stays the one to report */
         device->stream_wait(device, args->session->stream);
     if (e.losses)
         device->host_give_back(device, e.losses);

@@ -76,9 +76,10 @@ static void format_step(const struct nb_metrics *m, const struct nb_metrics_step
     double seconds = nb_clock_seconds() - m->started;
     int64_t done = s->step - m->first_step;
     nb_format_seconds(done > 0 ? seconds / (double)done * (double)(s->steps - s->step) : 0, left);
-    snprintf(text, bytes, "step %" PRId64 "/%" PRId64 "  loss %.4f  norm %.3f  lr %.2e  %.0f tokens/s  %.0f MiB  %s left", s->step,
-             s->steps, s->loss, s->grad_norm, s->learning_rate, s->tokens_per_second, (double)s->memory_bytes / (1024.0 * 1024.0),
-             left);
+    snprintf(text, bytes,
+        "step %" PRId64 "/%" PRId64 "  loss %.4f  norm %.3f  lr %.2e  %.0f tokens/s  %.0f MiB  %s left", s->step,
+        s->steps, s->loss, s->grad_norm, s->learning_rate, s->tokens_per_second,
+        (double)s->memory_bytes / (1024.0 * 1024.0), left);
 }
 
 void nb_metrics_show(struct nb_metrics *metrics, const struct nb_metrics_step *step)
@@ -102,19 +103,22 @@ nb_status nb_metrics_step(struct nb_metrics *metrics, const struct nb_metrics_st
         format_step(metrics, step, text, sizeof text);
         nb_log("%s", text);
     }
-    return append(metrics, json_pack("{s:I, s:f, s:f, s:f, s:f, s:I, s:I, s:f, s:f, s:I}", "step", (json_int_t)step->step, "epoch",
-                                     step->epoch, "loss", step->loss, "grad_norm", step->grad_norm, "learning_rate",
-                                     step->learning_rate, "tokens", (json_int_t)step->tokens, "trained_tokens",
-                                     (json_int_t)step->trained_tokens, "tokens_per_second", step->tokens_per_second, "seconds",
-                                     nb_clock_seconds() - metrics->started, "memory_bytes", (json_int_t)step->memory_bytes));
+    return append(
+        metrics, json_pack("{s:I, s:f, s:f, s:f, s:f, s:I, s:I, s:f, s:f, s:I}", "step", (json_int_t)step->step,
+                     "epoch", step->epoch, "loss", step->loss, "grad_norm", step->grad_norm, "learning_rate",
+                     step->learning_rate, "tokens", (json_int_t)step->tokens, "trained_tokens",
+                     (json_int_t)step->trained_tokens, "tokens_per_second", step->tokens_per_second, "seconds",
+                     nb_clock_seconds() - metrics->started, "memory_bytes", (json_int_t)step->memory_bytes));
 }
 
-nb_status nb_metrics_evaluation(struct nb_metrics *metrics, int64_t step, double epoch, double loss, uint64_t trained_tokens)
+nb_status nb_metrics_evaluation(
+    struct nb_metrics *metrics, int64_t step, double epoch, double loss, uint64_t trained_tokens)
 {
     nb_log("step %" PRId64 "  eval loss %.4f  perplexity %.3f", step, loss, exp(loss));
     metrics->drawn = 0; /* the line above ended the redrawn one */
-    return append(metrics, json_pack("{s:I, s:f, s:f, s:I, s:f}", "step", (json_int_t)step, "epoch", epoch, "eval_loss", loss,
-                                     "eval_tokens", (json_int_t)trained_tokens, "seconds", nb_clock_seconds() - metrics->started));
+    return append(
+        metrics, json_pack("{s:I, s:f, s:f, s:I, s:f}", "step", (json_int_t)step, "epoch", epoch, "eval_loss", loss,
+                     "eval_tokens", (json_int_t)trained_tokens, "seconds", nb_clock_seconds() - metrics->started));
 }
 
 nb_status nb_metrics_sync(struct nb_metrics *metrics, uint64_t *bytes)

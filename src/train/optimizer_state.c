@@ -14,7 +14,8 @@ struct part {
     nb_dptr at;
 };
 
-static void add_part(struct part *part, const char *name, const char *suffix, enum nb_safetensors_dtype dtype, nb_dptr at)
+static void add_part(
+    struct part *part, const char *name, const char *suffix, enum nb_safetensors_dtype dtype, nb_dptr at)
 {
     part->entry.name = nb_format("%s%s", name, suffix);
     part->entry.dtype = dtype;
@@ -64,7 +65,8 @@ static void free_parts(struct part *parts, size_t count)
     free(parts);
 }
 
-static nb_status write_parts(struct nb_session *session, const struct part *parts, size_t count, struct nb_safetensors_writer *writer)
+static nb_status write_parts(
+    struct nb_session *session, const struct part *parts, size_t count, struct nb_safetensors_writer *writer)
 {
     struct nb_device *device = session->device;
     for (size_t i = 0; i < count; i++) {
@@ -103,22 +105,25 @@ static nb_status check_part(const struct nb_safetensors *file, const char *path,
 {
     *tensor = nb_safetensors_find(file, part->entry.name);
     if (!*tensor)
-        return nb_fail(NB_USAGE, "%s: tensor %s is missing: the checkpoint belongs to another adapter or optimizer", path,
-                       part->entry.name);
+        return nb_fail(NB_USAGE, "%s: tensor %s is missing: the checkpoint belongs to another adapter or optimizer",
+            path, part->entry.name);
     if ((*tensor)->dtype != part->entry.dtype || (*tensor)->bytes != nb_safetensors_entry_bytes(&part->entry))
-        return nb_fail(NB_USAGE, "%s: tensor %s has another type or size: the checkpoint belongs to another adapter or optimizer", path,
-                       part->entry.name);
+        return nb_fail(NB_USAGE,
+            "%s: tensor %s has another type or size: the checkpoint belongs to another adapter or optimizer", path,
+            part->entry.name);
     return NB_OK;
 }
 
-static nb_status read_trainable(struct nb_session *session, const struct nb_safetensors *file, const char *path, int trainable)
+static nb_status read_trainable(
+    struct nb_session *session, const struct nb_safetensors *file, const char *path, int trainable)
 {
     struct nb_device *device = session->device;
     const struct nb_safetensors_tensor *tensor;
     struct part parts[PARTS_MAX];
     int count = parts_of(session->adapter, trainable, parts);
     nb_status status = NB_OK;
-    for (int i = count - 1; status == NB_OK && i >= 0; i--) { /* the master last: it stays in the staging for its copy */
+    for (int i = count - 1; status == NB_OK && i >= 0;
+         i--) { /* the master last: it stays in the staging for its copy */
         status = check_part(file, path, &parts[i], &tensor);
         if (status == NB_OK)
             memcpy(session->staging, tensor->data, tensor->bytes);

@@ -21,16 +21,21 @@ static void collect_notes(const struct nb_run *run, struct nb_plan *plan)
     const char *precision = nb_run_precision_note(run);
     if (precision)
         note(plan, nb_format("%s", precision));
-    if (config->optimizer == NB_CONFIG_OPTIMIZER_PAGED_ADAMW_8BIT || config->optimizer == NB_CONFIG_OPTIMIZER_PAGED_ADAMW_32BIT)
+    if (config->optimizer == NB_CONFIG_OPTIMIZER_PAGED_ADAMW_8BIT ||
+        config->optimizer == NB_CONFIG_OPTIMIZER_PAGED_ADAMW_32BIT)
         note(plan, nb_format("optimizer: %s: the moments stay in memory in this version; nothing is paged",
                              nb_config_choice_name(config, "optimizer")));
     if (run->length.warmup_steps >= run->length.steps && config->lr_scheduler != NB_CONFIG_SCHEDULER_CONSTANT)
-        note(plan, nb_format("warm-up takes all %lld steps: the learning rate never reaches its peak", (long long)run->length.steps));
+        note(plan, nb_format("warm-up takes all %lld steps: the learning rate never reaches its peak",
+                       (long long)run->length.steps));
     if (!nb_checkpoint_has_weights(run->checkpoint))
-        note(plan, nb_format("%s holds no weights: this model can be planned, not trained", nb_checkpoint_path(run->checkpoint)));
+        note(plan, nb_format("%s holds no weights: this model can be planned, not trained",
+                       nb_checkpoint_path(run->checkpoint)));
     if (plan->peak_bytes > plan->available_bytes)
-        note(plan, nb_format("the run does not fit: lower sequence_len, micro_batch_size or lora_r, or set gradient_checkpointing: "
-                             "true, optimizer: adamw_8bit or load_in_4bit: true"));
+        note(plan,
+            nb_format(
+                "the run does not fit: lower sequence_len, micro_batch_size or lora_r, or set gradient_checkpointing: "
+                "true, optimizer: adamw_8bit or load_in_4bit: true"));
 }
 
 /* One step, one evaluation, and what saving takes, in the order of the trainer. */
@@ -64,7 +69,8 @@ static void count_data(const struct nb_run *run, struct nb_plan *plan)
 {
     plan->rows = run->train_count;
     plan->eval_rows = run->eval_count;
-    plan->epoch_trained_tokens = nb_run_trained_tokens(run->data, run->train_rows, run->train_count, &plan->epoch_tokens);
+    plan->epoch_trained_tokens =
+        nb_run_trained_tokens(run->data, run->train_rows, run->train_count, &plan->epoch_tokens);
     plan->steps_per_epoch = run->length.steps_per_epoch;
     plan->steps = run->length.steps;
     plan->warmup_steps = run->length.warmup_steps;

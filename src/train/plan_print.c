@@ -35,19 +35,20 @@ static void print_run(const struct nb_run *run, const struct nb_plan *plan, FILE
     const struct nb_config *config = run->config;
     const struct nb_model_config *model = nb_checkpoint_config(run->checkpoint);
     char a[32], b[32];
-    fprintf(out, "model      %s: %s, %d layers, %s parameters, weights %s, arithmetic %s\n", nb_checkpoint_path(run->checkpoint),
-            model->family->name, model->layers, with_commas(plan->parameters, a), format_name(run),
-            run->model.activation == NB_DTYPE_BF16 ? "bf16" : "fp32");
+    fprintf(out, "model      %s: %s, %d layers, %s parameters, weights %s, arithmetic %s\n",
+        nb_checkpoint_path(run->checkpoint), model->family->name, model->layers, with_commas(plan->parameters, a),
+        format_name(run), run->model.activation == NB_DTYPE_BF16 ? "bf16" : "fp32");
     fprintf(out, "adapter    rank %d, %s trainable parameters (%.3f %%), %s\n", run->adapter.rank,
-            with_commas(plan->trainable_parameters, a), 100.0 * (double)plan->trainable_parameters / (double)plan->parameters,
-            nb_config_choice_name(config, "optimizer"));
+        with_commas(plan->trainable_parameters, a),
+        100.0 * (double)plan->trainable_parameters / (double)plan->parameters,
+        nb_config_choice_name(config, "optimizer"));
     fprintf(out, "data       %s rows, %s tokens", with_commas(plan->rows, a), with_commas(plan->epoch_tokens, b));
     fprintf(out, ", %s of them trained", with_commas(plan->epoch_trained_tokens, a));
     if (plan->eval_rows)
         fprintf(out, "; %s rows for evaluation", with_commas(plan->eval_rows, a));
-    fprintf(out, "\nsteps      %" PRId64 " of %d %s (%" PRId64 " an epoch), warm-up %" PRId64 ", learning rate %g %s\n", plan->steps,
-            plan->rows_per_step, config->sample_packing ? "packed bins" : "rows", plan->steps_per_epoch, plan->warmup_steps,
-            config->learning_rate, nb_config_choice_name(config, "lr_scheduler"));
+    fprintf(out, "\nsteps      %" PRId64 " of %d %s (%" PRId64 " an epoch), warm-up %" PRId64 ", learning rate %g %s\n",
+        plan->steps, plan->rows_per_step, config->sample_packing ? "packed bins" : "rows", plan->steps_per_epoch,
+        plan->warmup_steps, config->learning_rate, nb_config_choice_name(config, "lr_scheduler"));
 }
 
 void nb_plan_print(const struct nb_run *run, const struct nb_plan *plan, FILE *out)
@@ -57,7 +58,8 @@ void nb_plan_print(const struct nb_run *run, const struct nb_plan *plan, FILE *o
             (double)plan->available_bytes / mebibyte);
     for (int c = 0; c < NB_CATEGORY_COUNT; c++)
         if (plan->category_bytes[c])
-            fprintf(out, "  %10.1f MiB  %s\n", (double)plan->category_bytes[c] / mebibyte, nb_category_name((enum nb_category)c));
+            fprintf(out, "  %10.1f MiB  %s\n", (double)plan->category_bytes[c] / mebibyte,
+                nb_category_name((enum nb_category)c));
     fprintf(out, "  %10.1f MiB  on the host beside it, for copies\n", (double)plan->host_bytes / mebibyte);
     for (int i = 0; i < plan->notes; i++)
         fprintf(out, "note: %s\n", plan->note[i]);
@@ -67,7 +69,8 @@ nb_status nb_plan_print_json(const struct nb_plan *plan, FILE *out)
 {
     json_t *root = json_object(), *categories = json_object(), *notes = json_array();
     for (int c = 0; c < NB_CATEGORY_COUNT; c++)
-        json_object_set_new(categories, nb_category_name((enum nb_category)c), json_integer((json_int_t)plan->category_bytes[c]));
+        json_object_set_new(
+            categories, nb_category_name((enum nb_category)c), json_integer((json_int_t)plan->category_bytes[c]));
     for (int i = 0; i < plan->notes; i++)
         json_array_append_new(notes, json_string(plan->note[i]));
     json_object_set_new(root, "peak_bytes", json_integer((json_int_t)plan->peak_bytes));

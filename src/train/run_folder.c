@@ -100,7 +100,8 @@ static nb_status lock(struct nb_run_folder *folder)
     if (flock(folder->descriptor, LOCK_EX | LOCK_NB) == 0)
         return NB_OK;
     if (errno == EWOULDBLOCK)
-        return nb_fail(NB_USAGE, "%s: another run is writing to this folder; wait for it, or choose another output_dir", folder->path);
+        return nb_fail(NB_USAGE, "%s: another run is writing to this folder; wait for it, or choose another output_dir",
+            folder->path);
     return NB_OK; /* a file system without locks */
 }
 
@@ -114,7 +115,8 @@ static nb_status open_folder(struct nb_run_folder *folder, bool resume)
         return nb_fail_errno("%s: cannot write to the folder; choose another output_dir", folder->path);
     NB_TRY(each_name(folder->path, note_run, &holds_run));
     if (holds_run && !resume)
-        return nb_fail(NB_USAGE, "%s: already holds a run; go on with it by --resume, or choose another output_dir", folder->path);
+        return nb_fail(
+            NB_USAGE, "%s: already holds a run; go on with it by --resume, or choose another output_dir", folder->path);
     if (!holds_run && resume)
         nb_log("note: %s holds no run yet; starting from the beginning", folder->path);
     return each_name(folder->path, remove_leftover, folder->path);

@@ -29,9 +29,10 @@ static nb_status take_memory(struct nb_session *s, uint64_t capacity)
     if (s->dry)
         return nb_arena_create("device", dry_base, UINT64_MAX, &s->arena);
     if (capacity > s->device->profile.memory_bytes)
-        return nb_fail(NB_MEMORY, "%s has %.0f MiB, this needs %.0f MiB; lower sequence_len, micro_batch_size or lora_r, or set "
-                       "gradient_checkpointing: true, optimizer: adamw_8bit or load_in_4bit: true", s->device->profile.name,
-                       (double)s->device->profile.memory_bytes / mebibyte, (double)capacity / mebibyte);
+        return nb_fail(NB_MEMORY,
+            "%s has %.0f MiB, this needs %.0f MiB; lower sequence_len, micro_batch_size or lora_r, or set "
+            "gradient_checkpointing: true, optimizer: adamw_8bit or load_in_4bit: true",
+            s->device->profile.name, (double)s->device->profile.memory_bytes / mebibyte, (double)capacity / mebibyte);
     NB_TRY(s->device->memory_take(s->device, capacity, &s->slab));
     NB_TRY(nb_arena_create("device", s->slab.address, capacity, &s->arena));
     s->capacity = capacity;
@@ -120,7 +121,8 @@ void nb_session_close(struct nb_session **session)
     *session = NULL;
 }
 
-nb_status nb_session_run(const struct nb_run *run, int positions_max, nb_session_body *body, void *context, uint64_t *planned)
+nb_status nb_session_run(
+    const struct nb_run *run, int positions_max, nb_session_body *body, void *context, uint64_t *planned)
 {
     struct nb_session_args args = {.dry = true, .positions_max = positions_max};
     struct nb_session *session = NULL;

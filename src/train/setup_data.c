@@ -25,7 +25,8 @@ static nb_status within_problem(const struct nb_run *run, nb_status status)
     return status;
 }
 
-static nb_status read_sources(const struct nb_run *run, const struct nb_config_datasets *datasets, struct nb_dataset **dataset)
+static nb_status read_sources(
+    const struct nb_run *run, const struct nb_config_datasets *datasets, struct nb_dataset **dataset)
 {
     struct nb_dataset_options options = {
         .tokenizer = run->tokenizer,
@@ -96,7 +97,8 @@ static nb_status read_data(struct nb_run *run)
 static int loss_rows(const struct nb_run *run, int trained_rows)
 {
     uint64_t row = (uint64_t)nb_checkpoint_config(run->checkpoint)->vocab * nb_dtype_bytes(run->model.activation);
-    int64_t tiles = (int64_t)(LOGITS_BYTES / row / NB_TILE_TOKENS), needed = (trained_rows + NB_TILE_TOKENS - 1) / NB_TILE_TOKENS;
+    int64_t tiles = (int64_t)(LOGITS_BYTES / row / NB_TILE_TOKENS),
+            needed = (trained_rows + NB_TILE_TOKENS - 1) / NB_TILE_TOKENS;
     if (tiles > needed)
         tiles = needed;
     return (int)(tiles < 1 ? 1 : tiles) * NB_TILE_TOKENS;
@@ -104,8 +106,11 @@ static int loss_rows(const struct nb_run *run, int trained_rows)
 
 static struct nb_batch_limits limits_of(const struct nb_run *run, int tokens, int sequences, int longest)
 {
-    return (struct nb_batch_limits){
-        .tokens = tokens, .sequences = sequences, .longest = longest, .trained_rows = tokens, .loss_rows = loss_rows(run, tokens)};
+    return (struct nb_batch_limits){.tokens = tokens,
+        .sequences = sequences,
+        .longest = longest,
+        .trained_rows = tokens,
+        .loss_rows = loss_rows(run, tokens)};
 }
 
 static int group_sequences(int tokens)
@@ -119,10 +124,11 @@ static nb_status measure_steps(struct nb_run *run)
     const struct nb_config *config = run->config;
     struct nb_run_length *length = &run->length;
     length->steps_per_epoch = nb_batch_plan_steps(run->batches);
-    double steps = config->max_steps > 0 ? (double)config->max_steps : ceil(config->num_epochs * (double)length->steps_per_epoch);
+    double steps =
+        config->max_steps > 0 ? (double)config->max_steps : ceil(config->num_epochs * (double)length->steps_per_epoch);
     if (!(steps >= 1 && steps <= (double)INT32_MAX))
-        return nb_fail(NB_USAGE, "num_epochs: %g epochs of %" PRId64 " steps; a run has 1 to %d steps", config->num_epochs,
-                       length->steps_per_epoch, INT32_MAX);
+        return nb_fail(NB_USAGE, "num_epochs: %g epochs of %" PRId64 " steps; a run has 1 to %d steps",
+            config->num_epochs, length->steps_per_epoch, INT32_MAX);
     length->steps = (int64_t)steps;
     length->warmup_steps = nb_config_warmup_steps(config, length->steps);
     length->eval_every = length->save_every = 0;
@@ -141,7 +147,8 @@ nb_status nb_setup_training_data(struct nb_run *run)
 {
     const struct nb_config *config = run->config;
     NB_TRY(read_data(run));
-    int64_t tokens = config->micro_batch_size * run->sequence_len, bins = config->micro_batch_size * config->gradient_accumulation_steps;
+    int64_t tokens = config->micro_batch_size * run->sequence_len,
+            bins = config->micro_batch_size * config->gradient_accumulation_steps;
     if (tokens > INT32_MAX / 2 || bins > INT32_MAX / 2)
         return nb_fail(NB_USAGE, "micro_batch_size: %" PRId64 " rows of %d tokens are more than a micro-batch can hold",
                        config->micro_batch_size, run->sequence_len);

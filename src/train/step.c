@@ -29,7 +29,8 @@ static nb_status create(struct nb_stepper *s)
     NB_TRY(nb_batch_create(&session->run->limits, &s->batch));
     NB_TRY(nb_arena_take(session->arena, NB_CATEGORY_SCRATCH, "squares of the gradients", partials * sizeof(float),
                          &s->partial.address));
-    return nb_pass_create(session->model, session->adapter, &pass, session->arena, session->stream, session->step, &s->pass);
+    return nb_pass_create(
+        session->model, session->adapter, &pass, session->arena, session->stream, session->step, &s->pass);
 }
 
 struct nb_stepper_options nb_stepper_options_of(const struct nb_run *run)
@@ -48,7 +49,8 @@ struct nb_stepper_options nb_stepper_options_of(const struct nb_run *run)
     };
 }
 
-nb_status nb_stepper_create(struct nb_session *session, const struct nb_stepper_options *options, struct nb_stepper **stepper)
+nb_status nb_stepper_create(
+    struct nb_session *session, const struct nb_stepper_options *options, struct nb_stepper **stepper)
 {
     struct nb_stepper *s = calloc(1, sizeof *s);
     *stepper = NULL;
@@ -70,7 +72,8 @@ void nb_stepper_destroy(struct nb_stepper **stepper)
     if (!s)
         return;
     struct nb_device *device = s->session->device;
-    device->stream_wait(device, s->session->stream); /* after an error there may be work left that reads what goes away here */
+    device->stream_wait(
+        device, s->session->stream); /* after an error there may be work left that reads what goes away here */
     nb_pass_destroy(&s->pass);
     nb_batch_destroy(&s->batch);
     if (s->up)
@@ -108,8 +111,8 @@ static nb_status upload_step(struct nb_stepper *s, int64_t step, double learning
 }
 
 /* Bins [first, last) as one micro-batch, forward and back. */
-static nb_status run_micro_batch(struct nb_stepper *s, const struct nb_dataset *dataset, const struct nb_step_rows *rows,
-                                 uint32_t first, uint32_t last, uint32_t *token_offset)
+static nb_status run_micro_batch(struct nb_stepper *s, const struct nb_dataset *dataset,
+    const struct nb_step_rows *rows, uint32_t first, uint32_t last, uint32_t *token_offset)
 {
     int head = nb_model_config_of(s->session->model)->layers + 1;
     nb_batch_clear(s->batch, *token_offset);
@@ -145,8 +148,8 @@ static nb_status update(struct nb_stepper *s)
     return NB_OK;
 }
 
-nb_status nb_stepper_run(struct nb_stepper *stepper, const struct nb_dataset *dataset, const struct nb_step_rows *rows, int64_t step,
-                         double learning_rate, struct nb_step_result *result)
+nb_status nb_stepper_run(struct nb_stepper *stepper, const struct nb_dataset *dataset, const struct nb_step_rows *rows,
+    int64_t step, double learning_rate, struct nb_step_result *result)
 {
     struct nb_session *session = stepper->session;
     struct nb_device *device = session->device;
@@ -154,7 +157,8 @@ nb_status nb_stepper_run(struct nb_stepper *stepper, const struct nb_dataset *da
     *result = (struct nb_step_result){0};
     count_rows(dataset, rows, result);
     if (result->trained_tokens == 0)
-        return nb_fail(NB_USAGE, "step %lld: none of its %u rows has a token that trains", (long long)step, rows->row_count);
+        return nb_fail(
+            NB_USAGE, "step %lld: none of its %u rows has a token that trains", (long long)step, rows->row_count);
     NB_TRY(upload_step(stepper, step, learning_rate, result->trained_tokens));
     for (uint32_t first = 0; first < rows->bin_count; first += bins) {
         uint32_t last = rows->bin_count - first < bins ? rows->bin_count : first + bins;

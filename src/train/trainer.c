@@ -83,8 +83,9 @@ static nb_status save_interrupted(struct trainer *t)
     NB_TRY(save(t));
     if (t->state.step == 0)
         return nb_fail(NB_INTERRUPTED, "interrupted before the first step was done; nothing was saved");
-    return nb_fail(NB_INTERRUPTED, "interrupted after step %" PRId64 "; saved in %s/checkpoint-%" PRId64 ", go on with --resume",
-                   t->state.step, path, t->state.step);
+    return nb_fail(NB_INTERRUPTED,
+        "interrupted after step %" PRId64 "; saved in %s/checkpoint-%" PRId64 ", go on with --resume", t->state.step,
+        path, t->state.step);
 }
 
 /* ---- evaluating ---- */
@@ -158,9 +159,12 @@ static nb_status fail_not_finite(const struct trainer *t, int64_t step, const st
     char names[MESSAGE_BYTES], kept[MESSAGE_BYTES] = "no checkpoint was saved yet";
     name_rows(t->run->data, rows, names);
     if (t->saved_step > 0)
-        snprintf(kept, sizeof kept, "the last good checkpoint is %s/checkpoint-%" PRId64, nb_run_folder_path(t->folder), t->saved_step);
-    return nb_fail(NB_NUMERIC, "step %" PRId64 ": the %s is not finite on rows %s; nothing was updated, %s. Lower learning_rate, set "
-                   "max_grad_norm, or look at these rows", step, isfinite(result->loss) ? "gradient" : "loss", names, kept);
+        snprintf(kept, sizeof kept, "the last good checkpoint is %s/checkpoint-%" PRId64, nb_run_folder_path(t->folder),
+            t->saved_step);
+    return nb_fail(NB_NUMERIC,
+        "step %" PRId64 ": the %s is not finite on rows %s; nothing was updated, %s. Lower learning_rate, set "
+        "max_grad_norm, or look at these rows",
+        step, isfinite(result->loss) ? "gradient" : "loss", names, kept);
 }
 
 static nb_status log_step(struct trainer *t, const struct nb_step_result *result, double learning_rate)
@@ -192,7 +196,8 @@ static nb_status run_step(struct trainer *t)
     double learning_rate = nb_schedule_rate(&t->schedule, step);
     struct nb_step_rows rows;
     struct nb_step_result result;
-    NB_TRY(nb_batch_plan_step(t->run->batches, (uint64_t)((step - 1) / per_epoch), (uint32_t)((step - 1) % per_epoch), &rows));
+    NB_TRY(nb_batch_plan_step(
+        t->run->batches, (uint64_t)((step - 1) / per_epoch), (uint32_t)((step - 1) % per_epoch), &rows));
     NB_TRY(nb_stepper_run(t->stepper, t->run->data, &rows, step, learning_rate, &result));
     if (!result.finite)
         return fail_not_finite(t, step, &rows, &result);
@@ -234,7 +239,8 @@ static nb_status run_steps(struct trainer *t)
         NB_TRY(after_step(t));
     }
     if (is_stopped_early(t) && t->state.step < t->run->length.steps)
-        nb_log("stopped early: no better evaluation since step %" PRId64 " (loss %.4f)", t->state.best_step, t->state.best_loss);
+        nb_log("stopped early: no better evaluation since step %" PRId64 " (loss %.4f)", t->state.best_step,
+            t->state.best_loss);
     return NB_OK;
 }
 
@@ -252,7 +258,8 @@ static nb_status load_best(struct trainer *t)
         nb_warn("%s; the adapter of the last step is kept instead of the best one", nb_status_message());
         status = NB_OK;
     } else {
-        nb_log("loading the best checkpoint, step %" PRId64 " (evaluation loss %.4f)", t->state.best_step, t->state.best_loss);
+        nb_log("loading the best checkpoint, step %" PRId64 " (evaluation loss %.4f)", t->state.best_step,
+            t->state.best_loss);
         status = nb_checkpoint_state_load(t->session, path);
     }
     free(path);
@@ -263,9 +270,10 @@ static nb_status finish(struct trainer *t)
 {
     const char *path = nb_run_folder_path(t->folder), *base = t->config->base_model_name;
     NB_TRY(load_best(t));
-    NB_TRY(nb_peft_save(t->session->adapter, t->session->stream, t->session->staging, path, base ? base : t->config->base_model));
-    nb_log("done: %" PRId64 " steps, %" PRIu64 " tokens (%" PRIu64 " trained); the adapter is in %s", t->state.step, t->state.tokens,
-           t->state.trained_tokens, path);
+    NB_TRY(nb_peft_save(
+        t->session->adapter, t->session->stream, t->session->staging, path, base ? base : t->config->base_model));
+    nb_log("done: %" PRId64 " steps, %" PRIu64 " tokens (%" PRIu64 " trained); the adapter is in %s", t->state.step,
+        t->state.tokens, t->state.trained_tokens, path);
     return NB_OK;
 }
 
@@ -304,7 +312,8 @@ static nb_status begin(struct trainer *t, const char *checkpoint)
     struct nb_plan plan;
     NB_TRY(nb_run_open(&args, &t->run));
     if (!nb_checkpoint_has_weights(t->run->checkpoint))
-        return nb_fail(NB_USAGE, "base_model: %s holds no weights; it can be planned, not trained", nb_checkpoint_path(t->run->checkpoint));
+        return nb_fail(NB_USAGE, "base_model: %s holds no weights; it can be planned, not trained",
+            nb_checkpoint_path(t->run->checkpoint));
     NB_TRY(nb_plan_make(t->run, &plan));
     nb_plan_print(t->run, &plan, stderr);
     uint64_t capacity = plan.peak_bytes;

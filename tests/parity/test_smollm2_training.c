@@ -33,8 +33,8 @@ static void write_rows(const struct reference *r)
     {
         const json_t *mask = json_object_get(row, "mask");
         json_t *labels = json_array();
-        json_array_foreach(json_object_get(row, "ids"), k, id)
-            json_array_append_new(labels, json_integer_value(json_array_get(mask, k)) ? json_copy(id) : json_integer(-100));
+        json_array_foreach(json_object_get(row, "ids"), k, id) json_array_append_new(
+            labels, json_integer_value(json_array_get(mask, k)) ? json_copy(id) : json_integer(-100));
         json_t *line = json_pack("{s:O, s:o}", "input_ids", json_object_get(row, "ids"), "labels", labels);
         assert_int_equal(json_dumpf(line, file, JSON_COMPACT), 0);
         fputc('\n', file);
@@ -69,10 +69,12 @@ static int close_reference(void **state)
 static void follow(const struct reference *r, const char *bf16, double *mean, double *largest)
 {
     struct training t;
-    char *yaml = nb_format("base_model: %s\nadapter: qlora\nload_in_4bit: true\nlora_model_dir: tests/golden/smollm2/adapter_start\n"
-                           "datasets: [{path: %s/rows.jsonl, type: tokens}]\nlearning_rate: 1e-3\nweight_decay: 0\nmax_grad_norm: 1.0\n"
-                           "lr_scheduler: constant\noptimizer: adamw_torch\nsequence_len: 256\nshuffle_merged_datasets: false\n"
-                           "output_dir: %s/out\nmax_steps: %d\nmicro_batch_size: 2\nbf16: %s\n", r->path, r->folder, r->folder, STEPS, bf16);
+    char *yaml = nb_format(
+        "base_model: %s\nadapter: qlora\nload_in_4bit: true\nlora_model_dir: tests/golden/smollm2/adapter_start\n"
+        "datasets: [{path: %s/rows.jsonl, type: tokens}]\nlearning_rate: 1e-3\nweight_decay: 0\nmax_grad_norm: 1.0\n"
+        "lr_scheduler: constant\noptimizer: adamw_torch\nsequence_len: 256\nshuffle_merged_datasets: false\n"
+        "output_dir: %s/out\nmax_steps: %d\nmicro_batch_size: 2\nbf16: %s\n",
+        r->path, r->folder, r->folder, STEPS, bf16);
     const json_t *curve = json_object_get(json_object_get(r->json, "train"), "curve");
     training_open(&t, yaml);
     *mean = *largest = 0;
@@ -81,8 +83,9 @@ static void follow(const struct reference *r, const char *bf16, double *mean, do
         struct nb_step_result got = training_step(&t, i + 1);
         double loss = json_number_value(json_object_get(want, "loss")), error = fabs(got.loss - loss) / loss;
         assert_int_equal(got.trained_tokens, json_integer_value(json_object_get(want, "answer_tokens")));
-        printf("bf16 %s, step %2d: loss %.6f, reference %.6f (%+.1e); norm %.5f, reference %.5f\n", bf16, i + 1, got.loss, loss,
-               (got.loss - loss) / loss, (double)got.grad_norm, json_number_value(json_object_get(want, "grad_norm")));
+        printf("bf16 %s, step %2d: loss %.6f, reference %.6f (%+.1e); norm %.5f, reference %.5f\n", bf16, i + 1,
+            got.loss, loss, (got.loss - loss) / loss, (double)got.grad_norm,
+            json_number_value(json_object_get(want, "grad_norm")));
         *mean += error / STEPS;
         *largest = error > *largest ? error : *largest;
     }
@@ -111,8 +114,10 @@ int main(int argc, char **argv)
 {
     struct reference reference = {.path = argc > 1 ? argv[1] : ""};
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test_prestate_setup_teardown(in_fp32_the_curve_is_the_references, open_reference, close_reference, &reference),
-        cmocka_unit_test_prestate_setup_teardown(in_bf16_the_curve_is_near_it, open_reference, close_reference, &reference),
+        cmocka_unit_test_prestate_setup_teardown(
+            in_fp32_the_curve_is_the_references, open_reference, close_reference, &reference),
+        cmocka_unit_test_prestate_setup_teardown(
+            in_bf16_the_curve_is_near_it, open_reference, close_reference, &reference),
     };
     if (!reference.path[0] || !nb_path_exists(reference.path)) {
         printf("skipped: no SmolLM2 GGUF; give its path with the meson option smollm2 (tools/quickstart fetches it)\n");

@@ -67,7 +67,8 @@ static void read_reference_matrix(const struct writing *w, size_t i, nb_bf16 *ou
     nb_dequantize_absmax(&m, 0, blocks, absmax);
     for (uint64_t k = 0; k < m.rows * m.columns; k++) {
         int code = k % 2 ? m.packed[k / 2] & 15 : m.packed[k / 2] >> 4;
-        out[k] = nb_bf16_from_float(m.codebook[code] * absmax[k / m.columns * blocks_a_row + k % m.columns / NB_QUANT_BLOCK]);
+        out[k] = nb_bf16_from_float(
+            m.codebook[code] * absmax[k / m.columns * blocks_a_row + k % m.columns / NB_QUANT_BLOCK]);
     }
     free(absmax);
 }
@@ -126,7 +127,8 @@ static int open_family(void **state)
         f->adapter = "lora"; /* the weights as they are */
         free(four_bits);
     }
-    training_write_rows(f->folder, nb_golden_tensor(f->golden, "input_ids").data, nb_golden_tensor(f->golden, "labels").data, ROWS, LENGTH);
+    training_write_rows(f->folder, nb_golden_tensor(f->golden, "input_ids").data,
+        nb_golden_tensor(f->golden, "labels").data, ROWS, LENGTH);
     *state = f;
     return 0;
 }
@@ -145,14 +147,17 @@ static int close_family(void **state)
 /* The reference's run; later keys replace none of these, so what a test varies comes as `more`. */
 static char *yaml_of(const struct family *f, const char *rows, const char *more)
 {
-    return nb_format("base_model: %s\nadapter: %s\nlora_model_dir: tests/golden/models/%s/adapter_start\nload_in_4bit: %s\n"
-                     "datasets: [{path: %s/rows.jsonl, type: tokens}]\nlearning_rate: 1e-3\nweight_decay: 0.01\nmax_grad_norm: 0.5\n"
-                     "lr_scheduler: constant\noptimizer: adamw_torch\nsequence_len: 24\nshuffle_merged_datasets: false\n"
-                     "output_dir: %s/out\nmax_steps: 4\nbf16: false\nthreads: 2\n%s%s", f->model, f->adapter, f->name,
-                     strcmp(f->adapter, "qlora") == 0 ? "true" : "false", f->folder, f->folder, rows, more);
+    return nb_format(
+        "base_model: %s\nadapter: %s\nlora_model_dir: tests/golden/models/%s/adapter_start\nload_in_4bit: %s\n"
+        "datasets: [{path: %s/rows.jsonl, type: tokens}]\nlearning_rate: 1e-3\nweight_decay: 0.01\nmax_grad_norm: 0.5\n"
+        "lr_scheduler: constant\noptimizer: adamw_torch\nsequence_len: 24\nshuffle_merged_datasets: false\n"
+        "output_dir: %s/out\nmax_steps: 4\nbf16: false\nthreads: 2\n%s%s",
+        f->model, f->adapter, f->name, strcmp(f->adapter, "qlora") == 0 ? "true" : "false", f->folder, f->folder, rows,
+        more);
 }
 
-static const char both[] = "micro_batch_size: 2\n", accumulated[] = "micro_batch_size: 1\ngradient_accumulation_steps: 2\n";
+static const char both[] = "micro_batch_size: 2\n",
+                  accumulated[] = "micro_batch_size: 1\ngradient_accumulation_steps: 2\n";
 
 /* ---- against PEFT ---- */
 
@@ -170,7 +175,8 @@ static void compare_adapter(struct training *t, const struct family *f)
         for (uint64_t k = 0; k < count; k++) {
             double error = fabs((double)got[k] - (double)want[k]);
             if (error > 2e-4)
-                fail_msg("%s[%llu]: %g, not %g", nb_golden_name(golden, i), (unsigned long long)k, (double)got[k], (double)want[k]);
+                fail_msg("%s[%llu]: %g, not %g", nb_golden_name(golden, i), (unsigned long long)k, (double)got[k],
+                    (double)want[k]);
             far += error > 2e-5;
         }
         all += count;
@@ -186,7 +192,8 @@ static void compare_adapter(struct training *t, const struct family *f)
 static void follow_the_reference(const struct family *f, const char *rows, const char *more)
 {
     struct training t;
-    const float *losses = nb_golden_f32(f->golden, "train.losses"), *norms = nb_golden_f32(f->golden, "train.grad_norms");
+    const float *losses = nb_golden_f32(f->golden, "train.losses"),
+                *norms = nb_golden_f32(f->golden, "train.grad_norms");
     char *yaml = yaml_of(f, rows, more);
     training_open(&t, yaml);
     for (int i = 0; i < STEPS; i++) {
@@ -194,8 +201,8 @@ static void follow_the_reference(const struct family *f, const char *rows, const
             compare_adapter(&t, f);
         struct nb_step_result r = training_step(&t, i + 1);
         if (fabs(r.loss - (double)losses[i]) > 1e-5 || fabs((double)r.grad_norm - (double)norms[i]) > 1e-5)
-            fail_msg("step %d: loss %.7f, not %.7f; norm %.7f, not %.7f (%s%s)", i + 1, r.loss, (double)losses[i], (double)r.grad_norm,
-                     (double)norms[i], rows, more);
+            fail_msg("step %d: loss %.7f, not %.7f; norm %.7f, not %.7f (%s%s)", i + 1, r.loss, (double)losses[i],
+                (double)r.grad_norm, (double)norms[i], rows, more);
     }
     assert_int_equal(nb_arena_high_water(t.session->arena), t.plan.peak_bytes);
     training_close(&t);
@@ -214,7 +221,8 @@ static void four_steps_are_those_of_peft(void **state)
 static void packed_rows_are_rows(void **state)
 {
     const struct family *f = *state;
-    char *yaml = yaml_of(f, "micro_batch_size: 1\n", "sample_packing: true\n"), *longer = strstr(yaml, "sequence_len: 24");
+    char *yaml = yaml_of(f, "micro_batch_size: 1\n", "sample_packing: true\n"),
+         *longer = strstr(yaml, "sequence_len: 24");
     struct training t;
     const float *losses = nb_golden_f32(f->golden, "train.losses");
     memcpy(longer, "sequence_len: 48", 16);
@@ -245,7 +253,8 @@ static void steps_do_not_depend_on_how_they_are_cut(void **state)
     }
     float *p = training_masters(&a), *q = training_masters(&b);
     for (uint64_t i = 0; i < nb_adapter_elements(a.session->adapter); i++)
-        assert_true(fabsf(p[i] - q[i]) <= 2e-5f); /* Adam turns a tiny gradient's last bits into a step of up to the learning rate */
+        assert_true(fabsf(p[i] - q[i]) <=
+                    2e-5f); /* Adam turns a tiny gradient's last bits into a step of up to the learning rate */
     free(p);
     free(q);
     training_close(&a);
@@ -329,9 +338,10 @@ static void write_many_rows(const struct family *f, int rows, int longest)
 
 static char *many_yaml(const struct family *f, const char *out, const char *more)
 {
-    return nb_format("base_model: tests/golden/models/%s\nadapter: qlora\ndatasets: [{path: %s/many.jsonl, type: tokens}]\n"
-                     "learning_rate: 1e-3\nsequence_len: 40\nlora_r: 4\nlora_alpha: 8\noutput_dir: %s/%s\nthreads: 2\n%s", f->name, f->folder,
-                     f->folder, out, more);
+    return nb_format(
+        "base_model: tests/golden/models/%s\nadapter: qlora\ndatasets: [{path: %s/many.jsonl, type: tokens}]\n"
+        "learning_rate: 1e-3\nsequence_len: 40\nlora_r: 4\nlora_alpha: 8\noutput_dir: %s/%s\nthreads: 2\n%s",
+        f->name, f->folder, f->folder, out, more);
 }
 
 static char *read_metrics(const struct family *f, const char *out)
@@ -378,18 +388,23 @@ static void the_plan_is_the_program_to_the_byte(void **state)
         "lora_target_linear: true\nmicro_batch_size: 2\nbf16: false\nmax_steps: 3\n",
         "lora_target_linear: true\nmicro_batch_size: 2\nsample_packing: true\nbf16: false\nmax_steps: 3\n",
         "lora_target_linear: true\nmicro_batch_size: 1\ngradient_accumulation_steps: 3\nbf16: true\nmax_steps: 3\n",
-        "lora_target_modules: [q_proj, v_proj]\nmicro_batch_size: 3\noptimizer: adamw_8bit\nbf16: false\nmax_steps: 3\n",
+        "lora_target_modules: [q_proj, v_proj]\nmicro_batch_size: 3\noptimizer: adamw_8bit\nbf16: false\nmax_steps: "
+        "3\n",
         "lora_target_linear: true\nmicro_batch_size: 2\ngradient_checkpointing: false\nbf16: false\nmax_steps: 3\n",
-        "lora_target_linear: true\nmicro_batch_size: 2\nval_set_size: 5\neval_steps: 1\nsave_steps: 1\nbf16: false\nmax_steps: 3\n",
-        "lora_target_modules: [down_proj]\nmicro_batch_size: 4\nval_set_size: 0.25\nlora_dropout: 0.1\nbf16: true\nmax_steps: 3\n",
-        "lora_target_linear: true\nmicro_batch_size: 2\nbnb_4bit_quant_type: fp4\nbnb_4bit_use_double_quant: false\nbf16: false\nmax_steps: 2\n",
+        "lora_target_linear: true\nmicro_batch_size: 2\nval_set_size: 5\neval_steps: 1\nsave_steps: 1\nbf16: "
+        "false\nmax_steps: 3\n",
+        "lora_target_modules: [down_proj]\nmicro_batch_size: 4\nval_set_size: 0.25\nlora_dropout: 0.1\nbf16: "
+        "true\nmax_steps: 3\n",
+        "lora_target_linear: true\nmicro_batch_size: 2\nbnb_4bit_quant_type: fp4\nbnb_4bit_use_double_quant: "
+        "false\nbf16: false\nmax_steps: 2\n",
     };
     write_many_rows(f, 24, 40);
     for (size_t i = 0; i < sizeof configs / sizeof configs[0]; i++) {
         char *out = nb_format("plan%zu", i), *yaml = many_yaml(f, out, configs[i]);
         uint64_t planned = planned_bytes(yaml);
         train(yaml, false);
-        char *metrics = read_metrics(f, out), *wanted = nb_format("\"memory_bytes\":%llu}", (unsigned long long)planned);
+        char *metrics = read_metrics(f, out),
+             *wanted = nb_format("\"memory_bytes\":%llu}", (unsigned long long)planned);
         const char *last = NULL;
         for (const char *at = metrics; (at = strstr(at, "\"memory_bytes\":")); at++)
             last = at;
@@ -426,8 +441,9 @@ static void a_loss_that_is_not_finite_stops_the_run(void **state)
 {
     const struct family *f = *state;
     write_many_rows(f, 24, 40);
-    char *yaml = many_yaml(f, "wild", "lora_target_linear: true\nmicro_batch_size: 2\nbf16: false\nmax_steps: 9\nsave_steps: 1\n"
-                                      "lr_scheduler: constant\nshuffle_merged_datasets: false\n");
+    char *yaml = many_yaml(f, "wild",
+        "lora_target_linear: true\nmicro_batch_size: 2\nbf16: false\nmax_steps: 9\nsave_steps: 1\n"
+        "lr_scheduler: constant\nshuffle_merged_datasets: false\n");
     struct nb_train_options options = {0};
     struct nb_config config;
     training_config(yaml, &config);
@@ -436,7 +452,8 @@ static void a_loss_that_is_not_finite_stops_the_run(void **state)
     assert_int_equal(nb_train(&config, &options), NB_NUMERIC);
     nb_config_destroy(&config);
     const char *said = nb_status_message();
-    assert_true(strncmp(said, "step ", 5) == 0 && strstr(said, "is not finite on rows ") && strstr(said, "many.jsonl:"));
+    assert_true(
+        strncmp(said, "step ", 5) == 0 && strstr(said, "is not finite on rows ") && strstr(said, "many.jsonl:"));
     int step = said[5] - '0';
     assert_true(step >= 2 && step <= 9); /* the first step's weights are still the initial ones */
     char *last = nb_format("wild/checkpoint-%d", step - 1), *next = nb_format("wild/checkpoint-%d", step);
@@ -457,7 +474,8 @@ static void a_stop_saves_what_was_done(void **state)
     assert_int_equal(try_to_train(yaml, &stop), NB_INTERRUPTED);
     assert_false(exists_in(f, "stopped/adapter_model.safetensors"));
     train(yaml, true); /* nothing was saved before the first step: it begins anew */
-    assert_true(exists_in(f, "stopped/adapter_model.safetensors") && exists_in(f, "stopped/checkpoint-3/trainer_state.json"));
+    assert_true(
+        exists_in(f, "stopped/adapter_model.safetensors") && exists_in(f, "stopped/checkpoint-3/trainer_state.json"));
     free(yaml);
 }
 
@@ -466,9 +484,12 @@ static void patience_ends_and_the_best_is_kept(void **state)
 {
     const struct family *f = *state;
     write_many_rows(f, 24, 40);
-    char *yaml = many_yaml(f, "best", "lora_target_linear: true\nmicro_batch_size: 4\nbf16: false\nmax_steps: 40\nval_set_size: 6\neval_steps: 1\n"
-                                      "save_total_limit: 1\nearly_stopping_patience: 3\nload_best_model_at_end: true\n"
-                                      "lr_scheduler: constant\n"), *rate = strstr(yaml, "learning_rate: 1e-3");
+    char *
+        yaml = many_yaml(f, "best",
+           "lora_target_linear: true\nmicro_batch_size: 4\nbf16: false\nmax_steps: 40\nval_set_size: 6\neval_steps: 1\n"
+           "save_total_limit: 1\nearly_stopping_patience: 3\nload_best_model_at_end: true\n"
+           "lr_scheduler: constant\n"),
+       *rate = strstr(yaml, "learning_rate: 1e-3");
     memcpy(rate, "learning_rate: 2e-1", 19);
     train(yaml, false);
     char *metrics = read_metrics(f, "best"), *best_file = NULL, *kept_file = NULL;
@@ -522,9 +543,11 @@ static void forget(const struct family *f, const char *name)
 static void a_run_taken_up_again_ends_with_the_same_bytes(void **state)
 {
     const struct family *f = *state;
-    static const char more[] = "lora_target_linear: true\nmicro_batch_size: 2\nsample_packing: true\nlora_dropout: 0.1\noptimizer: adamw_8bit\n"
-                               "val_set_size: 6\neval_steps: 3\nsave_steps: 2\nmax_steps: 9\nlr_scheduler: cosine\nwarmup_steps: 2\n"
-                               "bf16: false\n";
+    static const char more[] =
+        "lora_target_linear: true\nmicro_batch_size: 2\nsample_packing: true\nlora_dropout: 0.1\noptimizer: "
+        "adamw_8bit\n"
+        "val_set_size: 6\neval_steps: 3\nsave_steps: 2\nmax_steps: 9\nlr_scheduler: cosine\nwarmup_steps: 2\n"
+        "bf16: false\n";
     write_many_rows(f, 24, 40);
     char *yaml = many_yaml(f, "whole", more), *adapter = nb_format("%s/whole/adapter_model.safetensors", f->folder);
     char *first = NULL, *second = NULL;
@@ -564,14 +587,20 @@ int main(int argc, char **argv)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test_prestate_setup_teardown(four_steps_are_those_of_peft, open_family, close_family, argv[1]),
         cmocka_unit_test_prestate_setup_teardown(packed_rows_are_rows, open_family, close_family, argv[1]),
-        cmocka_unit_test_prestate_setup_teardown(steps_do_not_depend_on_how_they_are_cut, open_family, close_family, argv[1]),
-        cmocka_unit_test_prestate_setup_teardown(threads_and_recomputing_change_no_bit, open_family, close_family, argv[1]),
+        cmocka_unit_test_prestate_setup_teardown(
+            steps_do_not_depend_on_how_they_are_cut, open_family, close_family, argv[1]),
+        cmocka_unit_test_prestate_setup_teardown(
+            threads_and_recomputing_change_no_bit, open_family, close_family, argv[1]),
         cmocka_unit_test_prestate_setup_teardown(late_work_changes_no_bit, open_family, close_family, argv[1]),
-        cmocka_unit_test_prestate_setup_teardown(the_plan_is_the_program_to_the_byte, open_family, close_family, argv[1]),
-        cmocka_unit_test_prestate_setup_teardown(a_loss_that_is_not_finite_stops_the_run, open_family, close_family, argv[1]),
+        cmocka_unit_test_prestate_setup_teardown(
+            the_plan_is_the_program_to_the_byte, open_family, close_family, argv[1]),
+        cmocka_unit_test_prestate_setup_teardown(
+            a_loss_that_is_not_finite_stops_the_run, open_family, close_family, argv[1]),
         cmocka_unit_test_prestate_setup_teardown(a_stop_saves_what_was_done, open_family, close_family, argv[1]),
-        cmocka_unit_test_prestate_setup_teardown(patience_ends_and_the_best_is_kept, open_family, close_family, argv[1]),
-        cmocka_unit_test_prestate_setup_teardown(a_run_taken_up_again_ends_with_the_same_bytes, open_family, close_family, argv[1]),
+        cmocka_unit_test_prestate_setup_teardown(
+            patience_ends_and_the_best_is_kept, open_family, close_family, argv[1]),
+        cmocka_unit_test_prestate_setup_teardown(
+            a_run_taken_up_again_ends_with_the_same_bytes, open_family, close_family, argv[1]),
     };
     if (argc != 2) {
         fprintf(stderr, "usage: %s FAMILY\n", argv[0]);

@@ -14,7 +14,8 @@ enum { ARENA_BYTES = 8 << 20 };
 
 struct nb_adapter_options bench_options(void)
 {
-    return (struct nb_adapter_options){.target_linear = true, .rank = 4, .alpha = 8, .activation = NB_DTYPE_F32, .trains = true, .seed = 7};
+    return (struct nb_adapter_options){
+        .target_linear = true, .rank = 4, .alpha = 8, .activation = NB_DTYPE_F32, .trains = true, .seed = 7};
 }
 
 void bench_open(struct bench *bench, const struct nb_adapter_options *options)

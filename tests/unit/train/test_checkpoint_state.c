@@ -13,8 +13,8 @@
 #include "bench.h"
 #include "train/checkpoint_state.h"
 
-static const char *const files[] = {"adapter_config.json", "adapter_model.safetensors", "optimizer.safetensors", "config.yml",
-                                    "trainer_state.json"};
+static const char *const files[] = {
+    "adapter_config.json", "adapter_model.safetensors", "optimizer.safetensors", "config.yml", "trainer_state.json"};
 
 enum { FILES = sizeof files / sizeof files[0] };
 
@@ -105,10 +105,11 @@ static void round_trip(bool eight_bit)
     bench_ok(nb_adapter_initialize(s->adapter, s->stream, s->staging)); /* as a new process would begin */
     char *path = nb_run_folder_checkpoint(place.folder, 5);
     bench_ok(nb_checkpoint_state_read(path, &read));
-    assert_true(read.step == wrote.step && read.epoch == wrote.epoch && read.seed == wrote.seed && read.tokens == wrote.tokens &&
-                read.trained_tokens == wrote.trained_tokens && read.metrics_bytes == wrote.metrics_bytes &&
-                read.best_loss == wrote.best_loss && read.best_step == wrote.best_step &&
-                read.evaluations_without_gain == wrote.evaluations_without_gain && read.evaluation_due == wrote.evaluation_due);
+    assert_true(read.step == wrote.step && read.epoch == wrote.epoch && read.seed == wrote.seed &&
+                read.tokens == wrote.tokens && read.trained_tokens == wrote.trained_tokens &&
+                read.metrics_bytes == wrote.metrics_bytes && read.best_loss == wrote.best_loss &&
+                read.best_step == wrote.best_step && read.evaluations_without_gain == wrote.evaluations_without_gain &&
+                read.evaluation_due == wrote.evaluation_due);
     bench_ok(nb_checkpoint_state_load(s, path));
     unsigned char *after = snapshot(&place, &bytes);
     assert_memory_equal(before, after, bytes);
@@ -215,7 +216,8 @@ static void the_newest_good_checkpoint_is_found(void **state)
     free(found);
     free(named);
     named = nb_run_folder_checkpoint(place.folder, 100);
-    bench_fails(nb_checkpoint_state_find(place.folder, named, &found, &read), NB_FORMAT, "checkpoint-100/optimizer.safetensors");
+    bench_fails(nb_checkpoint_state_find(place.folder, named, &found, &read), NB_FORMAT,
+        "checkpoint-100/optimizer.safetensors");
     free(named);
     damage(&place, 10);
     damage(&place, 9);
@@ -268,8 +270,9 @@ static void a_failed_save_leaves_nothing(void **state)
     close_place(&place);
 }
 
-static const char base[] = "base_model: tests/golden/models/llama\nadapter: lora\ndatasets: [{path: rows.jsonl, type: tokens}]\n"
-                           "learning_rate: 1e-3\nlora_r: 4\nlora_target_linear: true\nsequence_len: 64\noutput_dir: out\nmax_steps: 8\n";
+static const char base[] =
+    "base_model: tests/golden/models/llama\nadapter: lora\ndatasets: [{path: rows.jsonl, type: tokens}]\n"
+    "learning_rate: 1e-3\nlora_r: 4\nlora_target_linear: true\nsequence_len: 64\noutput_dir: out\nmax_steps: 8\n";
 
 static void with_config(const char *folder, const char *changes, nb_status want, const char *words)
 {

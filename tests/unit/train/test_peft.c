@@ -73,8 +73,10 @@ static void saved_is_read_back_bit_for_bit(void **state)
     bench_ok(nb_peft_load(other.session.adapter, other.session.stream, other.session.staging, folder));
     for (int i = 0; i < nb_adapter_trainable_count(bench.session.adapter); i++) {
         const struct nb_trainable *t = nb_adapter_trainable(bench.session.adapter, i);
-        float *wrote = bench_download(&bench, nb_dptr_at(nb_adapter_memory_of(bench.session.adapter)->master, t->offset * 4), t->count * 4);
-        float *got = bench_download(&other, nb_dptr_at(nb_adapter_memory_of(other.session.adapter)->master, t->offset * 4), t->count * 4);
+        float *wrote = bench_download(
+            &bench, nb_dptr_at(nb_adapter_memory_of(bench.session.adapter)->master, t->offset * 4), t->count * 4);
+        float *got = bench_download(
+            &other, nb_dptr_at(nb_adapter_memory_of(other.session.adapter)->master, t->offset * 4), t->count * 4);
         assert_memory_equal(wrote, got, t->count * 4);
         free(wrote);
         free(got);
@@ -130,13 +132,15 @@ static void an_adapter_that_only_computes_holds_rounded_copies(void **state)
     for (int i = 0; i < nb_adapter_trainable_count(bench.session.adapter); i++) {
         const struct nb_trainable *t = nb_adapter_trainable(bench.session.adapter, i);
         const float *want = nb_golden_f32(golden, "%s", t->name);
-        nb_bf16 *copy = bench_download(&bench, nb_dptr_at(nb_adapter_memory_of(bench.session.adapter)->copy, t->offset * 2), t->count * 2);
+        nb_bf16 *copy = bench_download(
+            &bench, nb_dptr_at(nb_adapter_memory_of(bench.session.adapter)->copy, t->offset * 2), t->count * 2);
         for (uint64_t k = 0; k < t->count; k++)
             assert_int_equal(copy[k], nb_bf16_from_float(want[k]));
         free(copy);
     }
     nb_golden_close(&golden);
-    bench_fails(nb_peft_save(bench.session.adapter, bench.session.stream, bench.session.staging, "/nowhere", "x"), NB_USAGE, "does not train");
+    bench_fails(nb_peft_save(bench.session.adapter, bench.session.stream, bench.session.staging, "/nowhere", "x"),
+        NB_USAGE, "does not train");
     bench_close(&bench);
 }
 
@@ -150,8 +154,9 @@ static void read_with(const char *fields, nb_status want, const char *words)
 {
     struct nb_peft_config *config = NULL;
     char *folder = bench_folder();
-    char *text = nb_format("{\"peft_type\": \"LORA\", \"r\": 4, \"lora_alpha\": 8, \"target_modules\": [\"q_proj\"]%s%s}", *fields ? ", " : "",
-                           fields);
+    char *text =
+        nb_format("{\"peft_type\": \"LORA\", \"r\": 4, \"lora_alpha\": 8, \"target_modules\": [\"q_proj\"]%s%s}",
+            *fields ? ", " : "", fields);
     bench_write(folder, "adapter_config.json", text);
     nb_status status = nb_peft_config_read(folder, &config);
     if (want == NB_OK)
@@ -195,15 +200,23 @@ static void what_changes_nothing_is_accepted(void **state)
 {
     (void)state;
     read_with("", NB_OK, NULL);
-    read_with("\"bias\": \"none\", \"task_type\": \"CAUSAL_LM\", \"init_lora_weights\": \"gaussian\", \"use_dora\": false", NB_OK, NULL);
-    read_with("\"a_field_of_next_year\": null, \"rank_pattern\": {}, \"modules_to_save\": null, \"inference_mode\": true", NB_OK, NULL);
+    read_with(
+        "\"bias\": \"none\", \"task_type\": \"CAUSAL_LM\", \"init_lora_weights\": \"gaussian\", \"use_dora\": false",
+        NB_OK, NULL);
+    read_with(
+        "\"a_field_of_next_year\": null, \"rank_pattern\": {}, \"modules_to_save\": null, \"inference_mode\": true",
+        NB_OK, NULL);
 }
 
 static void damaged_configs_are_errors(void **state)
 {
     (void)state;
     const char *const texts[] = {
-        "", "{", "[]", "{\"peft_type\": \"LORA\"}", "{\"peft_type\": \"LORA\", \"r\": 0, \"lora_alpha\": 1, \"target_modules\": [\"q\"]}",
+        "",
+        "{",
+        "[]",
+        "{\"peft_type\": \"LORA\"}",
+        "{\"peft_type\": \"LORA\", \"r\": 0, \"lora_alpha\": 1, \"target_modules\": [\"q\"]}",
         "{\"peft_type\": \"LORA\", \"r\": 1e9, \"lora_alpha\": 1, \"target_modules\": [\"q\"]}",
         "{\"peft_type\": \"LORA\", \"r\": 4, \"lora_alpha\": 1, \"target_modules\": [7]}",
         "{\"peft_type\": \"LORA\", \"r\": 4, \"lora_alpha\": 1, \"target_modules\": []}",
@@ -236,7 +249,8 @@ static void all_linear_and_expressions_are_understood(void **state)
     bench_open(&bench, &options);
     bench_ok(nb_peft_save(bench.session.adapter, bench.session.stream, bench.session.staging, folder, "x"));
     bench_close(&bench);
-    bench_write(folder, "adapter_config.json", "{\"peft_type\": \"LORA\", \"r\": 4, \"lora_alpha\": 8, \"target_modules\": \".*(q|down)_proj\"}");
+    bench_write(folder, "adapter_config.json",
+        "{\"peft_type\": \"LORA\", \"r\": 4, \"lora_alpha\": 8, \"target_modules\": \".*(q|down)_proj\"}");
     struct nb_peft_config *config = NULL;
     bench_ok(nb_peft_config_read(folder, &config)); /* the tensors' names say which modules an expression meant */
     nb_peft_config_options(config, &options);
@@ -245,7 +259,8 @@ static void all_linear_and_expressions_are_understood(void **state)
     bench_ok(nb_peft_load(bench.session.adapter, bench.session.stream, bench.session.staging, folder));
     bench_close(&bench);
     nb_peft_config_destroy(&config);
-    bench_write(folder, "adapter_config.json", "{\"peft_type\": \"LORA\", \"r\": 4, \"lora_alpha\": 8, \"target_modules\": \"all-linear\"}");
+    bench_write(folder, "adapter_config.json",
+        "{\"peft_type\": \"LORA\", \"r\": 4, \"lora_alpha\": 8, \"target_modules\": \"all-linear\"}");
     bench_ok(nb_peft_config_read(folder, &config));
     nb_peft_config_options(config, &options);
     assert_true(options.target_linear);
@@ -255,7 +270,8 @@ static void all_linear_and_expressions_are_understood(void **state)
 }
 
 /* One tensor of a file, zeros. */
-static void write_tensor(const char *folder, const char *name, enum nb_safetensors_dtype dtype, uint64_t rows, uint64_t columns)
+static void write_tensor(
+    const char *folder, const char *name, enum nb_safetensors_dtype dtype, uint64_t rows, uint64_t columns)
 {
     struct nb_safetensors_entry entry = {.name = name, .dtype = dtype, .rank = 2, .shape = {rows, columns}};
     struct nb_safetensors_writer *writer = NULL;
@@ -289,7 +305,8 @@ static void adapters_that_do_not_fit_are_refused(void **state)
     write_tensor(folder, q_a, NB_SAFETENSORS_BF16, 4, 64);
     bench_fails(nb_peft_load(s->adapter, s->stream, s->staging, folder), NB_USAGE, "q_proj.lora_B.weight is missing");
     bench_fails(nb_peft_load(s->adapter, s->stream, s->staging, start), NB_USAGE, "has no place in this base model");
-    bench_fails(nb_peft_load(s->adapter, s->stream, s->staging, "tests/golden/models/llama"), NB_IO, "adapter_model.safetensors");
+    bench_fails(nb_peft_load(s->adapter, s->stream, s->staging, "tests/golden/models/llama"), NB_IO,
+        "adapter_model.safetensors");
     bench_close(&bench);
     bench_ok(nb_remove_folder(folder));
     free(folder);

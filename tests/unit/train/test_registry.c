@@ -10,7 +10,8 @@
 #include "base/random.h"
 #include "bench.h"
 
-static struct nb_adapter *make(const char *model, const struct nb_adapter_options *options, nb_status want, const char *words)
+static struct nb_adapter *make(
+    const char *model, const struct nb_adapter_options *options, nb_status want, const char *words)
 {
     struct nb_checkpoint *checkpoint = NULL;
     struct nb_adapter *adapter = NULL;
@@ -47,8 +48,10 @@ static void tensors_lie_in_order_without_overlap(void **state)
     }
     assert_int_equal(parameters, nb_adapter_parameters(adapter));
     assert_true(nb_adapter_elements(adapter) >= end && nb_adapter_elements(adapter) % NB_TILE_ELEMENTS == 0);
-    assert_string_equal(nb_adapter_trainable(adapter, 0)->name, "base_model.model.model.layers.0.self_attn.q_proj.lora_A.weight");
-    assert_string_equal(nb_adapter_trainable(adapter, 27)->name, "base_model.model.model.layers.1.mlp.down_proj.lora_B.weight");
+    assert_string_equal(
+        nb_adapter_trainable(adapter, 0)->name, "base_model.model.model.layers.0.self_attn.q_proj.lora_A.weight");
+    assert_string_equal(
+        nb_adapter_trainable(adapter, 27)->name, "base_model.model.model.layers.1.mlp.down_proj.lora_B.weight");
     nb_adapter_destroy(&adapter);
 }
 
@@ -73,7 +76,8 @@ static void targets_match_whole_parts_of_a_path(void **state)
     const char *const half[] = {"proj"};
     options.target_modules = half;
     options.target_module_count = 1;
-    make("tests/golden/models/llama", &options, NB_USAGE, "proj: this llama model has no such linear; it has q_proj, k_proj");
+    make("tests/golden/models/llama", &options, NB_USAGE,
+        "proj: this llama model has no such linear; it has q_proj, k_proj");
 }
 
 static void the_head_is_a_target_where_it_is_a_matrix_of_its_own(void **state)
@@ -166,7 +170,8 @@ static void a_is_uniform_and_b_is_zero(void **state)
     }
     /* A function of (seed, tensor's name, element) alone. */
     const struct nb_trainable *t = nb_adapter_trainable(adapter, 2);
-    float want = (2 * nb_random_uniform(7, NB_RANDOM_ADAPTER_INIT, nb_name_hash(t->name), 5) - 1) * (1 / sqrtf((float)t->columns));
+    float want = (2 * nb_random_uniform(7, NB_RANDOM_ADAPTER_INIT, nb_name_hash(t->name), 5) - 1) *
+                 (1 / sqrtf((float)t->columns));
     assert_true(master[t->offset + 5] == want);
     free(master);
     free(copy);

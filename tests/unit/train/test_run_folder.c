@@ -40,7 +40,8 @@ static void remove_and_free(char *path)
 static void a_folder_with_a_run_is_refused_without_resume(void **state)
 {
     (void)state;
-    const char *const signs[] = {"config.yml", "metrics.jsonl", "adapter_model.safetensors", "checkpoint-12/trainer_state.json"};
+    const char *const signs[] = {
+        "config.yml", "metrics.jsonl", "adapter_model.safetensors", "checkpoint-12/trainer_state.json"};
     for (size_t i = 0; i < sizeof signs / sizeof signs[0]; i++) {
         struct nb_run_folder *folder = NULL;
         char *path = bench_folder();
@@ -57,7 +58,8 @@ static void a_folder_with_a_run_is_refused_without_resume(void **state)
 static void other_files_do_not_matter(void **state)
 {
     (void)state;
-    const char *const others[] = {"notes.txt", "checkpoint-/x", "checkpoint-0/x", "checkpoint-12b/x", "checkpoint--3/x", ".tmp-/x"};
+    const char *const others[] = {
+        "notes.txt", "checkpoint-/x", "checkpoint-0/x", "checkpoint-12b/x", "checkpoint--3/x", ".tmp-/x"};
     struct nb_run_folder *folder = NULL;
     char *path = bench_folder();
     for (size_t i = 0; i < sizeof others / sizeof others[0]; i++)
@@ -115,7 +117,8 @@ static void what_cannot_be_written_is_said_at_once(void **state)
 static void leftovers_are_removed(void **state)
 {
     (void)state;
-    const char *const left[] = {"checkpoint-3.tmp/optimizer.safetensors", "checkpoint-2.old.tmp/config.yml", "config.yml.tmp-4711"};
+    const char *const left[] = {
+        "checkpoint-3.tmp/optimizer.safetensors", "checkpoint-2.old.tmp/config.yml", "config.yml.tmp-4711"};
     struct nb_run_folder *folder = NULL;
     char *path = bench_folder();
     put(path, "metrics.jsonl");
@@ -175,8 +178,16 @@ static void metrics_are_cut_to_the_stored_length(void **state)
 {
     (void)state;
     struct nb_metrics *metrics = NULL;
-    struct nb_metrics_step step = {.step = 1, .steps = 2, .epoch = 0.5, .loss = 2.25, .grad_norm = 0.5, .learning_rate = 1e-3,
-                                   .tokens = 10, .trained_tokens = 4, .tokens_per_second = 99, .memory_bytes = 4096};
+    struct nb_metrics_step step = {.step = 1,
+        .steps = 2,
+        .epoch = 0.5,
+        .loss = 2.25,
+        .grad_norm = 0.5,
+        .learning_rate = 1e-3,
+        .tokens = 10,
+        .trained_tokens = 4,
+        .tokens_per_second = 99,
+        .memory_bytes = 4096};
     uint64_t first = 0, second = 0, again = 0;
     char *folder = bench_folder(), *path = nb_path_join(folder, "metrics.jsonl");
     bench_ok(nb_metrics_open(path, 0, 0, &metrics));
@@ -194,8 +205,9 @@ static void metrics_are_cut_to_the_stored_length(void **state)
     size_t bytes = 0;
     bench_ok(nb_file_read(path, 4096, false, &text, &bytes));
     assert_int_equal(bytes, first);
-    assert_non_null(strstr(text, "{\"step\":1,\"epoch\":0.5,\"loss\":2.25,\"grad_norm\":0.5,\"learning_rate\":0.001,\"tokens\":10,"
-                                 "\"trained_tokens\":4,\"tokens_per_second\":99.0,\"seconds\":"));
+    assert_non_null(
+        strstr(text, "{\"step\":1,\"epoch\":0.5,\"loss\":2.25,\"grad_norm\":0.5,\"learning_rate\":0.001,\"tokens\":10,"
+                     "\"trained_tokens\":4,\"tokens_per_second\":99.0,\"seconds\":"));
     assert_non_null(strstr(text, "\"memory_bytes\":4096}\n"));
     free(text);
     free(path);

@@ -1,8 +1,8 @@
 /* Runs a command and says what it took: measure TEXT COMMAND [ARGUMENT]...
  *
- * The command's stderr passes through. Afterwards one JSON line on stdout: "seconds" from start to end, "first_seconds" from start to
- * the first line of stderr that begins with TEXT, "peak_bytes" of resident memory, "status". The command's own stdout goes to
- * file descriptor 3 if that is open, else to stderr. Exit status: the command's. */
+ * The command's stderr passes through. Afterwards one JSON line on stdout: "seconds" from start to end, "first_seconds"
+ * from start to the first line of stderr that begins with TEXT, "peak_bytes" of resident memory, "status". The
+ * command's own stdout goes to file descriptor 3 if that is open, else to stderr. Exit status: the command's. */
 #include <errno.h>
 #include <fcntl.h>
 #include <stdio.h>
@@ -61,8 +61,8 @@ int main(int argc, char **argv)
         return 1;
     }
     int code = WIFEXITED(status) ? WEXITSTATUS(status) : 128 + WTERMSIG(status);
-    printf("{\"seconds\": %.3f, \"first_seconds\": %.3f, \"peak_bytes\": %lld, \"status\": %d}\n", seconds() - start, first,
-           1024LL * usage.ru_maxrss, code);
+    printf("{\"seconds\": %.3f, \"first_seconds\": %.3f, \"peak_bytes\": %lld, \"status\": %d}\n", seconds() - start,
+           first, 1024LL * usage.ru_maxrss, code);
     free(line);
     return code;
 }

@@ -2,10 +2,11 @@
  *
  *   bench_step CONFIG STEPS [--set KEY=VALUE]...
  *
- * Opens a run as `nibble train` does, puts a clock around every op of the device's table, runs one step to warm up and STEPS more,
- * and prints a line for each op (and, for linears, each shape): calls and milliseconds a step, share, GFLOP/s, and that as a
- * percentage of the limit. The limit is a product of the model's largest linear with weights that are bf16 already, at
- * 1,024 tokens. Trains nothing that is kept. For devices whose ops are done when they return: the CPU's are. */
+ * Opens a run as `nibble train` does, puts a clock around every op of the device's table, runs one step to warm up and
+ * STEPS more, and prints a line for each op (and, for linears, each shape): calls and milliseconds a step, share,
+ * GFLOP/s, and that as a percentage of the limit. The limit is a product of the model's largest linear with weights
+ * that are bf16 already, at 1,024 tokens. Trains nothing that is kept. For devices whose ops are done when they return:
+ * the CPU's are. */
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -45,10 +46,15 @@ static struct {
     int entries;
 } timings;
 
+static bool is_entry(const struct entry *entry, enum op op, int in, int out)
+{
+    return entry->op == op && entry->in == in && entry->out == out;
+}
+
 static void record(enum op op, int in, int out, double seconds, double flops)
 {
     int i = 0;
-    while (i < timings.entries && (timings.entry[i].op != op || timings.entry[i].in != in || timings.entry[i].out != out))
+    while (i < timings.entries && !is_entry(&timings.entry[i], op, in, out))
         i++;
     if (i == ENTRIES_MAX)
         return;
@@ -66,17 +72,21 @@ struct size {
     double flops;
 };
 
-static double rows_of(struct nb_device *device, struct nb_stream *stream, nb_dptr slot, enum nb_row_count from, int begin, int rows_max)
+static double rows_of(struct nb_device *device, struct nb_stream *stream, nb_dptr slot, enum nb_row_count from,
+                      int begin, int rows_max)
 {
     struct nb_slot counts;
-    if (device->download(device, stream, &counts, slot, sizeof counts) != NB_OK || device->stream_wait(device, stream) != NB_OK)
+    if (device->download(device, stream, &counts, slot, sizeof counts) != NB_OK ||
+        device->stream_wait(device, stream) != NB_OK)
         exit(1);
     int rows = from == NB_ROWS_TOKENS ? (int)counts.tokens : (int)counts.trained_rows - begin;
     return rows < 0 ? 0 : rows < rows_max ? rows : rows_max;
 }
 
-/* Multiplications and additions of `products` products with each weight, and `adapter_products` with each adapter's two. */
-static struct size size_of_parts(const struct nb_linear_part *part, int parts, int in, double rows, int products, int adapter_products)
+/* Multiplications and additions of `products` products with each weight, and `adapter_products` with each adapter's
+ * two. */
+static struct size size_of_parts(const struct nb_linear_part *part, int parts, int in, double rows, int products,
+                                 int adapter_products)
 {
     struct size size = {.in = in};
     for (int p = 0; p < parts; p++) {
@@ -115,14 +125,14 @@ static struct size no_size(struct nb_device *device, struct nb_stream *stream, c
     _Generic((args), const struct nb_linear *: size_of_linear,   \
              const struct nb_linear_backward *: size_of_linear_backward, default: no_size)
 
-#define TIMED(name)                                                                                                      \
-    static nb_status timed_##name(struct nb_device *device, struct nb_stream *stream, const struct nb_##name *args)     \
-    {                                                                                                                    \
-        struct size size = SIZE_OF(args)(device, stream, args);                                                         \
-        double start = nb_clock_seconds();                                                                               \
-        nb_status status = original.name(device, stream, args);                                                         \
-        record(OP_##name, size.in, size.out, nb_clock_seconds() - start, size.flops);                                   \
-        return status;                                                                                                   \
+#define TIMED(name)                                                                                                  \
+    static nb_status timed_##name(struct nb_device *device, struct nb_stream *stream, const struct nb_##name *args)  \
+    {                                                                                                                \
+        struct size size = SIZE_OF(args)(device, stream, args);                                                      \
+        double start = nb_clock_seconds();                                                                           \
+        nb_status status = original.name(device, stream, args);                                                      \
+        record(OP_##name, size.in, size.out, nb_clock_seconds() - start, size.flops);                                \
+        return status;                                                                                               \
     }
 NB_OPS(TIMED)
 #undef TIMED
@@ -155,10 +165,12 @@ static nb_status measure_limit(struct nb_session *session, double *gflops)
         .part[0] = {.out = model->intermediate, .y_stride = model->intermediate, .output_scale = 1,
                     .weight = {.format = NB_WEIGHT_BF16, .rows = model->intermediate, .columns = model->hidden}},
     };
-    nb_dptr *const place[] = {&linear.x, &linear.part[0].weight.data, &linear.part[0].y, &linear.slot, &linear.scratch.base};
+    nb_dptr *const place[] = {&linear.x, &linear.part[0].weight.data, &linear.part[0].y, &linear.slot,
+                              &linear.scratch.base};
     linear.scratch.bytes = device->linear_scratch_bytes(&device->profile, &linear);
-    const uint64_t bytes[] = {LIMIT_TOKENS * (uint64_t)model->hidden * element, (uint64_t)model->hidden * (uint64_t)model->intermediate * 2,
-                              LIMIT_TOKENS * (uint64_t)model->intermediate * element, sizeof counts, linear.scratch.bytes + 256};
+    uint64_t in = (uint64_t)model->hidden, out = (uint64_t)model->intermediate;
+    const uint64_t bytes[] = {LIMIT_TOKENS * in * element, in * out * 2, LIMIT_TOKENS * out * element, sizeof counts,
+                              linear.scratch.bytes + 256};
     for (int i = 0; i < 5; i++) {
         NB_TRY(device->memory_take(device, bytes[i], place[i]));
         NB_TRY(device->fill_zero(device, session->stream, *place[i], bytes[i]));
@@ -170,7 +182,7 @@ static nb_status measure_limit(struct nb_session *session, double *gflops)
         double start = nb_clock_seconds();
         NB_TRY(original.linear(device, session->stream, &linear));
         NB_TRY(device->stream_wait(device, session->stream));
-        double rate = 2e-9 * LIMIT_TOKENS * model->hidden * model->intermediate / (nb_clock_seconds() - start);
+        double rate = 2e-9 * LIMIT_TOKENS * (double)(in * out) / (nb_clock_seconds() - start);
         best = rate > best ? rate : best;
     }
     for (int i = 0; i < 5; i++)
@@ -190,10 +202,10 @@ struct steps {
 static nb_status run_step(struct nb_session *session, struct nb_stepper *stepper, int64_t step, uint64_t *tokens)
 {
     const struct nb_run *run = session->run;
-    int64_t per_epoch = run->length.steps_per_epoch;
+    int64_t per_epoch = run->length.steps_per_epoch, epoch = (step - 1) / per_epoch;
     struct nb_step_rows rows;
     struct nb_step_result result;
-    NB_TRY(nb_batch_plan_step(run->batches, (uint64_t)((step - 1) / per_epoch), (uint32_t)((step - 1) % per_epoch), &rows));
+    NB_TRY(nb_batch_plan_step(run->batches, (uint64_t)epoch, (uint32_t)((step - 1) % per_epoch), &rows));
     NB_TRY(nb_stepper_run(stepper, run->data, &rows, step, run->config->learning_rate, &result));
     *tokens = result.tokens;
     return NB_OK;
@@ -255,14 +267,15 @@ static void print_table(struct steps *steps, double limit)
         flops += timings.entry[i].flops;
     }
     double outside = steps->total - inside, tokens = (double)steps->tokens;
-    printf("%-20s %-14s %8s %9.2f %6.1f%%\n", "outside of ops", "", "", 1e3 * outside / steps->count, 100 * outside / steps->total);
+    printf("%-20s %-14s %8s %9.2f %6.1f%%\n", "outside of ops", "", "", 1e3 * outside / steps->count,
+           100 * outside / steps->total);
     qsort(steps->seconds, (size_t)steps->count, sizeof *steps->seconds, ascending);
     printf("\nstep: minimum %.1f ms, median %.1f ms, maximum %.1f ms, of %d steps\n", 1e3 * steps->seconds[0],
            1e3 * steps->seconds[steps->count / 2], 1e3 * steps->seconds[steps->count - 1], steps->count);
     printf("tokens/s: %.1f over %.0f real tokens\n", tokens / steps->total, tokens);
     printf("linears: %.3f GFLOP a token\n", 1e-9 * flops / tokens);
-    printf("limit: %.0f GFLOP/s for one product of bf16 weights, so %.0f tokens/s; reached %.0f %%\n", limit, 1e9 * limit * tokens / flops,
-           100 * flops / steps->total / (1e9 * limit));
+    printf("limit: %.0f GFLOP/s for one product of bf16 weights, so %.0f tokens/s; reached %.0f %%\n", limit,
+           1e9 * limit * tokens / flops, 100 * flops / steps->total / (1e9 * limit));
 }
 
 static nb_status bench(const struct nb_config *config, struct steps *steps)
@@ -284,7 +297,8 @@ static nb_status bench(const struct nb_config *config, struct steps *steps)
     if (status == NB_OK)
         status = run_steps(session, steps);
     if (status == NB_OK) {
-        printf("%s, %d threads, %s, products by %s\n", session->device->profile.name, session->device->profile.multiprocessors,
+        const struct nb_device_profile *profile = &session->device->profile;
+        printf("%s, %d threads, %s, products by %s\n", profile->name, profile->multiprocessors,
                run->model.activation == NB_DTYPE_BF16 ? "bf16" : "fp32", nb_cpu_backend_description());
         print_table(steps, limit);
     }

@@ -32,6 +32,10 @@ run() {
   command_line="nibble $*"
   timeout 50 "$nibble" "$@" >"$work/out" 2>"$work/err" </dev/null
   status=$?
+  if grep -qE 'runtime error:|Sanitizer' "$work/err"; then
+    problem "a sanitizer has something to say: $command_line"
+    show_output
+  fi
 }
 
 show_output() {

@@ -1,6 +1,6 @@
 /* What the end-to-end scripts need to look into files, independent of the program under test.
  *
- *   probe json FILE [PATH]     checks that FILE is one JSON value; prints the value at PATH ("rows.0.tokens"; numbers in 17 digits)
+ *   probe json FILE [PATH]     checks that FILE is one JSON value; prints the value at PATH ("rows.0.tokens")
  *   probe jsonl FILE [PATH]    the same for each line: one value a line
  *   probe tensor FILE NAME     a safetensors tensor's values (F32, I32, I64), separated by commas
  *   probe place FILE NAME      where its bytes lie: "OFFSET BYTES"

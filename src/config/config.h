@@ -154,8 +154,8 @@ bool nb_config_opens_in_4bit(const struct nb_config *config, bool training);
 /* Whether anything asks for evaluation during training: test_datasets or val_set_size. */
 bool nb_config_has_evaluation(const struct nb_config *config);
 
-/* Warm-up steps of a run of total_steps: warmup_steps; else floor(warmup_ratio * total); else, as in Axolotl, the smaller of 100 and
- * floor(0.03 * total). The constant schedule has none. */
+/* Warm-up steps of a run of total_steps: warmup_steps; else, as in transformers, ceil(warmup_ratio * total); else, as in Axolotl, the
+ * smaller of 100 and floor(0.03 * total). The constant schedule has none. */
 int64_t nb_config_warmup_steps(const struct nb_config *config, int64_t total_steps);
 
 /* eval_steps or save_steps as a number of steps: below 1, ceil(value * total_steps) as in transformers. At least 1. */

@@ -36,7 +36,7 @@ int64_t nb_config_warmup_steps(const struct nb_config *config, int64_t total_ste
     if (config->warmup_steps > 0)
         return config->warmup_steps;
     if (config->warmup_ratio >= 0)
-        return (int64_t)floor(config->warmup_ratio * (double)total_steps);
+        return (int64_t)ceil(config->warmup_ratio * (double)total_steps);
     if (config->warmup_steps == 0)
         return 0;
     return (int64_t)fmin(floor(axolotl_ratio * (double)total_steps), axolotl_most);

@@ -106,7 +106,7 @@ const struct nb_key nb_keys[] = {
         .help = "Steps in which the learning rate rises; the first one has 0."},
     {.name = "warmup_ratio", .type = NB_KEY_FLOAT, .group = NB_GROUP_TRAINING, .offset = AT(warmup_ratio),
         .fallback_words = "see warmup_steps", .unset = -1, .minimum = 0, .maximum = 1,
-        .help = "The same as a share of all steps, rounded down."},
+        .help = "The same as a share of all steps, rounded up."},
     {.name = "weight_decay", .type = NB_KEY_FLOAT, .group = NB_GROUP_TRAINING, .offset = AT(weight_decay), .fallback = "0.0",
         .minimum = 0, .maximum = 1000, .help = "Decoupled weight decay of the adapter's matrices."},
     {.name = "max_grad_norm", .type = NB_KEY_FLOAT, .group = NB_GROUP_TRAINING, .offset = AT(max_grad_norm), .fallback = "1.0",

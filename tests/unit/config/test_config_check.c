@@ -155,7 +155,8 @@ static void warm_up_follows_its_keys(void **state)
         int64_t total, want;
     } cases[] = {
         {"", 50, 1}, {"", 1000, 30}, {"", 10000, 100}, {"", 10, 0}, {"warmup_steps: 7", 5, 7}, {"warmup_steps: 0", 1000, 0},
-        {"warmup_ratio: 0.1", 99, 9}, {"warmup_ratio: 0", 99, 0}, {"warmup_steps: 0\nwarmup_ratio: 0.5", 10, 5},
+        {"warmup_ratio: 0.1", 99, 10}, {"warmup_ratio: 0.1", 100, 10}, {"warmup_ratio: 0.001", 12, 1},
+        {"warmup_ratio: 0", 99, 0}, {"warmup_steps: 0\nwarmup_ratio: 0.5", 10, 5},
         {"lr_scheduler: constant\nwarmup_steps: 5", 10, 0}, {"lr_scheduler: constant_with_warmup\nwarmup_steps: 5", 10, 5},
     };
     for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {

@@ -240,6 +240,22 @@ static void writer_free(struct nb_writer **writer)
     free(w);
 }
 
+/* A copy of the descriptor that a link such as /dev/stdout stands for; -1 for any other path. Such a link must not be
+ * replaced by a file, and the file behind it has a place to go on writing from. */
+static int linked_descriptor(const char *path)
+{
+    static const char prefix[] = "/proc/self/fd/";
+    char target[64], *end;
+    ssize_t length = readlink(path, target, sizeof target - 1);
+    if (length < 0)
+        return -1;
+    target[length] = 0;
+    if (strncmp(target, prefix, sizeof prefix - 1) != 0)
+        return -1;
+    long number = strtol(target + sizeof prefix - 1, &end, 10);
+    return *end || number < 0 || number > INT_MAX ? -1 : fcntl((int)number, F_DUPFD_CLOEXEC, 0);
+}
+
 nb_status nb_writer_open(const char *path, struct nb_writer **writer)
 {
     struct stat status;
@@ -254,11 +270,13 @@ nb_status nb_writer_open(const char *path, struct nb_writer **writer)
     w->crc = (uint32_t)crc32_z(0, NULL, 0);
     w->path = nb_format("%s", path);
     /* Renaming over /dev/null or a pipe would replace it with a plain file, for every program on the machine. */
-    bool direct = exists && !S_ISREG(status.st_mode);
+    w->descriptor = linked_descriptor(path);
+    bool direct = w->descriptor >= 0 || (exists && !S_ISREG(status.st_mode));
     if (!direct)
         w->temporary = nb_format("%s.tmp-%ld", path, (long)getpid());
     int flags = O_WRONLY | O_CLOEXEC | (direct ? 0 : O_CREAT | O_TRUNC | O_NOFOLLOW);
-    w->descriptor = open(direct ? path : w->temporary, flags, 0666);
+    if (w->descriptor < 0)
+        w->descriptor = open(direct ? path : w->temporary, flags, 0666);
     if (w->descriptor < 0) {
         nb_status failed = nb_fail_errno("%s: cannot write", path);
         writer_free(&w);

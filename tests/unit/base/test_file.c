@@ -164,6 +164,27 @@ static void a_device_is_written_directly(void **state)
     assert_true(S_ISCHR(status.st_mode));
 }
 
+/* As /dev/stdout is after "> file": the link stays a link, and what follows goes on behind what was written. */
+static void a_link_to_a_descriptor_is_written_through(void **state)
+{
+    char *path = nb_path_join(*state, "file"), *link = nb_path_join(*state, "link");
+    struct stat status;
+    int descriptor = open(path, O_WRONLY | O_CREAT, 0600);
+    assert_true(descriptor >= 0);
+    char *target = nb_format("/proc/self/fd/%d", descriptor);
+    assert_int_equal(symlink(target, link), 0);
+    assert_int_equal(nb_file_write(link, "one ", 4), NB_OK);
+    assert_int_equal(write(descriptor, "two", 3), 3);
+    assert_int_equal(close(descriptor), 0);
+    assert_int_equal(lstat(link, &status), 0);
+    assert_true(S_ISLNK(status.st_mode));
+    assert_contains(path, "one two", 7);
+    assert_int_equal(count_entries(*state), 2);
+    free(target);
+    free(link);
+    free(path);
+}
+
 /* In a child without root's powers: to root every folder is writable. */
 static int without_permission(const char *path)
 {
@@ -390,6 +411,7 @@ int main(void)
         IN_FOLDER(an_abandoned_write_keeps_the_old_file),
         IN_FOLDER(a_full_disk_is_an_error_that_sticks_and_leaves_nothing),
         cmocka_unit_test(a_device_is_written_directly),
+        IN_FOLDER(a_link_to_a_descriptor_is_written_through),
         IN_FOLDER(missing_permission_is_named),
         IN_FOLDER(what_is_no_file_is_refused),
         IN_FOLDER(a_mapped_file_holds_the_bytes_even_after_forgetting),

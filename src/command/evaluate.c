@@ -3,6 +3,7 @@
 #include <jansson.h>
 #include <math.h>
 #include <stdlib.h>
+#include <string.h>
 
 #include "base/file.h"
 #include "base/log.h"
@@ -50,10 +51,9 @@ static nb_status write_report(const char *path, const struct nb_evaluation *eval
     json_decref(report);
     if (!text)
         return nb_fail(NB_MEMORY, "%s: out of host memory for the report of %u rows", path, evaluation->rows);
-    size_t bytes = 0;
-    while (text[bytes])
-        bytes++;
-    nb_status status = nb_file_write(path, text, bytes);
+    char *lines = nb_format("%s\n", text);
+    nb_status status = nb_file_write(path, lines, strlen(lines));
+    free(lines);
     free(text);
     return status;
 }

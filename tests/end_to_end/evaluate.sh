@@ -51,6 +51,19 @@ equal "row 1 alone" "$(loss_sum "$work/one.json" 0)" "$(loss_sum "$work/mixed.js
 succeeds evaluate "$models/llama" --data "$work/one.jsonl" $fp32 --set threads=1 --report "$work/one-thread.json"
 equal "one thread" "$(cat "$work/one-thread.json")" "$(cat "$work/one.json")"
 
+# A report to stdout stands before the loss, into a file as into a pipe; the link (as /dev/stdout is one) stays a link.
+ln -s /proc/self/fd/1 "$work/stdout"
+succeeds evaluate "$models/llama" --data "$work/one.jsonl" $fp32
+line=$(cat "$work/out")
+succeeds evaluate "$models/llama" --data "$work/one.jsonl" $fp32 --report "$work/stdout"
+equal "report and loss in a file" "$(cat "$work/out")" "$(cat "$work/one.json")
+$line"
+equal "report and loss in a pipe" "$("$nibble" evaluate "$models/llama" --data "$work/one.jsonl" $fp32 --report "$work/stdout" 2>"$work/err" | cat)" \
+  "$(cat "$work/one.json")
+$line"
+checks=$((checks + 1))
+[ -L "$work/stdout" ] || problem "the link to stdout was replaced"
+
 # The same rows as a JSON array and gzipped.
 { printf '['; paste -sd, "$work/one.jsonl"; printf ']'; } >"$work/one-array.json"
 succeeds evaluate "$models/llama" --data "$work/one-array.json" $fp32 --report "$work/array-report.json"

@@ -67,7 +67,7 @@ static nb_status parse_number(const struct nb_command *command, const struct nb_
         return nb_fail(NB_USAGE, "nibble %s: --%s %s: not %s", command->name, option->name, value,
                        option->type == NB_OPTION_INTEGER ? "a whole number" : "a number");
     if (ranged && (*number < option->minimum || *number > option->maximum))
-        return nb_fail(NB_USAGE, "nibble %s: --%s %s: outside %g to %g", command->name, option->name, value, option->minimum,
+        return nb_fail(NB_USAGE, "nibble %s: --%s %s: outside %.17g to %.17g", command->name, option->name, value, option->minimum,
                        option->maximum);
     return NB_OK;
 }
@@ -132,7 +132,7 @@ nb_status nb_arguments_parse(const struct nb_command *command, int argc, char **
             at++;
         }
     }
-    if (command->argument && !command->argument_optional && !arguments->positional)
+    if (command->argument && !command->argument_optional && (!arguments->positional || !*arguments->positional))
         return nb_fail(NB_USAGE, "nibble %s needs %s; for example: %s", command->name, command->argument, command->example);
     return NB_OK;
 }

@@ -31,6 +31,14 @@ static const struct known {
 /* tokenizer.ggml.token_type */
 enum { TYPE_CONTROL = 3, TYPE_USER_DEFINED = 4 };
 
+/* Bytes of a text from the file that a message shows. */
+enum { SHOWN_BYTES = 80 };
+
+static int shown_bytes(const struct nb_gguf_text *text)
+{
+    return (int)(text->bytes < SHOWN_BYTES ? text->bytes : SHOWN_BYTES);
+}
+
 static const struct known *find_known(const char *name, size_t bytes)
 {
     for (size_t i = 0; i < sizeof known / sizeof *known; i++)
@@ -46,8 +54,9 @@ static nb_status read_kind(const struct nb_gguf *gguf, const struct known **kind
         return nb_fail(NB_UNSUPPORTED, "the file holds no tokenizer (no tokenizer.ggml.model)");
     if (!nb_gguf_string_is(gguf, "tokenizer.ggml.model", "gpt2"))
         return nb_fail(NB_UNSUPPORTED,
-            "tokenizer.ggml.model is \"%.*s\"%s; only byte-level BPE (\"gpt2\") is supported", (int)model.bytes,
-            model.text, nb_gguf_string_is(gguf, "tokenizer.ggml.model", "llama") ? ", a SentencePiece model" : "");
+            "tokenizer.ggml.model is \"%.*s\"%s; only byte-level BPE (\"gpt2\") is supported",
+            shown_bytes(&model), model.text,
+            nb_gguf_string_is(gguf, "tokenizer.ggml.model", "llama") ? ", a SentencePiece model" : "");
     if (!nb_gguf_string(gguf, "tokenizer.ggml.pre", &pre))
         return nb_fail(NB_UNSUPPORTED,
             "tokenizer.ggml.pre is missing: the file does not say how to cut text into words; convert "
@@ -55,8 +64,8 @@ static nb_status read_kind(const struct nb_gguf *gguf, const struct known **kind
     *kind = find_known(pre.text, pre.bytes);
     if (!*kind)
         return nb_fail(NB_UNSUPPORTED,
-            "tokenizer.ggml.pre is \"%.*s\"; supported are gpt-2, smollm, llama-bpe and qwen2", (int)pre.bytes,
-            pre.text);
+            "tokenizer.ggml.pre is \"%.*s\"; supported are gpt-2, smollm, llama-bpe and qwen2",
+            shown_bytes(&pre), pre.text);
     return NB_OK;
 }
 
@@ -86,7 +95,7 @@ static nb_status read_tokens(const struct nb_gguf *gguf, struct nb_tokenizer *t)
         const char *space = memchr(merges[i].text, ' ', merges[i].bytes);
         if (!space)
             return nb_fail(NB_FORMAT, "merge %zu (\"%.*s\") is not two tokens with a space between them", i,
-                           (int)(merges[i].bytes < 80 ? merges[i].bytes : 80), merges[i].text);
+                           shown_bytes(&merges[i]), merges[i].text);
         size_t left = (size_t)(space - merges[i].text);
         NB_TRY(nb_vocabulary_merge(&t->vocabulary, merges[i].text, left, space + 1, merges[i].bytes - left - 1));
     }

@@ -113,6 +113,9 @@ nb_status nb_vocabulary_set(struct nb_vocabulary *vocabulary, int64_t id, const 
             (int)(bytes < 80 ? bytes : 80), text);
     if (bytes == 0)
         return nb_fail(NB_FORMAT, "the token of id %lld is empty", (long long)id);
+    /* Added tokens are found byte by byte in a valid text, whose parts between them are taken for valid too. */
+    if (raw && nb_utf8_valid_prefix(text, bytes) < bytes)
+        return nb_fail(NB_FORMAT, "added token %lld is not UTF-8", (long long)id);
     NB_TRY(reserve(vocabulary, bytes));
     char *place = vocabulary->pool + vocabulary->pool_bytes;
     size_t length = raw ? SIZE_MAX : bytes_of_text(text, bytes, place);

@@ -52,8 +52,8 @@ void nb_vocabulary_free(struct nb_vocabulary *vocabulary);
 
 /* Sets token `id`. Its text is in GPT-2's byte alphabet unless `raw`; a text with other characters stands for itself.
  * `flags` are added to NB_TOKEN_PRESENT. An id that is there already may be set again to the same text, to add flags;
- * a raw text replaces another (an added token's text is what stands in its own entry).
- * Errors: NB_FORMAT (id out of range, id with two texts, two ids with one text, empty), NB_MEMORY. */
+ * a raw text, an added token's, is UTF-8 and replaces another.
+ * Errors: NB_FORMAT (id out of range, id with two texts, two ids with one text, empty, raw and not UTF-8), NB_MEMORY. */
 nb_status nb_vocabulary_set(struct nb_vocabulary *vocabulary, int64_t id, const char *text, size_t bytes, bool raw,
                             uint32_t flags);
 

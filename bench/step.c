@@ -12,6 +12,7 @@
 #include <string.h>
 
 #include "base/progress.h"
+#include "base/threads.h"
 #include "train/plan.h"
 #include "train/schedule.h"
 #include "train/step.h"
@@ -314,6 +315,7 @@ int main(int argc, char **argv)
     const char *settings[64];
     size_t setting_count = 0;
     struct nb_config config;
+    nb_threads_let_waits_sleep(argv);
     steps.count = argc > 2 ? (int)strtol(argv[2], NULL, 10) : 0;
     if (steps.count < 1 || steps.count > STEPS_MAX) {
         fprintf(stderr, "usage: bench_step CONFIG STEPS [--set KEY=VALUE]...   (1 to %d steps)\n", STEPS_MAX);

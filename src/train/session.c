@@ -14,6 +14,8 @@ static const double mebibyte = 1024.0 * 1024.0;
 static void watch_memory(struct nb_session *s, uint64_t capacity, bool watched)
 {
 #ifdef NB_CHECKED_ARENAS
+    if (s->run->cpu.deferred) /* its memory is unreadable to the host, and watched already */
+        return;
     nb_cpu_memory_mark(NULL, s->slab.address, capacity, !watched);
     if (watched)
         nb_arena_set_mark(s->arena, nb_cpu_memory_mark, NULL);

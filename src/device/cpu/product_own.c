@@ -95,14 +95,12 @@ static inline __attribute__((always_inline)) vector load(const void *from, int64
  * into (l, i). */
 static inline __attribute__((always_inline)) void transpose(vector square[VECTOR])
 {
-    typedef int32_t mask __attribute__((vector_size(VECTOR * sizeof(int32_t))));
-    const mask low = {0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23};
-    const mask high = {8, 24, 9, 25, 10, 26, 11, 27, 12, 28, 13, 29, 14, 30, 15, 31};
     for (int stage = 0; stage < 4; stage++) {
         vector next[VECTOR];
         for (int i = 0; i < VECTOR / 2; i++) {
-            next[2 * i] = __builtin_shuffle(square[i], square[i + VECTOR / 2], low);
-            next[2 * i + 1] = __builtin_shuffle(square[i], square[i + VECTOR / 2], high);
+            const vector upper = square[i], lower = square[i + VECTOR / 2];
+            next[2 * i] = __builtin_shufflevector(upper, lower, 0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23);
+            next[2 * i + 1] = __builtin_shufflevector(upper, lower, 8, 24, 9, 25, 10, 26, 11, 27, 12, 28, 13, 29, 14, 30, 15, 31);
         }
         memcpy(square, next, sizeof next);
     }

@@ -73,9 +73,17 @@ int nb_block_rank(const struct nb_block *block, enum nb_tensor_role role);
 
 nb_status nb_block_norm(const struct nb_block *block, enum nb_tensor_role role, nb_dptr x, nb_dptr y, nb_dptr rms);
 
-/* Fills the parts of an op for up to NB_LINEAR_PARTS weights that share their input. y[i] is contiguous. */
-void nb_block_parts(const struct nb_block *block, const enum nb_tensor_role *roles, int count, const nb_dptr *y,
-                    const nb_dptr *t, struct nb_linear_part *parts);
+/* Up to NB_LINEAR_PARTS weights that share their input, in one op. */
+struct nb_block_linear {
+    const enum nb_tensor_role *roles; /* [count] */
+    int count;
+    nb_dptr x;        /* [tokens, in] */
+    const nb_dptr *y; /* [count], each [tokens, out]: the outputs; in the backward pass their gradients */
+    const nb_dptr *t; /* by role: what each adapter's A gives */
+};
+
+/* Fills an op's parts. */
+void nb_block_parts(const struct nb_block *block, const struct nb_block_linear *linear, struct nb_linear_part *parts);
 
 /* mid = x + attention's output; all of `kept`'s attention part. `n` [tokens, hidden] is room for the normalized input; it may be
  * mid's memory, and mid may be x if n is not. */

@@ -23,16 +23,16 @@ static struct reach find_reach(const struct nb_block *b, bool input_gradient)
 
 static nb_status take(const struct nb_block *b, const char *name, int64_t columns, nb_dptr *address)
 {
-    return nb_work_take_matrix(b->work, NB_CATEGORY_LIVE_SET, name, b->tokens_max, columns, activation_of(b), address);
+    struct nb_matrix_shape shape = {b->tokens_max, columns, activation_of(b)};
+    return nb_work_take_matrix(b->work, NB_CATEGORY_LIVE_SET, name, shape, address);
 }
 
-/* dx = the gradient through the weights `roles`, whose outputs' gradients are dy; dx may be null. */
-static nb_status run_linear_backward(const struct nb_block *b, const enum nb_tensor_role *roles, int count, nb_dptr x,
-                                     const nb_dptr *dy, const nb_dptr *t, nb_dptr dx)
+/* dx = the gradient through the weights, whose outputs' gradients are linear->y; dx may be null. */
+static nb_status run_linear_backward(const struct nb_block *b, const struct nb_block_linear *linear, nb_dptr dx)
 {
-    int in = b->weights->matrix[roles[0]].columns;
+    int in = b->weights->matrix[linear->roles[0]].columns;
     struct nb_linear_backward args = {
-        .x = x,
+        .x = linear->x,
         .dx = dx,
         .step = b->step,
         .slot = b->slot,
@@ -40,11 +40,11 @@ static nb_status run_linear_backward(const struct nb_block *b, const enum nb_ten
         .in = in,
         .x_stride = in,
         .dx_stride = in,
-        .parts = count,
+        .parts = linear->count,
         .activation = activation_of(b),
         .rows_from = NB_ROWS_TOKENS,
     };
-    nb_block_parts(b, roles, count, dy, t, args.part);
+    nb_block_parts(b, linear, args.part);
     return nb_work_linear_backward(b->work, &args);
 }
 
@@ -101,7 +101,8 @@ static nb_status mlp_backward(const struct nb_block *b, const struct nb_block_ba
     if (!args->kept)
         NB_TRY(nb_block_gate_up(b, h, kept));
     NB_TRY(nb_block_swiglu(b, kept, h));
-    NB_TRY(run_linear_backward(b, down, 1, h, &args->gradient, kept->t, reach->gate_up ? dh : (nb_dptr){0}));
+    const struct nb_block_linear last = {down, 1, h, &args->gradient, kept->t};
+    NB_TRY(run_linear_backward(b, &last, reach->gate_up ? dh : (nb_dptr){0}));
     if (!reach->gate_up)
         return NB_OK;
     NB_TRY(run_swiglu_backward(b, kept, dh));
@@ -109,7 +110,9 @@ static nb_status mlp_backward(const struct nb_block *b, const struct nb_block_ba
     nb_dptr n = h, dn = dh; /* h and its gradient are done with */
     if (nb_block_rank(b, NB_TENSOR_GATE) || nb_block_rank(b, NB_TENSOR_UP))
         NB_TRY(nb_block_norm(b, NB_TENSOR_POST_NORM, kept->mid, n, kept->rms2));
-    NB_TRY(run_linear_backward(b, gate_up, 2, n, (const nb_dptr[]){kept->gate, kept->up}, kept->t, reach->o ? dn : (nb_dptr){0}));
+    const nb_dptr gradients[2] = {kept->gate, kept->up};
+    const struct nb_block_linear first = {gate_up, 2, n, gradients, kept->t};
+    NB_TRY(run_linear_backward(b, &first, reach->o ? dn : (nb_dptr){0}));
     return reach->o ? add_norm_backward(b, NB_TENSOR_POST_NORM, kept->mid, kept->rms2, dn, args->gradient) : NB_OK;
 }
 
@@ -194,7 +197,8 @@ static nb_status attention_backward(const struct nb_block *b, const struct nb_bl
     NB_TRY(take(b, "gradient of keys", key, &d_q_k_v[1]));
     NB_TRY(take(b, "gradient of values", key, &d_q_k_v[2]));
 
-    NB_TRY(run_linear_backward(b, output, 1, kept->o, &args->gradient, kept->t, reach->q_k_v ? d_o : (nb_dptr){0}));
+    const struct nb_block_linear last = {output, 1, kept->o, &args->gradient, kept->t};
+    NB_TRY(run_linear_backward(b, &last, reach->q_k_v ? d_o : (nb_dptr){0}));
     if (!reach->q_k_v)
         return NB_OK;
     NB_TRY(run_attention_backward(b, kept, d_o, d_q_k_v));
@@ -204,7 +208,8 @@ static nb_status attention_backward(const struct nb_block *b, const struct nb_bl
     nb_dptr n = kept->mid, dn = d_o; /* mid and the gradient of o are done with */
     if (nb_block_rank(b, NB_TENSOR_Q) || nb_block_rank(b, NB_TENSOR_K) || nb_block_rank(b, NB_TENSOR_V))
         NB_TRY(nb_block_norm(b, NB_TENSOR_INPUT_NORM, args->x, n, kept->rms1));
-    NB_TRY(run_linear_backward(b, input, 3, n, d_q_k_v, kept->t, args->input_gradient ? dn : (nb_dptr){0}));
+    const struct nb_block_linear first = {input, 3, n, d_q_k_v, kept->t};
+    NB_TRY(run_linear_backward(b, &first, args->input_gradient ? dn : (nb_dptr){0}));
     if (!args->input_gradient)
         return NB_OK;
     return add_norm_backward(b, NB_TENSOR_INPUT_NORM, args->x, kept->rms1, dn, args->gradient);

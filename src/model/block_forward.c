@@ -26,12 +26,14 @@ float nb_block_attention_scale(const struct nb_block *block)
 
 static nb_status take(const struct nb_block *b, enum nb_category category, const char *name, int64_t columns, nb_dptr *address)
 {
-    return nb_work_take_matrix(b->work, category, name, b->tokens_max, columns, activation_of(b), address);
+    struct nb_matrix_shape shape = {b->tokens_max, columns, activation_of(b)};
+    return nb_work_take_matrix(b->work, category, name, shape, address);
 }
 
 static nb_status take_rows(const struct nb_block *b, enum nb_category category, const char *name, int columns, nb_dptr *address)
 {
-    return nb_work_take_matrix(b->work, category, name, b->tokens_max, columns, NB_DTYPE_F32, address);
+    struct nb_matrix_shape shape = {b->tokens_max, columns, NB_DTYPE_F32};
+    return nb_work_take_matrix(b->work, category, name, shape, address);
 }
 
 static nb_status take_t(const struct nb_block *b, enum nb_category category, enum nb_tensor_role role, nb_dptr *t)
@@ -114,44 +116,43 @@ static enum nb_tensor_role bias_of(enum nb_tensor_role role)
     return role == NB_TENSOR_Q ? NB_TENSOR_Q_BIAS : role == NB_TENSOR_K ? NB_TENSOR_K_BIAS : NB_TENSOR_V_BIAS;
 }
 
-void nb_block_parts(const struct nb_block *block, const enum nb_tensor_role *roles, int count, const nb_dptr *y,
-                    const nb_dptr *t, struct nb_linear_part *parts)
+void nb_block_parts(const struct nb_block *block, const struct nb_block_linear *linear, struct nb_linear_part *parts)
 {
-    for (int i = 0; i < count; i++) {
-        const struct nb_weight *weight = &block->weights->matrix[roles[i]];
-        bool attention_input = roles[i] == NB_TENSOR_Q || roles[i] == NB_TENSOR_K || roles[i] == NB_TENSOR_V;
+    for (int i = 0; i < linear->count; i++) {
+        enum nb_tensor_role role = linear->roles[i];
+        const struct nb_weight *weight = &block->weights->matrix[role];
+        bool attention_input = role == NB_TENSOR_Q || role == NB_TENSOR_K || role == NB_TENSOR_V;
         parts[i] = (struct nb_linear_part){
             .weight = *weight,
             .out = weight->rows,
-            .bias = attention_input ? block->weights->vector[bias_of(roles[i])] : (nb_dptr){0},
-            .y = y[i],
+            .bias = attention_input ? block->weights->vector[bias_of(role)] : (nb_dptr){0},
+            .y = linear->y[i],
             .y_stride = weight->rows,
             .output_scale = 1,
         };
-        nb_adapter_bind_lora(block->adapter, block->index, roles[i], &parts[i].lora);
-        parts[i].lora.t = t[roles[i]];
+        nb_adapter_bind_lora(block->adapter, block->index, role, &parts[i].lora);
+        parts[i].lora.t = linear->t[role];
         if (!block->dropout)
             parts[i].lora.dropout = 0;
     }
 }
 
-static nb_status run_linear(const struct nb_block *b, const enum nb_tensor_role *roles, int count, nb_dptr x, const nb_dptr *y,
-                            const nb_dptr *t, bool accumulate)
+static nb_status run_linear(const struct nb_block *b, const struct nb_block_linear *linear, bool accumulate)
 {
-    int in = b->weights->matrix[roles[0]].columns;
+    int in = b->weights->matrix[linear->roles[0]].columns;
     struct nb_linear args = {
-        .x = x,
+        .x = linear->x,
         .step = b->step,
         .slot = b->slot,
         .tokens_max = b->tokens_max,
         .in = in,
         .x_stride = in,
-        .parts = count,
+        .parts = linear->count,
         .activation = activation_of(b),
         .rows_from = NB_ROWS_TOKENS,
     };
-    nb_block_parts(b, roles, count, y, t, args.part);
-    for (int i = 0; i < count; i++)
+    nb_block_parts(b, linear, args.part);
+    for (int i = 0; i < linear->count; i++)
         args.part[i].accumulate = accumulate;
     return nb_work_linear(b->work, &args);
 }
@@ -245,21 +246,23 @@ nb_status nb_block_attention(const struct nb_block *block, nb_dptr x, nb_dptr n,
 {
     static const enum nb_tensor_role input[Q_K_V] = {NB_TENSOR_Q, NB_TENSOR_K, NB_TENSOR_V}, output[1] = {NB_TENSOR_O};
     const nb_dptr q_k_v[Q_K_V] = {kept->q_raw, kept->k_raw, kept->v};
+    const struct nb_block_linear in = {input, Q_K_V, n, q_k_v, kept->t}, out = {output, 1, kept->o, &kept->mid, kept->t};
     NB_TRY(nb_block_norm(block, NB_TENSOR_INPUT_NORM, x, n, kept->rms1));
-    NB_TRY(run_linear(block, input, Q_K_V, n, q_k_v, kept->t, false));
+    NB_TRY(run_linear(block, &in, false));
     NB_TRY(run_rope(block, NB_TENSOR_Q_NORM, kept->q_raw, kept->q, kept->rms_q, config_of(block)->heads));
     NB_TRY(run_rope(block, NB_TENSOR_K_NORM, kept->k_raw, kept->k, kept->rms_k, config_of(block)->kv_heads));
     NB_TRY(run_attention(block, kept));
     NB_TRY(copy_residual(block, kept->mid, x));
-    return run_linear(block, output, 1, kept->o, &kept->mid, kept->t, true);
+    return run_linear(block, &out, true);
 }
 
 nb_status nb_block_gate_up(const struct nb_block *block, nb_dptr n, const struct nb_block_kept *kept)
 {
     static const enum nb_tensor_role roles[GATE_UP] = {NB_TENSOR_GATE, NB_TENSOR_UP};
     const nb_dptr gate_up[GATE_UP] = {kept->gate, kept->up};
+    const struct nb_block_linear linear = {roles, GATE_UP, n, gate_up, kept->t};
     NB_TRY(nb_block_norm(block, NB_TENSOR_POST_NORM, kept->mid, n, kept->rms2));
-    return run_linear(block, roles, GATE_UP, n, gate_up, kept->t, false);
+    return run_linear(block, &linear, false);
 }
 
 nb_status nb_block_swiglu(const struct nb_block *block, const struct nb_block_kept *kept, nb_dptr h)
@@ -280,8 +283,9 @@ nb_status nb_block_swiglu(const struct nb_block *block, const struct nb_block_ke
 static nb_status run_down(const struct nb_block *b, const struct nb_block_kept *kept, nb_dptr h, nb_dptr out)
 {
     static const enum nb_tensor_role roles[1] = {NB_TENSOR_DOWN};
+    const struct nb_block_linear linear = {roles, 1, h, &out, kept->t};
     NB_TRY(copy_residual(b, out, kept->mid));
-    return run_linear(b, roles, 1, h, &out, kept->t, true);
+    return run_linear(b, &linear, true);
 }
 
 static nb_status forward_keeping(const struct nb_block *b, nb_dptr x, nb_dptr out, struct nb_block_kept *kept)

@@ -1,8 +1,14 @@
 #include "model/head.h"
 
+/* The rows of an op's buffers: at most `max`, from `begin` on where they are trained rows. */
+struct rows {
+    enum nb_row_count from;
+    int begin, max;
+};
+
 /* Memory of one chunk of C trained rows. */
 struct chunk {
-    int begin;
+    struct rows rows;
     nb_dptr x, n;     /* [C, hidden]: gathered, normalized */
     nb_dptr dn;       /* [C, hidden]: the gradient of n, then of x */
     nb_dptr rms;      /* fp32 [C] */
@@ -20,18 +26,30 @@ static int head_rank(const struct nb_head *h)
     return h->adapter ? nb_adapter_rank(h->adapter, h->model->config.layers, NB_TENSOR_HEAD) : 0;
 }
 
+/* [rows, columns] of the activation dtype. */
+static nb_status take(const struct nb_head *h, const char *name, int rows, int columns, nb_dptr *address)
+{
+    struct nb_matrix_shape shape = {rows, columns, h->model->options.activation};
+    return nb_work_take_matrix(h->work, NB_CATEGORY_LOSS, name, shape, address);
+}
+
+/* fp32 [rows]. */
+static nb_status take_rms(const struct nb_head *h, const char *name, int rows, nb_dptr *address)
+{
+    return nb_work_take(h->work, NB_CATEGORY_LOSS, name, (uint64_t)rows * sizeof(float), address);
+}
+
 static nb_status take_chunk(const struct nb_head *h, int rows, struct chunk *chunk)
 {
-    enum nb_dtype activation = h->model->options.activation;
     int hidden = h->model->config.hidden, rank = head_rank(h);
-    NB_TRY(nb_work_take_matrix(h->work, NB_CATEGORY_LOSS, "trained rows", rows, hidden, activation, &chunk->x));
-    NB_TRY(nb_work_take_matrix(h->work, NB_CATEGORY_LOSS, "trained rows, normalized", rows, hidden, activation, &chunk->n));
-    NB_TRY(nb_work_take_matrix(h->work, NB_CATEGORY_LOSS, "1/rms of trained rows", rows, 1, NB_DTYPE_F32, &chunk->rms));
+    NB_TRY(take(h, "trained rows", rows, hidden, &chunk->x));
+    NB_TRY(take(h, "trained rows, normalized", rows, hidden, &chunk->n));
+    NB_TRY(take_rms(h, "1/rms of trained rows", rows, &chunk->rms));
     if (rank)
-        NB_TRY(nb_work_take_matrix(h->work, NB_CATEGORY_LOSS, "adapter's inner values", rows, rank, activation, &chunk->t));
+        NB_TRY(take(h, "adapter's inner values", rows, rank, &chunk->t));
     if (h->input_gradient)
-        NB_TRY(nb_work_take_matrix(h->work, NB_CATEGORY_LOSS, "gradient of trained rows", rows, hidden, activation, &chunk->dn));
-    return nb_work_take_matrix(h->work, NB_CATEGORY_LOSS, "logits", rows, nb_head_logits_stride(h->model), activation, &chunk->logits);
+        NB_TRY(take(h, "gradient of trained rows", rows, hidden, &chunk->dn));
+    return take(h, "logits", rows, nb_head_logits_stride(h->model), &chunk->logits);
 }
 
 static struct nb_linear_part head_part(const struct nb_head *h, nb_dptr logits, nb_dptr t)
@@ -50,7 +68,7 @@ static struct nb_linear_part head_part(const struct nb_head *h, nb_dptr logits, 
     return part;
 }
 
-static nb_status run_norm(const struct nb_head *h, nb_dptr x, nb_dptr y, nb_dptr rms, int rows, enum nb_row_count from, int begin)
+static nb_status run_norm(const struct nb_head *h, const struct rows *rows, nb_dptr x, nb_dptr y, nb_dptr rms)
 {
     struct nb_rmsnorm args = {
         .x = x,
@@ -58,30 +76,30 @@ static nb_status run_norm(const struct nb_head *h, nb_dptr x, nb_dptr y, nb_dptr
         .y = y,
         .rms = rms,
         .slot = h->slot,
-        .tokens_max = rows,
+        .tokens_max = rows->max,
         .width = h->model->config.hidden,
         .epsilon = h->model->config.rms_epsilon,
         .activation = h->model->options.activation,
-        .rows_from = from,
-        .row_begin = begin,
+        .rows_from = rows->from,
+        .row_begin = rows->begin,
     };
     return h->work->device->rmsnorm(h->work->device, h->work->stream, &args);
 }
 
-static nb_status run_linear(const struct nb_head *h, nb_dptr x, nb_dptr logits, nb_dptr t, int rows, enum nb_row_count from, int begin)
+static nb_status run_linear(const struct nb_head *h, const struct rows *rows, nb_dptr x, nb_dptr logits, nb_dptr t)
 {
     struct nb_linear args = {
         .x = x,
         .step = h->step,
         .slot = h->slot,
-        .tokens_max = rows,
+        .tokens_max = rows->max,
         .in = h->model->config.hidden,
         .x_stride = h->model->config.hidden,
         .parts = 1,
         .activation = h->model->options.activation,
-        .rows_from = from,
-        .row_begin_chunk = begin,
-        .rows = from == NB_ROWS_TRAINED_CHUNK ? h->trained_row : (nb_dptr){0},
+        .rows_from = rows->from,
+        .row_begin_chunk = rows->begin,
+        .rows = rows->from == NB_ROWS_TRAINED_CHUNK ? h->trained_row : (nb_dptr){0},
         .part = {head_part(h, logits, t)},
     };
     return nb_work_linear(h->work, &args);
@@ -94,7 +112,7 @@ static nb_status run_cross_entropy(const struct nb_head *h, const struct chunk *
         .labels = h->label,
         .loss = h->losses,
         .slot = h->slot,
-        .row_begin = chunk->begin,
+        .row_begin = chunk->rows.begin,
         .rows_max = h->loss_rows,
         .vocabulary = h->model->config.vocab,
         .logits_stride = nb_head_logits_stride(h->model),
@@ -111,7 +129,7 @@ static nb_status run_gather(const struct nb_head *h, const struct chunk *chunk)
         .rows = h->trained_row,
         .y = chunk->x,
         .slot = h->slot,
-        .row_begin = chunk->begin,
+        .row_begin = chunk->rows.begin,
         .rows_max = h->loss_rows,
         .width = h->model->config.hidden,
         .activation = h->model->options.activation,
@@ -137,7 +155,7 @@ static nb_status chunk_backward(const struct nb_head *h, const struct chunk *chu
         .parts = 1,
         .activation = activation,
         .rows_from = NB_ROWS_TRAINED_CHUNK,
-        .row_begin_chunk = chunk->begin,
+        .row_begin_chunk = chunk->rows.begin,
         .rows = h->trained_row,
         .part = {head_part(h, chunk->logits, chunk->t)},
     };
@@ -155,7 +173,7 @@ static nb_status chunk_backward(const struct nb_head *h, const struct chunk *chu
         .width = hidden,
         .activation = activation,
         .rows_from = NB_ROWS_TRAINED_CHUNK,
-        .row_begin = chunk->begin,
+        .row_begin = chunk->rows.begin,
     };
     NB_TRY(device->rmsnorm_backward(device, h->work->stream, &norm));
     struct nb_scatter_rows scatter = {
@@ -163,7 +181,7 @@ static nb_status chunk_backward(const struct nb_head *h, const struct chunk *chu
         .rows = h->trained_row,
         .y = h->gradient,
         .slot = h->slot,
-        .row_begin = chunk->begin,
+        .row_begin = chunk->rows.begin,
         .rows_max = h->loss_rows,
         .width = hidden,
         .activation = activation,
@@ -174,8 +192,8 @@ static nb_status chunk_backward(const struct nb_head *h, const struct chunk *chu
 static nb_status run_chunk(const struct nb_head *h, const struct chunk *chunk)
 {
     NB_TRY(run_gather(h, chunk));
-    NB_TRY(run_norm(h, chunk->x, chunk->n, chunk->rms, h->loss_rows, NB_ROWS_TRAINED_CHUNK, chunk->begin));
-    NB_TRY(run_linear(h, chunk->n, chunk->logits, chunk->t, h->loss_rows, NB_ROWS_TRAINED_CHUNK, chunk->begin));
+    NB_TRY(run_norm(h, &chunk->rows, chunk->x, chunk->n, chunk->rms));
+    NB_TRY(run_linear(h, &chunk->rows, chunk->n, chunk->logits, chunk->t));
     NB_TRY(run_cross_entropy(h, chunk));
     bool backward = h->input_gradient || (h->trains && head_rank(h));
     return backward ? chunk_backward(h, chunk) : NB_OK;
@@ -185,13 +203,13 @@ nb_status nb_head_run(const struct nb_head *head)
 {
     struct nb_device *device = head->work->device;
     uint64_t frame = nb_arena_frame(head->work->arena);
-    struct chunk chunk = {0};
+    struct chunk chunk = {.rows = {.from = NB_ROWS_TRAINED_CHUNK, .max = head->loss_rows}};
     NB_TRY(take_chunk(head, head->loss_rows, &chunk));
     if (head->input_gradient) {
         uint64_t row_bytes = (uint64_t)head->model->config.hidden * nb_dtype_bytes(head->model->options.activation);
         NB_TRY(device->fill_zero(device, head->work->stream, head->gradient, (uint64_t)head->tokens_max * row_bytes));
     }
-    for (; chunk.begin < head->trained_rows_max; chunk.begin += head->loss_rows)
+    for (; chunk.rows.begin < head->trained_rows_max; chunk.rows.begin += head->loss_rows)
         NB_TRY(run_chunk(head, &chunk));
     nb_arena_release_to(head->work->arena, frame);
     struct nb_loss_sum sum = {.loss = head->losses, .step = head->step, .slot = head->slot, .rows_max = head->trained_rows_max};
@@ -200,16 +218,17 @@ nb_status nb_head_run(const struct nb_head *head)
 
 nb_status nb_head_logits(const struct nb_head *head, int token, nb_dptr logits)
 {
-    enum nb_dtype activation = head->model->options.activation;
+    const struct rows row = {.from = NB_ROWS_TOKENS, .max = 1};
     int hidden = head->model->config.hidden, rank = head_rank(head);
+    uint64_t row_bytes = (uint64_t)hidden * nb_dtype_bytes(head->model->options.activation);
     uint64_t frame = nb_arena_frame(head->work->arena);
-    nb_dptr x = nb_dptr_at(head->x, (uint64_t)token * (uint64_t)hidden * nb_dtype_bytes(activation)), n, rms, t = {0};
-    NB_TRY(nb_work_take_matrix(head->work, NB_CATEGORY_LOSS, "normalized row", 1, hidden, activation, &n));
-    NB_TRY(nb_work_take_matrix(head->work, NB_CATEGORY_LOSS, "1/rms of a row", 1, 1, NB_DTYPE_F32, &rms));
+    nb_dptr x = nb_dptr_at(head->x, (uint64_t)token * row_bytes), n, rms, t = {0};
+    NB_TRY(take(head, "normalized row", 1, hidden, &n));
+    NB_TRY(take_rms(head, "1/rms of a row", 1, &rms));
     if (rank)
-        NB_TRY(nb_work_take_matrix(head->work, NB_CATEGORY_LOSS, "adapter's inner values", 1, rank, activation, &t));
-    NB_TRY(run_norm(head, x, n, rms, 1, NB_ROWS_TOKENS, 0));
-    NB_TRY(run_linear(head, n, logits, t, 1, NB_ROWS_TOKENS, 0));
+        NB_TRY(take(head, "adapter's inner values", 1, rank, &t));
+    NB_TRY(run_norm(head, &row, x, n, rms));
+    NB_TRY(run_linear(head, &row, n, logits, t));
     nb_arena_release_to(head->work->arena, frame);
     return NB_OK;
 }

@@ -40,9 +40,7 @@ nb_status nb_model_create(struct nb_device *device, const struct nb_checkpoint *
 void nb_model_destroy(struct nb_model **model);
 
 const struct nb_model_config *nb_model_config_of(const struct nb_model *model);
-const struct nb_layer_spec *nb_model_layer(const struct nb_model *model, int block);
 struct nb_device *nb_model_device(const struct nb_model *model);
-const struct nb_model_options *nb_model_options_of(const struct nb_model *model);
 
 /* Takes the units' memory and the rope tables (positions_max rows) from the arena. */
 nb_status nb_model_allocate(struct nb_model *model, struct nb_arena *arena, int positions_max);

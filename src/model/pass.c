@@ -82,32 +82,30 @@ static nb_status take_slot(struct nb_pass *pass, int slot)
 {
     struct nb_pass_slot *s = &pass->slot[slot];
     const struct nb_batch_limits *limits = &pass->options.limits;
-    int layers = pass->model->config.layers, hidden = pass->model->config.hidden;
-    enum nb_dtype activation = pass->model->options.activation;
+    struct nb_matrix_shape stream = {limits->tokens, pass->model->config.hidden, pass->model->options.activation};
+    int layers = pass->model->config.layers;
     s->tokens_max = limits->tokens;
     NB_TRY(nb_work_take(&pass->work, NB_CATEGORY_BATCH, "micro-batch", pass->layout.bytes, &s->batch));
-    NB_TRY(nb_work_take_matrix(&pass->work, NB_CATEGORY_LOSS, "losses", limits->trained_rows, 1, NB_DTYPE_F32, &s->losses));
+    NB_TRY(nb_work_take(&pass->work, NB_CATEGORY_LOSS, "losses", (uint64_t)limits->trained_rows * sizeof(float), &s->losses));
     for (int i = 0; i <= layers; i++) {
         if (i == 0 || trains(pass))
-            NB_TRY(nb_work_take_matrix(&pass->work, NB_CATEGORY_BLOCK_INPUTS, "a block's input", limits->tokens, hidden, activation,
-                                       &s->input[i]));
+            NB_TRY(nb_work_take_matrix(&pass->work, NB_CATEGORY_BLOCK_INPUTS, "a block's input", stream, &s->input[i]));
         else
             s->input[i] = s->input[0];
         if (trains(pass) && i < layers)
             NB_TRY(take_kept(pass, slot, i));
     }
     if (trains(pass))
-        NB_TRY(nb_work_take_matrix(&pass->work, NB_CATEGORY_LIVE_SET, "gradient of the residual stream", limits->tokens, hidden,
-                                   activation, &s->gradient));
+        NB_TRY(nb_work_take_matrix(&pass->work, NB_CATEGORY_LIVE_SET, "gradient of the residual stream", stream, &s->gradient));
     return NB_OK;
 }
 
 static nb_status take_cache(struct nb_pass *pass)
 {
     const struct nb_model_config *c = &pass->model->config;
+    struct nb_matrix_shape shape = {pass->options.cache_tokens, (int64_t)c->kv_heads * c->head_dim, pass->model->options.activation};
     for (int i = 0; i < 2 * c->layers; i++)
-        NB_TRY(nb_work_take_matrix(&pass->work, NB_CATEGORY_CACHE, i % 2 ? "values of a layer" : "keys of a layer",
-                                   pass->options.cache_tokens, (int64_t)c->kv_heads * c->head_dim, pass->model->options.activation,
+        NB_TRY(nb_work_take_matrix(&pass->work, NB_CATEGORY_CACHE, i % 2 ? "values of a layer" : "keys of a layer", shape,
                                    &pass->cache[i]));
     return NB_OK;
 }
@@ -123,9 +121,10 @@ static nb_status take_all(struct nb_pass *pass)
         NB_TRY(take_slot(pass, i));
     if (pass->cache)
         NB_TRY(take_cache(pass));
-    return trains(pass) ? NB_OK
-                        : nb_work_take_matrix(&pass->work, NB_CATEGORY_LOSS, "a row of logits", 1, nb_head_logits_stride(pass->model),
-                                              pass->model->options.activation, &pass->logits);
+    if (trains(pass))
+        return NB_OK;
+    struct nb_matrix_shape row = {1, nb_head_logits_stride(pass->model), pass->model->options.activation};
+    return nb_work_take_matrix(&pass->work, NB_CATEGORY_LOSS, "a row of logits", row, &pass->logits);
 }
 
 /* Host memory of the pass's lists. */

@@ -91,17 +91,7 @@ const struct nb_model_config *nb_model_config_of(const struct nb_model *model)
     return &model->config;
 }
 
-const struct nb_layer_spec *nb_model_layer(const struct nb_model *model, int block)
-{
-    return &model->layer[block];
-}
-
 struct nb_device *nb_model_device(const struct nb_model *model)
 {
     return model->device;
-}
-
-const struct nb_model_options *nb_model_options_of(const struct nb_model *model)
-{
-    return &model->options;
 }

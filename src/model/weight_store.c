@@ -9,15 +9,14 @@ enum { PART_ALIGNMENT = 256 };
 
 /* Offsets of a tensor's parts from the start of its unit. */
 struct tensor_place {
-    struct nb_tensor_spec spec;
     enum nb_weight_format format;
     uint64_t data, absmax, nested_absmax, nested_map, nested_offset, codebook;
 };
 
 struct unit_layout {
     int tensors;
-    struct tensor_place place[NB_TENSOR_LAYER_ROLES];
     struct nb_tensor_spec spec[NB_TENSOR_LAYER_ROLES];
+    struct tensor_place place[NB_TENSOR_LAYER_ROLES]; /* of spec[i] */
     uint64_t bytes;
 };
 
@@ -51,7 +50,6 @@ static void place_tensor(struct unit_layout *layout, const struct nb_tensor_spec
     uint64_t count = (uint64_t)spec->rows * (uint64_t)spec->columns, blocks = nb_quant_blocks(count);
     struct tensor_place *place = &layout->place[layout->tensors];
     layout->spec[layout->tensors++] = *spec;
-    place->spec = *spec;
     place->format = spec->linear ? linear_format : NB_WEIGHT_BF16;
     if (place->format == NB_WEIGHT_BF16) {
         place->data = place_part(layout, count * sizeof(nb_bf16));
@@ -185,8 +183,9 @@ static void fill_view(const struct nb_weight_store *store, const struct unit *un
     *view = (struct nb_unit_view){0};
     for (int i = 0; i < unit->layout->tensors; i++) {
         const struct tensor_place *place = &unit->layout->place[i];
-        enum nb_tensor_role role = place->spec.role;
-        if (place->spec.rows == 1) {
+        const struct nb_tensor_spec *spec = &unit->layout->spec[i];
+        enum nb_tensor_role role = spec->role;
+        if (spec->rows == 1) {
             view->vector[role] = nb_dptr_at(unit->base, place->data);
             continue;
         }
@@ -195,8 +194,8 @@ static void fill_view(const struct nb_weight_store *store, const struct unit *un
         view->matrix[role] = (struct nb_weight){
             .format = place->format,
             .nested = nested,
-            .rows = (int)place->spec.rows,
-            .columns = (int)place->spec.columns,
+            .rows = (int)spec->rows,
+            .columns = (int)spec->columns,
             .data = nb_dptr_at(unit->base, place->data),
             .absmax = four_bits ? nb_dptr_at(unit->base, place->absmax) : none,
             .nested_absmax = nested ? nb_dptr_at(unit->base, place->nested_absmax) : none,

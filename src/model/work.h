@@ -14,9 +14,14 @@ struct nb_work {
 
 nb_status nb_work_take(const struct nb_work *work, enum nb_category category, const char *name, uint64_t bytes, nb_dptr *address);
 
-/* rows * columns elements of a dtype. */
-nb_status nb_work_take_matrix(const struct nb_work *work, enum nb_category category, const char *name, int64_t rows, int64_t columns,
-                              enum nb_dtype dtype, nb_dptr *address);
+/* [rows, columns], contiguous. */
+struct nb_matrix_shape {
+    int64_t rows, columns;
+    enum nb_dtype dtype;
+};
+
+nb_status nb_work_take_matrix(const struct nb_work *work, enum nb_category category, const char *name, struct nb_matrix_shape shape,
+                              nb_dptr *address);
 
 /* Fill in args->scratch, enqueue, and release the scratch. */
 nb_status nb_work_linear(const struct nb_work *work, struct nb_linear *args);

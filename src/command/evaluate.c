@@ -39,14 +39,32 @@ static nb_status evaluate(struct nb_session *session, void *context)
     return status;
 }
 
-static nb_status write_report(const char *path, const struct nb_evaluation *evaluation, double loss)
+/* Whether row i is a later piece of the text that row i - 1 comes from. */
+static bool goes_on(const struct nb_dataset *data, uint32_t i)
+{
+    return i > 0 && data->rows[i].source == data->rows[i - 1].source && data->rows[i].line == data->rows[i - 1].line;
+}
+
+/* One entry a row of the file: the pieces of a long text are added up. */
+static json_t *report_rows(const struct nb_dataset *data, const struct nb_evaluation *evaluation)
 {
     json_t *rows = json_array();
-    for (uint32_t i = 0; i < evaluation->rows; i++)
-        json_array_append_new(rows, json_pack("{s:f, s:I}", "loss_sum", evaluation->row_loss_sum[i], "tokens",
-                                              (json_int_t)evaluation->row_tokens[i]));
+    for (uint32_t i = 0; i < evaluation->rows;) {
+        double loss_sum = 0;
+        json_int_t tokens = 0;
+        do {
+            loss_sum += evaluation->row_loss_sum[i];
+            tokens += evaluation->row_tokens[i];
+        } while (++i < evaluation->rows && goes_on(data, i));
+        json_array_append_new(rows, json_pack("{s:f, s:I}", "loss_sum", loss_sum, "tokens", tokens));
+    }
+    return rows;
+}
+
+static nb_status write_report(const char *path, const struct nb_dataset *data, const struct nb_evaluation *evaluation, double loss)
+{
     json_t *report = json_pack("{s:f, s:f, s:I, s:o}", "loss", loss, "perplexity", exp(loss), "tokens",
-                               (json_int_t)evaluation->trained_tokens, "rows", rows);
+                               (json_int_t)evaluation->trained_tokens, "rows", report_rows(data, evaluation));
     char *text = report ? json_dumps(report, JSON_INDENT(1) | JSON_REAL_PRECISION(17)) : NULL;
     json_decref(report);
     if (!text)
@@ -58,13 +76,13 @@ static nb_status write_report(const char *path, const struct nb_evaluation *eval
     return status;
 }
 
-static nb_status print_evaluation(const struct nb_evaluation *evaluation, const char *report)
+static nb_status print_evaluation(const struct nb_dataset *data, const struct nb_evaluation *evaluation, const char *report)
 {
     if (evaluation->trained_tokens == 0)
         return nb_fail(NB_FORMAT, "no row has a token to evaluate");
     double loss = evaluation->loss_sum / (double)evaluation->trained_tokens;
     if (report)
-        NB_TRY(write_report(report, evaluation, loss));
+        NB_TRY(write_report(report, data, evaluation, loss));
     printf("loss %.6f  perplexity %.4f  tokens %llu\n", loss, exp(loss), (unsigned long long)evaluation->trained_tokens);
     return NB_OK;
 }
@@ -81,7 +99,7 @@ static nb_status run(const struct nb_arguments *arguments)
     NB_TRY(nb_open_run(arguments, NB_PURPOSE_EVALUATE, adapter, data, &opened));
     nb_status status = nb_session_run(opened.run, opened.run->limits.longest, evaluate, &evaluation, NULL);
     if (status == NB_OK)
-        status = print_evaluation(&evaluation, report);
+        status = print_evaluation(opened.run->data, &evaluation, report);
     nb_evaluation_free(&evaluation);
     nb_opened_close(&opened);
     return status;

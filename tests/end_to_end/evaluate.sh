@@ -115,4 +115,15 @@ equal "exit status" "$status" 0
 trained=$(awk '{ print $2 }' "$work/out")
 awk -v a="$trained" -v b="$base" 'BEGIN { exit !(a < b) }' || problem "three steps do not lower the loss: $base -> $trained"
 
+# A text longer than sequence_len is evaluated in pieces, and stays one row of the report; an empty one keeps its place.
+text_model "$work/text"
+printf '%s\n' '{"text": "a text that is longer than ten tokens"}' '{"text": ""}' '{"text": "short"}' >"$work/texts.jsonl"
+run evaluate "$work/text" --data "$work/texts.jsonl" $fp32 --set sequence_len=10 --report "$work/texts.json"
+equal "exit status" "$status" 0
+absent_row=$("$probe" json "$work/texts.json" rows.3 2>/dev/null) && problem "pieces of a text are rows of the report: $absent_row"
+equal "tokens of a text in four pieces" "$(tokens "$work/texts.json" 0)" 34
+equal "tokens of an empty text" "$(tokens "$work/texts.json" 1)" 0
+equal "tokens of a short text" "$(tokens "$work/texts.json" 2)" 5
+equal "tokens add up" "$("$probe" json "$work/texts.json" tokens)" 39
+
 finish

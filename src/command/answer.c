@@ -21,7 +21,16 @@ void nb_answer_options_read(const struct nb_command *command, const struct nb_ar
     options->ignore_eos = ignore_eos >= 0 && arguments->given[ignore_eos];
 }
 
-bool nb_answer_is_stop(const struct nb_run *run, int32_t id)
+nb_status nb_answer_generator_create(struct nb_session *session, int context_max, const struct nb_answer_options *options,
+                                     struct nb_generator **generator)
+{
+    const struct nb_generator_options wanted = {
+        .context_max = context_max, .prompt_chunk = NB_PROMPT_CHUNK, .sampling = options->sampling};
+    return nb_generator_create(session->model, session->adapter, &wanted, session->arena, session->stream, generator);
+}
+
+/* Whether an id ends an answer: the model's eos ids and the tokenizer's stop tokens. */
+static bool is_stop(const struct nb_run *run, int32_t id)
 {
     const struct nb_model_config *config = nb_checkpoint_config(run->checkpoint);
     for (int i = 0; i < config->eos_count; i++)
@@ -85,7 +94,7 @@ nb_status nb_answer_generate(struct nb_session *session, struct nb_generator *ge
     while (answer->tokens < options->max_tokens && nb_generator_tokens(generator) < context_max) {
         int32_t id;
         NB_TRY(nb_generator_next(generator, &id));
-        bool stop = !options->ignore_eos && nb_answer_is_stop(run, id);
+        bool stop = !options->ignore_eos && is_stop(run, id);
         if (!shows)
             printf("%s%d", answer->tokens ? "," : "", id);
         else if (!stop)

@@ -30,8 +30,9 @@ void nb_answer_options_read(const struct nb_command *command, const struct nb_ar
 /* Prompts are taken in pieces of this many tokens. */
 enum { NB_PROMPT_CHUNK = 256 };
 
-/* Whether an id ends an answer: the model's eos ids and the tokenizer's stop tokens. */
-bool nb_answer_is_stop(const struct nb_run *run, int32_t id);
+/* The session's generator for prompts and answers of `context_max` tokens together. */
+nb_status nb_answer_generator_create(struct nb_session *session, int context_max, const struct nb_answer_options *options,
+                                     struct nb_generator **generator);
 
 /* What an answer came to. */
 struct nb_answer {

@@ -124,8 +124,7 @@ static nb_status answer_turn(struct conversation *conversation, struct nb_sessio
 
 static nb_status create_generator(const struct conversation *conversation, struct nb_session *session, struct nb_generator **generator)
 {
-    return nb_generator_create(session->model, session->adapter, conversation->context, NB_PROMPT_CHUNK,
-                               &conversation->options.sampling, session->arena, session->stream, generator);
+    return nb_answer_generator_create(session, conversation->context, &conversation->options, generator);
 }
 
 static nb_status begin_again(struct conversation *conversation, struct nb_session *session, struct nb_generator **generator)

@@ -118,8 +118,7 @@ static nb_status generate(struct nb_session *session, void *context)
     const struct request *request = context;
     struct nb_generator *generator = NULL;
     struct nb_answer answer = {0};
-    NB_TRY(nb_generator_create(session->model, session->adapter, request->context, NB_PROMPT_CHUNK, &request->options.sampling,
-                               session->arena, session->stream, &generator));
+    NB_TRY(nb_answer_generator_create(session, request->context, &request->options, &generator));
     nb_status status = nb_generator_append(generator, request->ids, request->count);
     if (status == NB_OK)
         status = nb_answer_generate(session, generator, request->context, &request->options, request->shows, &answer);

@@ -7,10 +7,9 @@
 struct nb_generator {
     struct nb_model *model;
     struct nb_pass *pass;
-    struct nb_sampling sampling;
+    struct nb_generator_options options; /* prompt_chunk no larger than the context */
     struct nb_work work;
     uint64_t frame;     /* of the arena, before the generator */
-    int context_max, prompt_chunk;
     int cached;         /* tokens whose keys and values are in the cache */
     bool pending;       /* one more token of the sequence waits to be run: the last one sampled */
     int32_t pending_id;
@@ -24,9 +23,10 @@ struct nb_generator {
 static nb_status take_memory(struct nb_generator *g, const struct nb_adapter *adapter)
 {
     struct nb_device *device = g->work.device;
+    int chunk = g->options.prompt_chunk;
     nb_dptr step;
-    g->ids = calloc((size_t)g->prompt_chunk, sizeof *g->ids);
-    g->positions = calloc((size_t)g->prompt_chunk, sizeof *g->positions);
+    g->ids = calloc((size_t)chunk, sizeof *g->ids);
+    g->positions = calloc((size_t)chunk, sizeof *g->positions);
     if (!g->ids || !g->positions)
         return nb_fail(NB_MEMORY, "out of host memory for the generator");
     NB_TRY(device->host_take(device, sizeof *g->id, (void **)&g->id));
@@ -34,30 +34,30 @@ static nb_status take_memory(struct nb_generator *g, const struct nb_adapter *ad
     NB_TRY(device->fill_zero(device, g->work.stream, step, sizeof(struct nb_step)));
     NB_TRY(nb_work_take(&g->work, NB_CATEGORY_BATCH, "sampled token", sizeof *g->id, &g->next));
     struct nb_pass_options options = {
-        .limits = {.tokens = g->prompt_chunk, .sequences = 1, .longest = g->prompt_chunk},
+        .limits = {.tokens = chunk, .sequences = 1, .longest = chunk},
         .keep = NB_KEEP_NOTHING,
         .slots = 1,
         .batches = 1,
-        .cache_tokens = g->context_max,
+        .cache_tokens = g->options.context_max,
+        .step = step,
     };
-    return nb_pass_create(g->model, adapter, &options, g->work.arena, g->work.stream, step, &g->pass);
+    return nb_pass_create(g->model, adapter, &options, g->work.arena, g->work.stream, &g->pass);
 }
 
-nb_status nb_generator_create(struct nb_model *model, const struct nb_adapter *adapter, int context_max, int prompt_chunk,
-                              const struct nb_sampling *sampling, struct nb_arena *arena, struct nb_stream *stream,
-                              struct nb_generator **generator)
+nb_status nb_generator_create(struct nb_model *model, const struct nb_adapter *adapter, const struct nb_generator_options *options,
+                              struct nb_arena *arena, struct nb_stream *stream, struct nb_generator **generator)
 {
-    if (context_max < 1 || prompt_chunk < 1)
-        return nb_fail(NB_USAGE, "a generator for %d tokens in pieces of %d is not possible", context_max, prompt_chunk);
+    if (options->context_max < 1 || options->prompt_chunk < 1)
+        return nb_fail(NB_USAGE, "a generator for %d tokens in pieces of %d is not possible", options->context_max, options->prompt_chunk);
     struct nb_generator *g = calloc(1, sizeof *g);
     if (!g)
         return nb_fail(NB_MEMORY, "out of host memory for the generator");
     g->model = model;
-    g->sampling = *sampling;
+    g->options = *options;
+    if (g->options.prompt_chunk > options->context_max)
+        g->options.prompt_chunk = options->context_max;
     g->work = (struct nb_work){nb_model_device(model), stream, arena};
     g->frame = nb_arena_frame(arena);
-    g->context_max = context_max;
-    g->prompt_chunk = prompt_chunk < context_max ? prompt_chunk : context_max;
     nb_status status = take_memory(g, adapter);
     if (status != NB_OK) {
         nb_generator_destroy(&g);
@@ -115,13 +115,13 @@ nb_status nb_generator_append(struct nb_generator *generator, const int32_t *ids
 {
     struct nb_generator *g = generator;
     int used = nb_generator_tokens(g), taken = 0;
-    if (count < 0 || count > g->context_max - used)
-        return nb_fail(NB_USAGE, "%d more tokens do not fit: the context holds %d, %d are used", count, g->context_max, used);
+    if (count < 0 || count > g->options.context_max - used)
+        return nb_fail(NB_USAGE, "%d more tokens do not fit: the context holds %d, %d are used", count, g->options.context_max, used);
     while (taken < count) {
         int filled = 0;
         if (g->pending)
             g->ids[filled++] = g->pending_id;
-        while (filled < g->prompt_chunk && taken < count)
+        while (filled < g->options.prompt_chunk && taken < count)
             g->ids[filled++] = ids[taken++];
         g->pending = false;
         NB_TRY(run_tokens(g, filled));
@@ -136,10 +136,10 @@ static nb_status sample(struct nb_generator *g)
         .next = g->next,
         .slot = nb_pass_slot_address(g->pass, 0),
         .vocabulary = g->model->config.vocab,
-        .top_k = g->sampling.top_k,
-        .temperature = g->sampling.temperature,
-        .top_p = g->sampling.top_p,
-        .seed = g->sampling.seed,
+        .top_k = g->options.sampling.top_k,
+        .temperature = g->options.sampling.temperature,
+        .top_p = g->options.sampling.top_p,
+        .seed = g->options.sampling.seed,
         .activation = g->model->options.activation,
     };
     NB_TRY(nb_pass_logits(g->pass, 0, g->last_row, &args.logits));
@@ -151,8 +151,8 @@ static nb_status sample(struct nb_generator *g)
 nb_status nb_generator_next(struct nb_generator *generator, int32_t *id)
 {
     struct nb_generator *g = generator;
-    if (nb_generator_tokens(g) >= g->context_max)
-        return nb_fail(NB_USAGE, "the context of %d tokens is full", g->context_max);
+    if (nb_generator_tokens(g) >= g->options.context_max)
+        return nb_fail(NB_USAGE, "the context of %d tokens is full", g->options.context_max);
     if (nb_generator_tokens(g) == 0)
         return nb_fail(NB_USAGE, "nothing to continue: the sequence is empty");
     if (g->pending) {

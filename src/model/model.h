@@ -84,14 +84,16 @@ struct nb_pass_options {
     int batches;      /* how often nb_pass_set_batch may be called between two waits for the stream, at least slots (0: slots): each
                          call has pinned memory of its own until the wait. The trainer waits once a step */
     int cache_tokens; /* > 0: a key-value cache of so many tokens, one sequence; keep is NB_KEEP_NOTHING */
+    nb_dptr step;     /* struct nb_step */
 };
 
 /* Takes everything the pass will use from the arena, which it keeps for its frames: forward and backward take and release their live
- * sets there, and never more than at planning. `step` is a struct nb_step on the device. */
+ * sets there, and never more than at planning. Model, adapter, arena and stream must outlive the pass. Errors: NB_USAGE for options
+ * that do not fit together, NB_MEMORY. */
 nb_status nb_pass_create(struct nb_model *model, const struct nb_adapter *adapter, const struct nb_pass_options *options,
-                         struct nb_arena *arena, struct nb_stream *stream, nb_dptr step, struct nb_pass **pass);
+                         struct nb_arena *arena, struct nb_stream *stream, struct nb_pass **pass);
 
-/* Releases the pass's memory (LIFO with what was taken after it). */
+/* Releases the pass's memory (LIFO with what was taken after it). Takes NULL; nulls the handle. */
 void nb_pass_destroy(struct nb_pass **pass);
 
 /* Enqueues the upload of a micro-batch into a slot; its arrays are copied to the pass's pinned memory before return. Errors: NB_USAGE when

@@ -49,7 +49,7 @@ static void set_block(const struct nb_pass *pass, int slot, int index, const str
         .work = &pass->work,
         .index = index,
         .dropout = trains(pass),
-        .step = pass->step,
+        .step = pass->options.step,
         .slot = nb_pass_slot_address(pass, slot),
         .positions = nb_dptr_at(s->batch, pass->layout.positions),
         .query_starts = nb_dptr_at(s->batch, pass->layout.starts),
@@ -147,7 +147,7 @@ static nb_status make_lists(struct nb_pass *pass)
 }
 
 nb_status nb_pass_create(struct nb_model *model, const struct nb_adapter *adapter, const struct nb_pass_options *options,
-                         struct nb_arena *arena, struct nb_stream *stream, nb_dptr step, struct nb_pass **pass)
+                         struct nb_arena *arena, struct nb_stream *stream, struct nb_pass **pass)
 {
     NB_TRY(check_options(model, adapter, options));
     struct nb_pass *p = calloc(1, sizeof *p);
@@ -160,7 +160,6 @@ nb_status nb_pass_create(struct nb_model *model, const struct nb_adapter *adapte
         p->options.batches = p->options.slots;
     p->work = (struct nb_work){model->device, stream, arena};
     p->frame = nb_arena_frame(arena);
-    p->step = step;
     p->lowest = lowest_trained_block(model, adapter);
     nb_batch_lay_out(&p->options.limits, &p->layout);
     nb_status status = make_lists(p);
@@ -248,7 +247,7 @@ static struct nb_head make_head(const struct nb_pass *pass, int slot, const stru
         .matrix = embedding ? embedding->matrix[NB_TENSOR_EMBEDDING] : weights->matrix[NB_TENSOR_HEAD],
         .trains = trains(pass),
         .input_gradient = trains(pass) && pass->lowest < pass->model->config.layers,
-        .step = pass->step,
+        .step = pass->options.step,
         .slot = nb_pass_slot_address(pass, slot),
         .x = s->input[pass->model->config.layers],
         .trained_row = nb_dptr_at(s->batch, pass->layout.trained_row),

@@ -28,7 +28,6 @@ struct nb_pass {
     struct nb_pass_options options;
     struct nb_work work;
     uint64_t frame; /* of the arena, before the pass */
-    nb_dptr step;
     struct nb_batch_layout layout;
     char *staging; /* [batches] of layout.bytes, pinned */
     int next_batch;

@@ -19,7 +19,12 @@ static nb_status create(struct nb_stepper *s)
     struct nb_session *session = s->session;
     struct nb_device *device = session->device;
     struct nb_pass_options pass = {
-        .limits = session->run->limits, .keep = s->options.keep, .slots = 1, .batches = s->options.micro_batches};
+        .limits = session->run->limits,
+        .keep = s->options.keep,
+        .slots = 1,
+        .batches = s->options.micro_batches,
+        .step = session->step,
+    };
     uint64_t partials = nb_adapter_elements(session->adapter) / NB_TILE_ELEMENTS;
     void *up = NULL, *down = NULL;
     NB_TRY(device->host_take(device, sizeof *s->up, &up));
@@ -29,8 +34,7 @@ static nb_status create(struct nb_stepper *s)
     NB_TRY(nb_batch_create(&session->run->limits, &s->batch));
     NB_TRY(nb_arena_take(session->arena, NB_CATEGORY_SCRATCH, "squares of the gradients", partials * sizeof(float),
                          &s->partial.address));
-    return nb_pass_create(
-        session->model, session->adapter, &pass, session->arena, session->stream, session->step, &s->pass);
+    return nb_pass_create(session->model, session->adapter, &pass, session->arena, session->stream, &s->pass);
 }
 
 struct nb_stepper_options nb_stepper_options_of(const struct nb_run *run)

@@ -119,8 +119,8 @@ void rig_open(struct rig *rig, const struct rig_options *options)
     rig_check(nb_arena_take(rig->arena, NB_CATEGORY_BATCH, "step", sizeof(struct nb_step), &rig->step.address));
     if (options->limits.tokens) {
         struct nb_pass_options pass = {.limits = options->limits, .keep = options->keep, .slots = options->slots ? options->slots : 1,
-                                       .batches = options->batches};
-        rig_check(nb_pass_create(rig->model, rig->adapter, &pass, rig->arena, rig->stream, rig->step, &rig->pass));
+                                       .batches = options->batches, .step = rig->step};
+        rig_check(nb_pass_create(rig->model, rig->adapter, &pass, rig->arena, rig->stream, &rig->pass));
     }
 }
 

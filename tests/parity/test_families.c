@@ -189,14 +189,14 @@ static void check_greedy(const struct family *f, int chunk)
     enum { PROMPT = 8, NEW = 12 };
     const int32_t *want = nb_golden_tensor(f->golden, "base.greedy").data;
     struct rig_options o = forward_only(f);
-    struct nb_sampling greedy = {.temperature = 0, .top_p = 1};
+    struct nb_generator_options greedy = {PROMPT + NEW, chunk, {.temperature = 0, .top_p = 1}};
     struct nb_generator *generator;
     struct rig rig;
     o.adapter = NULL;
     o.format = NB_WEIGHT_BF16;
     o.limits = (struct nb_batch_limits){0};
     rig_open(&rig, &o);
-    rig_check(nb_generator_create(rig.model, NULL, PROMPT + NEW, chunk, &greedy, rig.arena, rig.stream, &generator));
+    rig_check(nb_generator_create(rig.model, NULL, &greedy, rig.arena, rig.stream, &generator));
     rig_check(nb_generator_append(generator, f->rows.ids, PROMPT));
     for (int i = 0; i < NEW; i++) {
         int32_t id;

@@ -108,13 +108,13 @@ static void check_greedy(const struct reference *r, enum nb_weight_format format
 {
     struct rig rig;
     struct rig_options o = options_of(r, format);
-    struct nb_sampling greedy = {.temperature = 0, .top_p = 1};
+    struct nb_generator_options greedy = {.context_max = 128, .prompt_chunk = 32, .sampling = {.temperature = 0, .top_p = 1}};
     o.limits = (struct nb_batch_limits){0};
     rig_open(&rig, &o);
     for (int p = 0; p < PROMPTS; p++) {
         json_t *want = json_array_get(json_array_get(json_object_get(r->json, name), (size_t)p), 0);
         struct nb_generator *generator;
-        rig_check(nb_generator_create(rig.model, NULL, 128, 32, &greedy, rig.arena, rig.stream, &generator));
+        rig_check(nb_generator_create(rig.model, NULL, &greedy, rig.arena, rig.stream, &generator));
         rig_check(nb_generator_append(generator, prompt[p], prompt_tokens[p]));
         int32_t id = -1;
         for (size_t i = 0; i < NEW_TOKENS && id != END_OF_TURN; i++) {

@@ -2,7 +2,7 @@
 
 #include <math.h>
 
-#include "quant/clones.h"
+#include "base/simd.h"
 
 struct nb_adamw_factors nb_adamw_factors(const struct nb_adamw_settings *settings, int64_t step, float gradient_scale)
 {
@@ -20,7 +20,7 @@ struct nb_adamw_factors nb_adamw_factors(const struct nb_adamw_settings *setting
     };
 }
 
-NB_QUANT_CLONES
+NB_CLONES
 void nb_adamw_block(const struct nb_adamw_factors *factors, int64_t count, const float *restrict gradient, float *restrict p,
                     float *restrict m, float *restrict v)
 {

@@ -4,7 +4,7 @@
 #include <string.h>
 
 #include "base/bfloat.h"
-#include "quant/clones.h"
+#include "base/simd.h"
 
 enum {
     DECADES = 7,
@@ -87,7 +87,7 @@ void nb_dynamic_coder_init(bool is_signed, struct nb_dynamic_coder *coder)
 }
 
 /* Magnitudes compare as integers, which vectorizes where a maximum of floats does not. */
-NB_QUANT_CLONES
+NB_CLONES
 static float absolute_maximum(const float *x, int count)
 {
     int32_t maximum = 0;

@@ -57,7 +57,7 @@ struct nb_quant_parts {
     float *nested_absmax; /* [nb_quant_superblocks(b)] if nested, else unused */
     float *nested_map;    /* [256] if nested, else unused */
     float *codebook;      /* [16] */
-    float nested_offset;  /* set by nb_quantize: the mean absmax if nested, else 0 */
+    float nested_offset;  /* set by nb_quantize: the mean absmax (summed in double, rounded once) if nested, else 0 */
 };
 
 /* The parts of a slab, for writing. `scratch` becomes parts.absmax of a nested matrix (fp32 [b]); a plain one ignores it. */
@@ -72,11 +72,8 @@ nb_status nb_quantize(enum nb_quant_type type, bool nested, const nb_bf16 *w, ui
 nb_status nb_quantize_f32(enum nb_quant_type type, bool nested, const float *w, uint64_t rows, uint64_t columns,
                           struct nb_quant_parts *parts);
 
-/* The second level alone. The offset is the mean of absmax [blocks] (not 0): partial sums of 256 consecutive values in double
- * precision, added in order, divided, rounded to fp32. */
-float nb_quantize_offset(const float *absmax, uint64_t blocks);
-
-/* Codes of absmax - offset in the signed dynamic map, in blocks of 256: codes [blocks], nested_absmax [superblocks]. */
+/* The second level alone: codes of absmax [blocks] - offset in the signed dynamic map, in blocks of 256: codes [blocks],
+ * nested_absmax [superblocks]. */
 void nb_quantize_scales(const float *absmax, uint64_t blocks, float offset, uint8_t *codes, float *nested_absmax);
 
 /* Weights [begin, begin + count) of the flattened matrix, as bf16. Any begin and count with begin + count <= rows * columns;

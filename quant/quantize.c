@@ -2,7 +2,7 @@
 #include <math.h>
 #include <string.h>
 
-#include "quant/clones.h"
+#include "base/simd.h"
 #include "quant/dynamic_map.h"
 #include "quant/matrix.h"
 
@@ -49,7 +49,7 @@ static void load_block(const struct source *source, uint64_t block, float x[NB_Q
 
 /* Packs one block, scaling x to [-1, 1] in place, and returns its absmax. One that is not finite is returned before x or packed is
  * written. */
-NB_QUANT_CLONES
+NB_CLONES
 static float quantize_block(const struct staircase *staircase, float *restrict x, uint8_t *restrict packed)
 {
     int32_t maximum = 0, codes[NB_QUANT_BLOCK];
@@ -104,7 +104,8 @@ static uint64_t quantize_range(const struct source *source, uint64_t begin, uint
     return UINT64_MAX;
 }
 
-float nb_quantize_offset(const float *absmax, uint64_t blocks)
+/* The second level's offset: the mean absmax, in partial sums of 256 consecutive values in double precision, added in order. */
+static float offset_of(const float *absmax, uint64_t blocks)
 {
     double total = 0.0;
     for (uint64_t begin = 0; begin < blocks; begin += NB_QUANT_SUPERBLOCK) {
@@ -156,7 +157,7 @@ static nb_status quantize(enum nb_quant_type type, bool nested, struct source *s
     parts->nested_offset = 0.0f;
     if (nested) {
         nb_dynamic_map(true, parts->nested_map);
-        parts->nested_offset = nb_quantize_offset(parts->absmax, blocks);
+        parts->nested_offset = offset_of(parts->absmax, blocks);
         nb_quantize_scales(parts->absmax, blocks, parts->nested_offset, parts->absmax_codes, parts->nested_absmax);
     }
     return NB_OK;

@@ -10,13 +10,14 @@ static double value_of(const struct nb_command *command, const struct nb_argumen
     return arguments->given[index] ? arguments->number[index] : otherwise;
 }
 
-void nb_answer_options_read(const struct nb_command *command, const struct nb_arguments *arguments, struct nb_answer_options *options)
+void nb_answer_options_read(const struct nb_command *command, const struct nb_arguments *arguments, const struct nb_config *config,
+                            struct nb_answer_options *options)
 {
     int ignore_eos = nb_option_index(command, "ignore-eos");
     options->sampling.temperature = (float)value_of(command, arguments, "temperature", 0);
     options->sampling.top_k = (int)value_of(command, arguments, "top-k", 0);
     options->sampling.top_p = (float)value_of(command, arguments, "top-p", 1);
-    options->sampling.seed = (uint64_t)value_of(command, arguments, "seed", 0);
+    options->sampling.seed = (uint64_t)value_of(command, arguments, "seed", (double)config->seed);
     options->max_tokens = (int)value_of(command, arguments, "max-tokens", 256);
     options->ignore_eos = ignore_eos >= 0 && arguments->given[ignore_eos];
 }

@@ -16,7 +16,8 @@
      .maximum = 1 << 24},                                                                                                          \
     {.name = "top-p", .type = NB_OPTION_NUMBER, .value = "P", .help = "draw among the likeliest that make up P (default 1)",       \
      .minimum = 0, .maximum = 1},                                                                                                  \
-    {.name = "seed", .type = NB_OPTION_INTEGER, .value = "S", .help = "of the draws (default 0)", .minimum = 0, .maximum = 1e18}
+    {.name = "seed", .type = NB_OPTION_INTEGER, .value = "S", .help = "of the draws (default: the key seed)", .minimum = 0,        \
+     .maximum = 9007199254740992.0}
 
 struct nb_answer_options {
     struct nb_sampling sampling;
@@ -24,8 +25,9 @@ struct nb_answer_options {
     bool ignore_eos;
 };
 
-/* Reads them from a verb's arguments. */
-void nb_answer_options_read(const struct nb_command *command, const struct nb_arguments *arguments, struct nb_answer_options *options);
+/* Reads them from a verb's arguments; the seed is the configuration's where --seed is not given. */
+void nb_answer_options_read(const struct nb_command *command, const struct nb_arguments *arguments, const struct nb_config *config,
+                            struct nb_answer_options *options);
 
 /* Prompts are taken in pieces of this many tokens. */
 enum { NB_PROMPT_CHUNK = 256 };

@@ -187,8 +187,8 @@ static nb_status run(const struct nb_arguments *arguments)
 {
     struct nb_opened opened;
     struct conversation conversation = {.system = arguments->text[nb_option_index(&nb_command_chat, "system")]};
-    nb_answer_options_read(&nb_command_chat, arguments, &conversation.options);
     NB_TRY(nb_open_run(arguments, NB_PURPOSE_GENERATE, arguments->text[nb_option_index(&nb_command_chat, "adapter")], NULL, &opened));
+    nb_answer_options_read(&nb_command_chat, arguments, &opened.config, &conversation.options);
     conversation.run = opened.run;
     conversation.context = opened.run->sequence_len;
     if (!nb_config_was_set(&opened.config, "sequence_len") && conversation.context > CONTEXT_MAX)

@@ -150,8 +150,8 @@ static nb_status run(const struct nb_arguments *arguments)
     const char *adapter = arguments->text[nb_option_index(&nb_command_generate, "adapter")];
     struct nb_opened opened;
     struct request request = {0};
-    nb_answer_options_read(&nb_command_generate, arguments, &request.options);
     NB_TRY(nb_open_run(arguments, NB_PURPOSE_GENERATE, adapter, NULL, &opened));
+    nb_answer_options_read(&nb_command_generate, arguments, &opened.config, &request.options);
     nb_status status = make_prompt(opened.run, arguments, &request);
     if (status == NB_OK)
         status = set_context(opened.run, &request);

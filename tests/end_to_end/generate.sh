@@ -28,6 +28,7 @@ first=$(draw --seed 7)
 equal "the same seed" "$(draw --seed 7)" "$first"
 checks=$((checks + 1))
 [ "$(draw --seed 8)" != "$first" ] || problem "seeds 7 and 8 draw the same 24 tokens"
+equal "the key seed" "$(draw --set seed=7)" "$first"
 equal "top-k 1 is greedy" "$(draw --seed 7 --top-k 1 | cut -d, -f1-12)" "$(cut -d, -f9-20 <<<"$greedy")"
 equal "tokens drawn" "$(tr ',' '\n' <<<"$first" | wc -l)" 24
 

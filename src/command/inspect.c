@@ -60,6 +60,7 @@ static nb_status collect(const struct nb_arguments *arguments, json_t **out)
 static nb_status run(const struct nb_arguments *arguments)
 {
     json_t *object = NULL;
+    NB_TRY(nb_open_check_settings(arguments));
     NB_TRY(collect(arguments, &object));
     if (arguments->given[nb_option_index(&nb_command_inspect, "json")]) {
         json_dumpf(object, stdout, JSON_INDENT(1));

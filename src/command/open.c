@@ -29,6 +29,14 @@ nb_status nb_open_training_config(const struct nb_arguments *arguments, struct n
     return status;
 }
 
+nb_status nb_open_check_settings(const struct nb_arguments *arguments)
+{
+    struct nb_config config;
+    NB_TRY(nb_config_from_overrides(arguments->settings, arguments->setting_count, &config));
+    nb_config_destroy(&config);
+    return NB_OK;
+}
+
 nb_status nb_open_run(const struct nb_arguments *arguments, enum nb_purpose purpose, const char *adapter, const char *data,
                       struct nb_opened *opened)
 {

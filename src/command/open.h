@@ -23,6 +23,9 @@ struct nb_opened {
     struct nb_run *run;
 };
 
+/* For a verb that needs none of the keys' values: a wrong key or value is an error all the same. */
+nb_status nb_open_check_settings(const struct nb_arguments *arguments);
+
 /* `adapter` and `data` may be NULL. On an error nothing is left open. */
 nb_status nb_open_run(const struct nb_arguments *arguments, enum nb_purpose purpose, const char *adapter, const char *data,
                       struct nb_opened *opened);

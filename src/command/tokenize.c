@@ -4,10 +4,11 @@
 #include <stdlib.h>
 #include <string.h>
 
-#include "command/command.h"
+#include "command/open.h"
 
 static const struct nb_option options[] = {
     {.name = "decode", .type = NB_OPTION_FLAG, .help = "{\"ids\": [...]} in, {\"text\": ...} out"},
+    NB_OPTION_SET,
     {0},
 };
 
@@ -75,6 +76,7 @@ static nb_status run(const struct nb_arguments *arguments)
     struct nb_token_list list = {0};
     char *line = NULL;
     size_t capacity = 0;
+    NB_TRY(nb_open_check_settings(arguments));
     NB_TRY(nb_tokenizer_open(arguments->positional, &tokenizer));
     nb_status status = NB_OK;
     ssize_t length;

@@ -93,6 +93,9 @@ fp4=$(cat "$work/out")
 succeeds evaluate "$models/llama" --data "$work/rows.jsonl" --set bf16=false --set bnb_4bit_quant_type=fp4 \
   --set bnb_4bit_use_double_quant=false
 equal "fp4, single" "$(cat "$work/out")" "$fp4"
+succeeds quantize "$models/llama" --output "$work/fp4-set" --set bnb_4bit_quant_type=fp4 --set bnb_4bit_use_double_quant=false \
+  --set threads=1
+equal "fp4, single, by keys" "$(cksum <"$work/fp4-set/model.safetensors")" "$(cksum <"$work/fp4/model.safetensors")"
 
 # The same bytes as bitsandbytes writes, file for file.
 exists "$work/quantized/config.json" "$work/quantized/model.safetensors"

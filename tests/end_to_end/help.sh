@@ -24,7 +24,7 @@ for verb in $verbs; do
   succeeds help
   says out "^ +$verb "
   succeeds help "$verb"
-  says out "^usage: nibble $verb " '^example: nibble '"$verb|\| nibble $verb"
+  says out '^  --set KEY=VALUE' "^usage: nibble $verb " '^example: nibble '"$verb|\| nibble $verb"
   text=$(cat "$work/out")
   succeeds "$verb" --help
   equal "$verb --help" "$(cat "$work/out")" "$text"
@@ -57,6 +57,10 @@ refuses 2 'needs MODEL' 'example' -- generate
 refuses 2 'takes one CONFIG' -- train a.yml b.yml
 refuses 2 '--max-tokens' 'whole number' -- generate "$models/llama" --token-ids 1 --max-tokens many
 refuses 2 '--temperature' 'outside' -- generate "$models/llama" --token-ids 1 --temperature -1
+for verb in quantize tokenize inspect; do
+  refuses 2 'set foo' 'unknown key' -- "$verb" "$models/llama" $([ $verb = quantize ] && echo --output "$work/q") --set foo=1
+done
+refuses 2 'load_in_4bit' -- quantize "$models/llama" --output "$work/q" --set load_in_4bit=false
 refuses 2 '--data' 'needs' -- evaluate "$models/llama"
 refuses 2 'needs one of' -- generate "$models/llama"
 refuses 2 'key=value' -- generate "$models/llama" --token-ids 1 --set bf16

@@ -1,8 +1,8 @@
 /* y = x W^T + scale * (dropout(x) A^T) B^T + bias, tile by tile:
  *   1. 4-bit weights become bf16 matrices in scratch, and t = dropout(x) A^T is computed and stored, both shared out
- * among the threads;
+ *      among the threads;
  *   2. each tile of 128 tokens by up to 256 outputs sums x W^T and t B^T in fp32 scratch and is rounded into y.
- * Up to 8 rows (generation) take linear_few.c's way, which never writes the matrix. */
+ * An op planned for up to 8 rows (generation) takes the way of linear_few.c, which never writes the matrix. */
 #include "device/cpu/linear_tile.h"
 
 #include "device/cpu/linear_few.h"
@@ -183,7 +183,8 @@ void nb_cpu_run_linear(struct nb_cpu *cpu, const struct nb_linear *a)
     int rows = nb_cpu_rows(a->slot, a->rows_from, a->row_begin_chunk, a->tokens_max);
     if (rows == 0)
         return;
-    if (rows <= NB_LINEAR_FEW_ROWS && !has_dropout(a)) {
+    /* By the bound, not by the count: a row's bits shall not depend on how many others came with it. */
+    if (a->tokens_max <= NB_LINEAR_FEW_ROWS && !has_dropout(a)) {
         nb_linear_few(cpu, a, rows);
         return;
     }
@@ -200,10 +201,7 @@ void nb_cpu_run_linear(struct nb_cpu *cpu, const struct nb_linear *a)
     int entered = nb_products_enter();
 #pragma omp parallel num_threads(cpu->threads)
     run_thread(&w);
-    nb_products_leave(entered);
-    nb_status status = nb_products_status(cpu->products);
-    if (status != NB_OK)
-        nb_cpu_work_failed(cpu, status);
+    nb_cpu_leave_products(cpu, entered);
 }
 
 uint64_t nb_cpu_linear_scratch_bytes(const struct nb_device_profile *profile, const struct nb_linear *a)

@@ -4,7 +4,7 @@
  * Rules for every op
  *   - It only enqueues on `stream`: no allocation, no synchronization, no host read of device memory. The args struct is copied.
  *   - The status it returns is about the arguments alone (NB_UNSUPPORTED, naming the op and the value); what goes wrong later
- *     surfaces at nb_stream_wait.
+ *     surfaces at the device's stream_wait.
  *   - `step` and `slot` point at a struct nb_step / nb_slot in device memory. Sizes named _max are upper bounds known to the host;
  *     the valid count stands in the slot. Rows beyond it are neither read for a result nor written.
  *   - Activations are `activation` = F32 or BF16. Arithmetic inside is fp32; a result is rounded once, where it is stored.
@@ -85,7 +85,9 @@ struct nb_rope {
     enum nb_dtype activation;
 };
 
-/* dx = gradient of nb_rope. dy, dx [tokens, heads, head_dim]; dx may be dy. x is the forward pass's input (needed with w only). */
+/* dx = the gradient of nb_rope with respect to x, rounded once: the rotation by the negative angle, and with w the gradient of the
+ * norm before it, as in nb_rmsnorm_backward. dy, dx [tokens, heads, head_dim]; dx may be dy. x, w, rms: the forward pass's (x and rms
+ * are read with w only). */
 struct nb_rope_backward {
     nb_dptr x, w, rms, dy, dx, positions, cosine, sine, slot;
     int tokens_max, heads, head_dim, x_stride, dy_stride, dx_stride;
@@ -173,8 +175,8 @@ struct nb_attention {
     struct nb_scratch scratch;
 };
 
-/* dq, dk, dv from d_o, given the forward pass's q, k, v, o, lse. dq, dk, dv have the layouts of q, k, v (own strides), are
- * overwritten, and may not alias anything but: dq may be d_o's memory never. Deterministic. */
+/* dq, dk, dv from d_o, given the forward pass's q, k, v, o, lse; d_o has the layout of o. dq, dk, dv have the layouts of q, k, v
+ * (own strides), are overwritten and alias nothing. Source: Dao et al. 2022, arXiv 2205.14135, appendix B. Deterministic. */
 struct nb_attention_backward {
     nb_dptr q, k, v, o, lse, d_o, dq, dk, dv, query_starts, key_starts, slot;
     int tokens_max, key_tokens_max, sequences_max, longest_max;
@@ -274,7 +276,7 @@ struct nb_cast {
 /* ---- weights ---- */
 
 /* Quantizes w [rows, columns] bf16 into the parts of `to` (format NF4 or FP4, nested or not; quant/matrix.h), maps and offset
- * included. count of weights is any. A weight that is not finite is NB_FORMAT at nb_stream_wait. */
+ * included. count of weights is any. A weight that is not finite is NB_FORMAT at stream_wait. */
 struct nb_quantize {
     nb_dptr w;
     struct nb_weight to;
@@ -309,7 +311,7 @@ struct nb_sample {
     OP(linear_backward) OP(attention) OP(attention_backward) OP(kv_append) OP(swiglu) OP(swiglu_backward) OP(add)           \
     OP(cross_entropy) OP(loss_sum) OP(square_sum) OP(clip_scale) OP(adamw) OP(cast) OP(quantize) OP(dequantize) OP(sample)
 
-/* The table. An op that is NULL is unsupported there and reported before a run starts (nb_device_require). */
+/* The table. An op that is NULL is unsupported there and reported before a run starts (nb_device_require_all). */
 struct nb_device {
     struct nb_device_profile profile;
     bool dry; /* owns no memory and runs nothing: what host_take gave is not to be touched, what downloads would bring does not come */

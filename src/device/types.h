@@ -29,6 +29,15 @@ static inline bool nb_dptr_is_null(nb_dptr pointer)
     return pointer.address == 0;
 }
 
+/* To how many bytes a device's slabs, the buffers within them and scratch are aligned. */
+enum { NB_ALIGNMENT = 256 };
+
+/* `bytes` up to a multiple of it. */
+static inline uint64_t nb_aligned(uint64_t bytes)
+{
+    return (bytes + NB_ALIGNMENT - 1) / NB_ALIGNMENT * NB_ALIGNMENT;
+}
+
 /* What planning needs to know of a device, without the device (configs/devices/NAME.yml, or read off the running machine). */
 struct nb_device_profile {
     char name[64];

@@ -6,7 +6,7 @@
 static uint64_t place_array(struct nb_batch_layout *layout, uint64_t bytes)
 {
     uint64_t begin = layout->bytes;
-    layout->bytes += (bytes + 255) / 256 * 256;
+    layout->bytes += nb_aligned(bytes);
     return begin;
 }
 

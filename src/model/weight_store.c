@@ -5,8 +5,6 @@
 
 #include "quant/codec.h"
 
-enum { PART_ALIGNMENT = 256 };
-
 /* Offsets of a tensor's parts from the start of its unit. */
 struct tensor_place {
     enum nb_weight_format format;
@@ -41,7 +39,7 @@ struct nb_weight_store {
 static uint64_t place_part(struct unit_layout *layout, uint64_t bytes)
 {
     uint64_t begin = layout->bytes;
-    layout->bytes += (bytes + PART_ALIGNMENT - 1) / PART_ALIGNMENT * PART_ALIGNMENT;
+    layout->bytes += nb_aligned(bytes);
     return begin;
 }
 

@@ -10,7 +10,6 @@
 
 struct work {
     const struct nb_attention *a;
-    struct nb_products *products;
     struct nb_attention_shape shape;
     const int32_t *tile_starts; /* [sequences + 1] */
     int tiles;
@@ -48,16 +47,24 @@ static uint64_t locate(char *base, enum nb_dtype activation, int head_dim, bool 
     return carver.bytes;
 }
 
-NB_CPU_INLINE void exponentials_of(float *restrict scores, void *weights, int64_t at, int begin, int end, int padded,
-    float maximum, float *sum, enum nb_dtype dtype)
+/* A query's row of a tile. */
+struct row {
+    float *scores;
+    int begin, end, padded; /* visible columns; columns to write, a multiple of 16 */
+    float maximum;
+};
+
+/* weights[at ...] = exp(scores - maximum), zero where nothing is seen; adds them to *sum. */
+NB_CPU_INLINE void exponentials_of(const struct row *row, void *weights, int64_t at, float *sum, enum nb_dtype dtype)
 {
-    float lane[16] = {0};
-    for (int j = 0; j < padded; j++)
-        scores[j] = j >= begin && j < end ? nb_expf(scores[j] - maximum) : 0.0f;
-    for (int j = 0; j < padded; j += 16) /* padded is a multiple of 16 */
+    const struct row r = *row;
+    float *restrict scores = r.scores, lane[16] = {0};
+    for (int j = 0; j < r.padded; j++)
+        scores[j] = j >= r.begin && j < r.end ? nb_expf(scores[j] - r.maximum) : 0.0f;
+    for (int j = 0; j < r.padded; j += 16)
         for (int l = 0; l < 16; l++)
             lane[l] += scores[j + l];
-    for (int j = 0; j < padded; j++)
+    for (int j = 0; j < r.padded; j++)
         nb_cpu_put(weights, dtype, at + j, scores[j]);
     *sum += nb_sum16(lane);
 }
@@ -84,19 +91,22 @@ NB_CLONES static void take_scores(const struct work *w, const struct local *loca
     const struct nb_attention_sequence *s, const struct nb_attention_tile *tile, int padded)
 {
     for (int i = 0; i < tile->queries; i++) {
-        float *scores = local->scores + i * NB_ATTENTION_KEYS;
         struct nb_attention_keys visible = nb_attention_visible(&w->shape, s, tile->query + i);
         int begin = visible.begin - tile->key, end = visible.end - tile->key;
-        begin = begin < 0 ? 0 : begin;
-        end = end > tile->keys ? tile->keys : end;
-        float before = local->maximum[i], maximum = maximum_of(scores, begin, end, padded, before);
+        struct row row = {
+            .scores = local->scores + i * NB_ATTENTION_KEYS,
+            .begin = begin < 0 ? 0 : begin,
+            .end = end > tile->keys ? tile->keys : end,
+            .padded = padded,
+        };
+        float before = local->maximum[i], maximum = maximum_of(row.scores, row.begin, row.end, padded, before);
         local->maximum[i] = maximum;
         /* Nothing seen so far: all weights zero, and no infinity minus infinity. */
-        float shift = maximum == -INFINITY ? 0.0f : maximum;
-        local->scale[i] = nb_expf(before - shift);
+        row.maximum = maximum == -INFINITY ? 0.0f : maximum;
+        local->scale[i] = nb_expf(before - row.maximum);
         local->sum[i] *= local->scale[i];
-        NB_CPU_SPECIALIZE(w->shape.activation, exponentials_of, scores, local->weights, (int64_t)i * NB_ATTENTION_KEYS,
-            begin, end, padded, shift, &local->sum[i]);
+        NB_CPU_SPECIALIZE(w->shape.activation, exponentials_of, &row, local->weights, (int64_t)i * NB_ATTENTION_KEYS,
+            &local->sum[i]);
     }
     uint64_t bytes = nb_dtype_bytes(w->shape.activation);
     for (int i = tile->queries; i < nb_round_up(tile->queries, NB_ATTENTION_STEP); i++)
@@ -140,7 +150,7 @@ NB_CLONES static void add_outputs(const struct work *w, const struct local *loca
         .c_stride = width,
         .accumulate = true,
         .scale = 1.0f};
-    nb_product_multiply(w->products, &product, local->weights, v->rows, local->output, local->product);
+    nb_product_multiply(w->shape.products, &product, local->weights, v->rows, local->output, local->product);
 }
 
 /* o = output / sum, lse = maximum + log(sum). A query that sees nothing gets zeros and -infinity. */
@@ -171,28 +181,24 @@ static void run_task(const struct work *w, const struct local *local, int task)
     int kv_head = head / (a->heads / a->kv_heads);
     tile.queries = s.queries - tile.query < NB_ATTENTION_QUERIES ? s.queries - tile.query : NB_ATTENTION_QUERIES;
 
-    struct nb_tile_rows q_rows =
-        nb_attention_rows(a->q, a->q_stride, head, &w->shape, s.query_begin + tile.query, tile.queries);
-    struct nb_attention_operand q = {.padded = q_rows.padded};
-    q.rows = nb_tile_rows_padded(&q_rows, local->q, &q.stride);
+    struct nb_attention_operand q = nb_attention_operand(
+        nb_attention_rows(a->q, a->q_stride, head, &w->shape, s.query_begin + tile.query, tile.queries), local->q);
     for (int i = 0; i < tile.queries; i++) {
         local->maximum[i] = -INFINITY;
         local->sum[i] = 0;
     }
-    memset(local->output, 0, (size_t)q_rows.padded * (size_t)a->head_dim * sizeof(float));
+    memset(local->output, 0, (size_t)q.padded * (size_t)a->head_dim * sizeof(float));
 
     int first = nb_attention_visible(&w->shape, &s, tile.query).begin / NB_ATTENTION_KEYS * NB_ATTENTION_KEYS;
     int end = nb_attention_visible(&w->shape, &s, tile.query + tile.queries - 1).end;
     for (tile.key = first; tile.key < end; tile.key += NB_ATTENTION_KEYS) {
         tile.keys = end - tile.key < NB_ATTENTION_KEYS ? end - tile.key : NB_ATTENTION_KEYS;
-        struct nb_tile_rows k_rows =
-            nb_attention_rows(a->k, a->k_stride, kv_head, &w->shape, s.key_begin + tile.key, tile.keys);
-        struct nb_tile_rows v_rows =
-            nb_attention_rows(a->v, a->v_stride, kv_head, &w->shape, s.key_begin + tile.key, tile.keys);
-        struct nb_attention_operand k = {.padded = k_rows.padded}, v = {.padded = v_rows.padded};
-        k.rows = nb_tile_rows_padded(&k_rows, local->k, &k.stride);
-        v.rows = nb_tile_rows_padded(&v_rows, local->v, &v.stride);
-        nb_attention_scores(w->products, &w->shape, &tile, &q, &k, local->scores, local->product);
+        int key = s.key_begin + tile.key;
+        struct nb_attention_operand k = nb_attention_operand(
+            nb_attention_rows(a->k, a->k_stride, kv_head, &w->shape, key, tile.keys), local->k);
+        struct nb_attention_operand v = nb_attention_operand(
+            nb_attention_rows(a->v, a->v_stride, kv_head, &w->shape, key, tile.keys), local->v);
+        nb_attention_scores(&w->shape, &tile, &q, &k, local->scores, local->product);
         take_scores(w, local, &s, &tile, k.padded);
         add_outputs(w, local, &tile, &v);
     }
@@ -220,39 +226,24 @@ static uint64_t local_bytes(const struct nb_device_profile *profile, const struc
 /* The list of tiles stands in front of the threads' scratch. */
 static uint64_t list_bytes(const struct nb_attention *a)
 {
-    return ((uint64_t)a->sequences_max * sizeof(int32_t) + sizeof(int32_t) + 255) / 256 * 256;
+    return nb_aligned(((uint64_t)a->sequences_max + 1) * sizeof(int32_t));
 }
 
 void nb_cpu_run_attention(struct nb_cpu *cpu, const struct nb_attention *a)
 {
-    const struct nb_slot *slot = nb_cpu_slot(a->slot);
     int32_t *tile_starts = nb_cpu_pointer(a->scratch.base);
-    int sequences = slot->sequences < (uint32_t)a->sequences_max ? (int)slot->sequences : a->sequences_max;
     struct work w = {
         .a = a,
-        .products = cpu->products,
-        .shape = {.query_starts = nb_cpu_pointer(a->query_starts),
-            .key_starts = nb_cpu_pointer(a->key_starts),
-            .sequences = sequences,
-            .heads = a->heads,
-            .kv_heads = a->kv_heads,
-            .head_dim = a->head_dim,
-            .window = a->window,
-            .scale = a->scale,
-            .soft_cap = a->soft_cap,
-            .activation = a->activation},
+        .shape = NB_ATTENTION_SHAPE(cpu, a),
         .tile_starts = tile_starts,
         .locals = (char *)tile_starts + list_bytes(a),
         .local_bytes = local_bytes(&cpu->base.profile, a),
     };
-    w.tiles = nb_attention_count_tiles(w.shape.query_starts, sequences, NB_ATTENTION_QUERIES, tile_starts);
+    w.tiles = nb_attention_count_tiles(w.shape.query_starts, w.shape.sequences, NB_ATTENTION_QUERIES, tile_starts);
     int entered = nb_products_enter();
 #pragma omp parallel num_threads(cpu->threads)
     run_thread(&w, cpu->base.profile.bf16);
-    nb_products_leave(entered);
-    nb_status status = nb_products_status(cpu->products);
-    if (status != NB_OK)
-        nb_cpu_work_failed(cpu, status);
+    nb_cpu_leave_products(cpu, entered);
 }
 
 uint64_t nb_cpu_attention_scratch_bytes(const struct nb_device_profile *profile, const struct nb_attention *a)

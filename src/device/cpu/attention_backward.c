@@ -12,7 +12,6 @@
 
 struct work {
     const struct nb_attention_backward *a;
-    struct nb_products *products;
     struct nb_attention_shape shape;
     int32_t *query_tiles, *key_tiles; /* [sequences + 1] each: first tile of each sequence */
     int query_tile_count, key_tile_count, tokens;
@@ -135,36 +134,31 @@ struct operands {
     struct nb_attention_operand q, d_o, k, v;
 };
 
-static struct nb_attention_operand operand(
-    nb_dptr from, int stride, int head, const struct nb_attention_shape *shape, int begin, int valid, void *buffer)
-{
-    struct nb_tile_rows rows = nb_attention_rows(from, stride, head, shape, begin, valid);
-    struct nb_attention_operand result = {.padded = rows.padded};
-    result.rows = nb_tile_rows_padded(&rows, buffer, &result.stride);
-    return result;
-}
-
 static void load_queries(const struct work *w, const struct local *local, const struct nb_attention_sequence *s,
     int head, const struct nb_attention_tile *tile, struct operands *o)
 {
     const struct nb_attention_backward *a = w->a;
-    o->q = operand(a->q, a->q_stride, head, &w->shape, s->query_begin + tile->query, tile->queries, local->q);
-    o->d_o = operand(a->d_o, a->d_o_stride, head, &w->shape, s->query_begin + tile->query, tile->queries, local->d_o);
+    int begin = s->query_begin + tile->query;
+    o->q = nb_attention_operand(
+        nb_attention_rows(a->q, a->q_stride, head, &w->shape, begin, tile->queries), local->q);
+    o->d_o = nb_attention_operand(
+        nb_attention_rows(a->d_o, a->d_o_stride, head, &w->shape, begin, tile->queries), local->d_o);
 }
 
 static void load_keys(const struct work *w, const struct local *local, const struct nb_attention_sequence *s,
     int kv_head, const struct nb_attention_tile *tile, struct operands *o)
 {
     const struct nb_attention_backward *a = w->a;
-    o->k = operand(a->k, a->k_stride, kv_head, &w->shape, s->key_begin + tile->key, tile->keys, local->k);
-    o->v = operand(a->v, a->v_stride, kv_head, &w->shape, s->key_begin + tile->key, tile->keys, local->v);
+    int begin = s->key_begin + tile->key;
+    o->k = nb_attention_operand(nb_attention_rows(a->k, a->k_stride, kv_head, &w->shape, begin, tile->keys), local->k);
+    o->v = nb_attention_operand(nb_attention_rows(a->v, a->v_stride, kv_head, &w->shape, begin, tile->keys), local->v);
 }
 
 /* Leaves p and ds of the tile in local->weights and d_scores. */
 static void compute_tile(const struct work *w, const struct local *local, const struct nb_attention_sequence *s,
     int head, const struct nb_attention_tile *tile, const struct operands *o)
 {
-    nb_attention_scores(w->products, &w->shape, tile, &o->q, &o->k, local->scores, local->product);
+    nb_attention_scores(&w->shape, tile, &o->q, &o->k, local->scores, local->product);
     struct nb_product product = {.a_dtype = w->shape.activation,
         .b_dtype = w->shape.activation,
         .m = o->d_o.padded,
@@ -175,35 +169,42 @@ static void compute_tile(const struct work *w, const struct local *local, const 
         .c_stride = NB_ATTENTION_KEYS,
         .b_transposed = true,
         .scale = 1.0f};
-    nb_product_multiply(w->products, &product, o->d_o.rows, o->v.rows, local->d_weights, local->product);
+    nb_product_multiply(w->shape.products, &product, o->d_o.rows, o->v.rows, local->d_weights, local->product);
     differentiate(w, local, s, tile, head, o->k.padded);
 }
 
-/* sum = (first ? 0 : sum) + scale * op(left) right, left a [64, 128] tile of p or ds. */
-static void add_product(const struct work *w, const struct local *local, const struct operands *o, bool transposed,
-    const void *left, const struct nb_attention_operand *right, float scale, bool first, float *sum)
+/* A tile's share of a gradient: scale * op(left) right, left a [64, 128] tile of p or ds. */
+struct term {
+    const void *left;
+    bool transposed;
+    const struct nb_attention_operand *right;
+    float scale;
+};
+
+/* sum = (first ? 0 : sum) + the term. */
+static void add_term(const struct work *w, const struct local *local, const struct operands *o, const struct term *term,
+    bool first, float *sum)
 {
     int queries = o->q.padded, keys = o->k.padded, width = w->shape.head_dim;
     struct nb_product product = {.a_dtype = w->shape.activation,
         .b_dtype = w->shape.activation,
-        .m = transposed ? keys : queries,
+        .m = term->transposed ? keys : queries,
         .n = width,
-        .k = transposed ? queries : keys,
+        .k = term->transposed ? queries : keys,
         .a_stride = NB_ATTENTION_KEYS,
-        .b_stride = right->stride,
+        .b_stride = term->right->stride,
         .c_stride = width,
-        .a_transposed = transposed,
+        .a_transposed = term->transposed,
         .accumulate = !first,
-        .scale = scale};
-    nb_product_multiply(w->products, &product, left, right->rows, sum, local->product);
+        .scale = term->scale};
+    nb_product_multiply(w->shape.products, &product, term->left, term->right->rows, sum, local->product);
 }
 
-static void store_rows(const struct work *w, nb_dptr to, int stride, int head, int begin, int rows, const float *sum)
+/* The valid rows of `to` = sum [rows, head_dim]. */
+static void store_rows(struct nb_tile_rows to, const float *sum)
 {
-    int width = w->shape.head_dim;
-    for (int i = 0; i < rows; i++)
-        nb_cpu_store(to, w->shape.activation, (uint64_t)((int64_t)(begin + i) * stride + (int64_t)head * width),
-            sum + (int64_t)i * width, width);
+    for (int i = 0; i < to.valid; i++)
+        nb_cpu_store(to.from, to.dtype, (uint64_t)(to.index + (int64_t)i * to.stride), sum + (int64_t)i * to.columns, to.columns);
 }
 
 /* ---- the two passes ---- */
@@ -231,6 +232,7 @@ static void compute_dk_dv(const struct work *w, const struct local *local, int t
     load_keys(w, local, &s, kv_head, &tile, &o);
     int begin, end;
     seeing_queries(w, &s, tile.key, tile.key + tile.keys - 1, &begin, &end);
+    const struct term dk = {local->d_scores, true, &o.q, a->scale}, dv = {local->weights, true, &o.d_o, 1.0f};
     bool first = true;
     for (int head = kv_head * group; head < (kv_head + 1) * group; head++) {
         for (tile.query = begin / NB_ATTENTION_QUERIES * NB_ATTENTION_QUERIES; tile.query < end;
@@ -239,8 +241,8 @@ static void compute_dk_dv(const struct work *w, const struct local *local, int t
                 s.queries - tile.query < NB_ATTENTION_QUERIES ? s.queries - tile.query : NB_ATTENTION_QUERIES;
             load_queries(w, local, &s, head, &tile, &o);
             compute_tile(w, local, &s, head, &tile, &o);
-            add_product(w, local, &o, true, local->d_scores, &o.q, a->scale, first, local->sum);
-            add_product(w, local, &o, true, local->weights, &o.d_o, 1.0f, first, local->sum_too);
+            add_term(w, local, &o, &dk, first, local->sum);
+            add_term(w, local, &o, &dv, first, local->sum_too);
             first = false;
         }
     }
@@ -248,8 +250,9 @@ static void compute_dk_dv(const struct work *w, const struct local *local, int t
         memset(local->sum, 0, (size_t)tile.keys * (size_t)a->head_dim * sizeof(float));
         memset(local->sum_too, 0, (size_t)tile.keys * (size_t)a->head_dim * sizeof(float));
     }
-    store_rows(w, a->dk, a->dk_stride, kv_head, s.key_begin + tile.key, tile.keys, local->sum);
-    store_rows(w, a->dv, a->dv_stride, kv_head, s.key_begin + tile.key, tile.keys, local->sum_too);
+    int row = s.key_begin + tile.key;
+    store_rows(nb_attention_rows(a->dk, a->dk_stride, kv_head, &w->shape, row, tile.keys), local->sum);
+    store_rows(nb_attention_rows(a->dv, a->dv_stride, kv_head, &w->shape, row, tile.keys), local->sum_too);
 }
 
 static void compute_dq(const struct work *w, const struct local *local, int task)
@@ -262,6 +265,7 @@ static void compute_dq(const struct work *w, const struct local *local, int task
     tile.queries = s.queries - tile.query < NB_ATTENTION_QUERIES ? s.queries - tile.query : NB_ATTENTION_QUERIES;
     struct operands o;
     load_queries(w, local, &s, head, &tile, &o);
+    const struct term dq = {local->d_scores, false, &o.k, a->scale};
     int key = nb_attention_visible(&w->shape, &s, tile.query).begin / NB_ATTENTION_KEYS * NB_ATTENTION_KEYS;
     int end = nb_attention_visible(&w->shape, &s, tile.query + tile.queries - 1).end;
     if (end <= key)
@@ -270,9 +274,10 @@ static void compute_dq(const struct work *w, const struct local *local, int task
         tile.keys = end - tile.key < NB_ATTENTION_KEYS ? end - tile.key : NB_ATTENTION_KEYS;
         load_keys(w, local, &s, kv_head, &tile, &o);
         compute_tile(w, local, &s, head, &tile, &o);
-        add_product(w, local, &o, false, local->d_scores, &o.k, a->scale, tile.key == key, local->sum);
+        add_term(w, local, &o, &dq, tile.key == key, local->sum);
     }
-    store_rows(w, a->dq, a->dq_stride, head, s.query_begin + tile.query, tile.queries, local->sum);
+    int row = s.query_begin + tile.query;
+    store_rows(nb_attention_rows(a->dq, a->dq_stride, head, &w->shape, row, tile.queries), local->sum);
 }
 
 static void run_thread(const struct work *w)
@@ -283,7 +288,7 @@ static void run_thread(const struct work *w)
 #pragma omp for
     for (int row = 0; row < w->tokens; row++)
         compute_delta(w, row);
-        /* The first keys and the last queries take longest. */
+    /* The first keys and the last queries take longest. */
 #pragma omp for schedule(dynamic) nowait
     for (int task = 0; task < w->key_tile_count * a->kv_heads; task++)
         compute_dk_dv(w, &local, task);
@@ -294,12 +299,12 @@ static void run_thread(const struct work *w)
 
 static uint64_t list_bytes(const struct nb_attention_backward *a)
 {
-    return ((uint64_t)a->sequences_max * sizeof(int32_t) + sizeof(int32_t) + 255) / 256 * 256;
+    return nb_aligned(((uint64_t)a->sequences_max + 1) * sizeof(int32_t));
 }
 
 static uint64_t delta_bytes(const struct nb_attention_backward *a)
 {
-    return ((uint64_t)a->heads * (uint64_t)a->tokens_max * sizeof(float) + 255) / 256 * 256;
+    return nb_aligned((uint64_t)a->heads * (uint64_t)a->tokens_max * sizeof(float));
 }
 
 static uint64_t local_bytes(const struct nb_device_profile *profile, const struct nb_attention_backward *a)
@@ -310,22 +315,10 @@ static uint64_t local_bytes(const struct nb_device_profile *profile, const struc
 
 void nb_cpu_run_attention_backward(struct nb_cpu *cpu, const struct nb_attention_backward *a)
 {
-    const struct nb_slot *slot = nb_cpu_slot(a->slot);
     char *scratch = nb_cpu_pointer(a->scratch.base);
-    int sequences = slot->sequences < (uint32_t)a->sequences_max ? (int)slot->sequences : a->sequences_max;
     struct work w = {
         .a = a,
-        .products = cpu->products,
-        .shape = {.query_starts = nb_cpu_pointer(a->query_starts),
-            .key_starts = nb_cpu_pointer(a->key_starts),
-            .sequences = sequences,
-            .heads = a->heads,
-            .kv_heads = a->kv_heads,
-            .head_dim = a->head_dim,
-            .window = a->window,
-            .scale = a->scale,
-            .soft_cap = a->soft_cap,
-            .activation = a->activation},
+        .shape = NB_ATTENTION_SHAPE(cpu, a),
         .query_tiles = (int32_t *)(void *)scratch,
         .key_tiles = (int32_t *)(void *)(scratch + list_bytes(a)),
         .tokens = nb_cpu_tokens(a->slot, a->tokens_max),
@@ -334,15 +327,12 @@ void nb_cpu_run_attention_backward(struct nb_cpu *cpu, const struct nb_attention
         .local_bytes = local_bytes(&cpu->base.profile, a),
         .bf16 = cpu->base.profile.bf16,
     };
-    w.query_tile_count = nb_attention_count_tiles(w.shape.query_starts, sequences, NB_ATTENTION_QUERIES, w.query_tiles);
-    w.key_tile_count = nb_attention_count_tiles(w.shape.key_starts, sequences, NB_ATTENTION_KEYS, w.key_tiles);
+    w.query_tile_count = nb_attention_count_tiles(w.shape.query_starts, w.shape.sequences, NB_ATTENTION_QUERIES, w.query_tiles);
+    w.key_tile_count = nb_attention_count_tiles(w.shape.key_starts, w.shape.sequences, NB_ATTENTION_KEYS, w.key_tiles);
     int entered = nb_products_enter();
 #pragma omp parallel num_threads(cpu->threads)
     run_thread(&w);
-    nb_products_leave(entered);
-    nb_status status = nb_products_status(cpu->products);
-    if (status != NB_OK)
-        nb_cpu_work_failed(cpu, status);
+    nb_cpu_leave_products(cpu, entered);
 }
 
 uint64_t nb_cpu_attention_backward_scratch_bytes(

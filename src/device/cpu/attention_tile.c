@@ -1,5 +1,6 @@
 #include "device/cpu/attention_tile.h"
 
+#include "device/check.h"
 #include "device/cpu/element.h"
 
 int nb_attention_count_tiles(const int32_t *rows_starts, int sequences, int width, int32_t *starts)
@@ -35,13 +36,20 @@ struct nb_tile_rows nb_attention_rows(
         .columns = shape->head_dim};
 }
 
+struct nb_attention_operand nb_attention_operand(struct nb_tile_rows rows, void *copy)
+{
+    struct nb_attention_operand operand = {.padded = rows.padded};
+    operand.rows = nb_tile_rows_padded(&rows, copy, &operand.stride);
+    return operand;
+}
+
 NB_CPU_INLINE void few_scores_of(float *scores, const struct nb_attention_shape *shape,
     const struct nb_attention_tile *tile, const struct nb_attention_operand *q, const struct nb_attention_operand *k,
     enum nb_dtype dtype)
 {
     int width = shape->head_dim;
     for (int i = 0; i < tile->queries; i++) {
-        float query[256];
+        float query[NB_HEAD_DIM_MAX];
         for (int c = 0; c < width; c++)
             query[c] = nb_cpu_get(q->rows, dtype, (int64_t)i * q->stride + c);
         for (int j = 0; j < tile->keys; j++) {
@@ -68,9 +76,8 @@ NB_CLONES static void cap_scores(float *scores, int queries, int keys, float cap
             scores[i * NB_ATTENTION_KEYS + j] = cap * nb_tanhf(scores[i * NB_ATTENTION_KEYS + j] * inverse);
 }
 
-void nb_attention_scores(struct nb_products *products, const struct nb_attention_shape *shape,
-    const struct nb_attention_tile *tile, const struct nb_attention_operand *q, const struct nb_attention_operand *k,
-    float *scores, void *scratch)
+void nb_attention_scores(const struct nb_attention_shape *shape, const struct nb_attention_tile *tile,
+    const struct nb_attention_operand *q, const struct nb_attention_operand *k, float *scores, void *scratch)
 {
     if (tile->queries <= NB_ATTENTION_FEW_QUERIES) {
         few_scores(scores, shape, tile, q, k);
@@ -85,7 +92,7 @@ void nb_attention_scores(struct nb_products *products, const struct nb_attention
             .c_stride = NB_ATTENTION_KEYS,
             .b_transposed = true,
             .scale = shape->scale};
-        nb_product_multiply(products, &product, q->rows, k->rows, scores, scratch);
+        nb_product_multiply(shape->products, &product, q->rows, k->rows, scores, scratch);
     }
     if (shape->soft_cap > 0)
         cap_scores(scores, tile->queries, tile->keys, shape->soft_cap);

@@ -15,13 +15,30 @@ enum {
     NB_ATTENTION_FEW_QUERIES = 4, /* up to so many are bound by the reading of the keys */
 };
 
-/* The shape of both ops. */
+/* What both ops are given, as their tiles use it. */
 struct nb_attention_shape {
+    struct nb_products *products;
     const int32_t *query_starts, *key_starts; /* [sequences + 1] */
     int sequences, heads, kv_heads, head_dim, window;
     float scale, soft_cap;
     enum nb_dtype activation;
 };
+
+/* That of a struct nb_attention or nb_attention_backward, whose members have the same names. */
+#define NB_ATTENTION_SHAPE(cpu, a)                                    \
+    {                                                                 \
+        .products = (cpu)->products,                                  \
+        .query_starts = nb_cpu_pointer((a)->query_starts),            \
+        .key_starts = nb_cpu_pointer((a)->key_starts),                \
+        .sequences = nb_cpu_sequences((a)->slot, (a)->sequences_max), \
+        .heads = (a)->heads,                                          \
+        .kv_heads = (a)->kv_heads,                                    \
+        .head_dim = (a)->head_dim,                                    \
+        .window = (a)->window,                                        \
+        .scale = (a)->scale,                                          \
+        .soft_cap = (a)->soft_cap,                                    \
+        .activation = (a)->activation,                                \
+    }
 
 struct nb_attention_sequence {
     int query_begin, queries, key_begin, keys; /* rows of the buffers */
@@ -64,17 +81,19 @@ struct nb_attention_tile {
     int key, keys;      /* first key, how many */
 };
 
-/* A tile's rows, as nb_tile_rows_padded gave them. */
+/* A tile's rows ready to be multiplied: those of the buffer, or a padded copy. */
 struct nb_attention_operand {
     const void *rows;
     int stride, padded;
 };
 
+/* `copy` has room for the padded rows. */
+struct nb_attention_operand nb_attention_operand(struct nb_tile_rows rows, void *copy);
+
 /* scores [64, 128] = scale * q k^T, then the soft cap; `queries` rows by the padded keys, row stride 128. Up to
  * NB_ATTENTION_FEW_QUERIES are multiplied by plain loops (generation), more by the product layer. */
-void nb_attention_scores(struct nb_products *products, const struct nb_attention_shape *shape,
-    const struct nb_attention_tile *tile, const struct nb_attention_operand *q, const struct nb_attention_operand *k,
-    float *scores, void *scratch);
+void nb_attention_scores(const struct nb_attention_shape *shape, const struct nb_attention_tile *tile,
+    const struct nb_attention_operand *q, const struct nb_attention_operand *k, float *scores, void *scratch);
 
 /* Bytes for nb_product_multiply, enough for every product of a tile. */
 uint64_t nb_attention_product_bytes(enum nb_dtype activation, int head_dim, bool bf16);

@@ -40,12 +40,9 @@ NB_OPS(NB_CPU_OP)
         return 0;                                                                                              \
     }
 
-/* For an op that fails at work (a weight that is not finite): keeps `status` and the thread's message for the
- * nb_stream_wait of the stream at work. The first failure counts. Not from inside a parallel region. */
+/* For an op that fails at work (a weight that is not finite): keeps `status` and the thread's message for the next
+ * stream_wait of the stream at work. The first failure counts. Not from inside a parallel region. */
 void nb_cpu_work_failed(struct nb_cpu *cpu, nb_status status);
-
-/* "oneDNN 2.6.3" or "own loops": what multiplies matrices. Static. */
-const char *nb_cpu_backend_description(void);
 
 /* ---- memory ---- */
 
@@ -111,6 +108,13 @@ static inline int nb_cpu_tokens(nb_dptr slot, int tokens_max)
     return tokens < (uint32_t)tokens_max ? (int)tokens : tokens_max;
 }
 
+/* Valid sequences of the micro-batch. */
+static inline int nb_cpu_sequences(nb_dptr slot, int sequences_max)
+{
+    uint32_t sequences = nb_cpu_slot(slot)->sequences;
+    return sequences < (uint32_t)sequences_max ? (int)sequences : sequences_max;
+}
+
 /* Valid rows of a chunk of the trained rows that begins at row_begin and holds at most rows_max. */
 static inline int nb_cpu_trained_rows(nb_dptr slot, int row_begin, int rows_max)
 {
@@ -137,7 +141,7 @@ static inline float nb_sum16(const float lane[16])
     return (four[0] + four[2]) + (four[1] + four[3]);
 }
 
-/* ---- products.c's and queue.c's life ---- */
+/* ---- queue.c ---- */
 
 /* Immediate or deferred streams, events and copies into cpu->base. Errors: NB_MEMORY. */
 nb_status nb_cpu_queue_install(struct nb_cpu *cpu, const struct nb_cpu_options *options);

@@ -28,7 +28,7 @@ static bool has_adapter(const struct nb_linear_backward *a, int p)
 static uint64_t u_bytes(const struct nb_linear_backward *a, int p)
 {
     uint64_t tokens = (uint64_t)nb_round_up(a->tokens_max, NB_TILE_TOKENS);
-    return (tokens * (uint64_t)a->part[p].lora.rank * nb_dtype_bytes(a->activation) + 255) / 256 * 256;
+    return nb_aligned(tokens * (uint64_t)a->part[p].lora.rank * nb_dtype_bytes(a->activation));
 }
 
 static struct nb_tile_rows row_tile_of(const struct work *w, nb_dptr from, int stride, int tile, int begin, int columns)
@@ -116,8 +116,8 @@ static void add_adapter_dx(
         local->product);
     if (masked) {
         struct nb_linear_mask mask = mask_of(w, lora, row);
-        nb_linear_add_masked(local->sum, local->branch, nb_cut_width(&w->rows, tile), columns, &mask, column_begin,
-            1.0f / (1.0f - lora->dropout));
+        nb_linear_add_masked(
+            local->sum, local->branch, nb_cut_width(&w->rows, tile), columns, &mask, column_begin);
     }
 }
 
@@ -301,10 +301,7 @@ void nb_cpu_run_linear_backward(struct nb_cpu *cpu, const struct nb_linear_backw
     int entered = nb_products_enter();
 #pragma omp parallel num_threads(cpu->threads)
     run_thread(&w);
-    nb_products_leave(entered);
-    nb_status status = nb_products_status(cpu->products);
-    if (status != NB_OK)
-        nb_cpu_work_failed(cpu, status);
+    nb_cpu_leave_products(cpu, entered);
 }
 
 uint64_t nb_cpu_linear_backward_scratch_bytes(

@@ -23,19 +23,25 @@ static inline float dot(const float *restrict x, const float *restrict w, int co
     return nb_sum16(sixteen);
 }
 
-/* out[r] = the dot product of row r of x [rows, count] and w [count], an activation or bf16 row widened in `wide`. */
-NB_CLONES static void dot_rows(
-    float *out, const float *x, int rows, const void *w, enum nb_dtype dtype, int count, float *wide)
+/* A row of weights, of an adapter's matrix or of the base's. */
+struct weights {
+    const void *row; /* [count] */
+    enum nb_dtype dtype;
+    int count;
+};
+
+/* out[r] = the dot product of row r of x [rows, count] and the weights, which are widened in `wide` if they are bf16. */
+NB_CLONES static void dot_rows(float *out, const float *x, int rows, struct weights w, float *wide)
 {
-    const float *row = w;
-    if (dtype == NB_DTYPE_BF16) {
-        const nb_bf16 *restrict narrow = w;
-        for (int i = 0; i < count; i++)
+    const float *row = w.row;
+    if (w.dtype == NB_DTYPE_BF16) {
+        const nb_bf16 *restrict narrow = w.row;
+        for (int i = 0; i < w.count; i++)
             wide[i] = nb_bf16_to_float(narrow[i]);
         row = wide;
     }
     for (int r = 0; r < rows; r++)
-        out[r] = dot(x + (int64_t)r * count, row, count);
+        out[r] = dot(x + (int64_t)r * w.count, row, w.count);
 }
 
 struct work {
@@ -43,7 +49,7 @@ struct work {
     int rows;
     float *x;     /* [rows, in] */
     float *t;     /* [parts][rows, rank]: rounded to the activation dtype, as stored */
-    char *locals; /* a thread's row of weights, packed and wide */
+    char *locals; /* a thread's row of weights, wide and as bf16 */
 };
 
 static uint64_t local_bytes(const struct nb_linear *a)
@@ -51,7 +57,7 @@ static uint64_t local_bytes(const struct nb_linear *a)
     int longest = a->in;
     for (int p = 0; p < a->parts; p++)
         longest = a->part[p].lora.rank > longest ? a->part[p].lora.rank : longest;
-    return ((uint64_t)longest * 6 + 255) / 256 * 256;
+    return nb_aligned((uint64_t)longest * (sizeof(float) + sizeof(nb_bf16)));
 }
 
 static uint64_t t_offset(const struct nb_linear *a, int part)
@@ -62,10 +68,15 @@ static uint64_t t_offset(const struct nb_linear *a, int part)
     return elements;
 }
 
+/* x and t, which all threads read. */
+static uint64_t shared_bytes(const struct nb_linear *a)
+{
+    return nb_aligned(((uint64_t)NB_LINEAR_FEW_ROWS * (uint64_t)a->in + t_offset(a, a->parts)) * sizeof(float));
+}
+
 uint64_t nb_linear_few_scratch_bytes(const struct nb_device_profile *profile, const struct nb_linear *a)
 {
-    uint64_t shared = (uint64_t)NB_LINEAR_FEW_ROWS * (uint64_t)a->in * 4 + t_offset(a, a->parts) * 4;
-    return (shared + 255) / 256 * 256 + (uint64_t)profile->multiprocessors * local_bytes(a);
+    return shared_bytes(a) + (uint64_t)profile->multiprocessors * local_bytes(a);
 }
 
 /* One output's weight row, as bf16: in place, or dequantized into `packed`. */
@@ -85,8 +96,8 @@ static void adapter_down(const struct work *w, int p, int index, float *wide)
     const struct nb_linear *a = w->a;
     const struct nb_lora *lora = &a->part[p].lora;
     float t[NB_LINEAR_FEW_ROWS];
-    dot_rows(t, w->x, w->rows, nb_cpu_element(lora->a, a->activation, (uint64_t)index * (uint64_t)a->in), a->activation,
-        a->in, wide);
+    const void *row = nb_cpu_element(lora->a, a->activation, (uint64_t)index * (uint64_t)a->in);
+    dot_rows(t, w->x, w->rows, (struct weights){row, a->activation, a->in}, wide);
     for (int r = 0; r < w->rows; r++) {
         int64_t at = (int64_t)r * lora->rank + index;
         nb_cpu_put(nb_cpu_pointer(lora->t), a->activation, at, t[r]);
@@ -100,11 +111,12 @@ static void compute_output(const struct work *w, int p, int output, nb_bf16 *pac
     const struct nb_linear_part *part = &a->part[p];
     const struct nb_lora *lora = &part->lora;
     float sum[NB_LINEAR_FEW_ROWS], branch[NB_LINEAR_FEW_ROWS];
-    dot_rows(sum, w->x, w->rows, weight_row(part, a->in, output, packed), NB_DTYPE_BF16, a->in, wide);
-    if (!nb_dptr_is_null(lora->a))
-        dot_rows(branch, w->t + t_offset(a, p), w->rows,
-            nb_cpu_element(lora->b, a->activation, (uint64_t)output * (uint64_t)lora->rank), a->activation, lora->rank,
-            wide);
+    struct weights base = {weight_row(part, a->in, output, packed), NB_DTYPE_BF16, a->in};
+    dot_rows(sum, w->x, w->rows, base, wide);
+    if (!nb_dptr_is_null(lora->a)) {
+        const void *row = nb_cpu_element(lora->b, a->activation, (uint64_t)output * (uint64_t)lora->rank);
+        dot_rows(branch, w->t + t_offset(a, p), w->rows, (struct weights){row, a->activation, lora->rank}, wide);
+    }
     for (int r = 0; r < w->rows; r++) {
         float value = sum[r];
         if (!nb_dptr_is_null(lora->a))
@@ -122,7 +134,7 @@ static void run_thread(const struct work *w)
 {
     const struct nb_linear *a = w->a;
     float *wide = (float *)(void *)(w->locals + (uint64_t)nb_cpu_thread() * local_bytes(a));
-    nb_bf16 *packed = (nb_bf16 *)(void *)(wide + (local_bytes(a) / 6));
+    nb_bf16 *packed = (nb_bf16 *)(void *)(wide + local_bytes(a) / (sizeof(float) + sizeof(nb_bf16)));
     for (int p = 0; p < a->parts; p++) {
         if (nb_dptr_is_null(a->part[p].lora.a))
             continue;
@@ -142,9 +154,8 @@ static void run_thread(const struct work *w)
 void nb_linear_few(struct nb_cpu *cpu, const struct nb_linear *a, int rows)
 {
     char *scratch = nb_cpu_pointer(a->scratch.base);
-    uint64_t shared = (uint64_t)NB_LINEAR_FEW_ROWS * (uint64_t)a->in * 4;
-    struct work w = {.a = a, .rows = rows, .x = (float *)(void *)scratch, .t = (float *)(void *)(scratch + shared)};
-    w.locals = scratch + (shared + t_offset(a, a->parts) * 4 + 255) / 256 * 256;
+    struct work w = {.a = a, .rows = rows, .x = (float *)(void *)scratch, .locals = scratch + shared_bytes(a)};
+    w.t = w.x + (int64_t)NB_LINEAR_FEW_ROWS * a->in;
     for (int r = 0; r < rows; r++)
         nb_cpu_load(w.x + (int64_t)r * a->in, a->x, a->activation, (uint64_t)r * (uint64_t)a->x_stride, a->in);
 #pragma omp parallel num_threads(cpu->threads)

@@ -9,14 +9,9 @@
 /* Rows of a weight that a thread dequantizes at a time. */
 enum { FILL_ROWS = 16 };
 
-static uint64_t align256(uint64_t bytes)
-{
-    return (bytes + 255) / 256 * 256;
-}
-
 uint64_t nb_linear_weight_bytes(const struct nb_linear_part *part, int in)
 {
-    return part->weight.format == NB_WEIGHT_BF16 ? 0 : align256((uint64_t)part->out * (uint64_t)in * sizeof(nb_bf16));
+    return part->weight.format == NB_WEIGHT_BF16 ? 0 : nb_aligned((uint64_t)part->out * (uint64_t)in * sizeof(nb_bf16));
 }
 
 void nb_linear_weights_locate(
@@ -174,8 +169,9 @@ NB_CLONES static void add_masked_row(float *restrict sum, const float *restrict 
 }
 
 void nb_linear_add_masked(
-    float *sum, const float *branch, int rows, int columns, const struct nb_linear_mask *mask, int feature, float scale)
+    float *sum, const float *branch, int rows, int columns, const struct nb_linear_mask *mask, int feature)
 {
+    float scale = 1.0f / (1.0f - mask->lora->dropout);
     for (int i = 0; i < rows; i++) {
         struct nb_dropout d = dropout_of(mask, i);
         add_masked_row(sum + (int64_t)i * columns, branch + (int64_t)i * columns, columns, &d, feature, scale);

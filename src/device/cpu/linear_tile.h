@@ -56,9 +56,10 @@ struct nb_linear_mask nb_linear_mask(
 const void *nb_linear_rows_masked(
     const struct nb_tile_rows *rows, const struct nb_linear_mask *mask, int feature, void *buffer);
 
-/* sum[i][j] += scale * branch[i][j] where feature + j of row i is kept; both [rows, columns] contiguous. */
-void nb_linear_add_masked(float *sum, const float *branch, int rows, int columns, const struct nb_linear_mask *mask,
-    int feature, float scale);
+/* sum[i][j] += branch[i][j] / (1 - dropout), the factor rounded first, where feature + j of row i is kept; both [rows,
+ * columns] contiguous. */
+void nb_linear_add_masked(
+    float *sum, const float *branch, int rows, int columns, const struct nb_linear_mask *mask, int feature);
 
 /* y = (accumulate ? y : 0) + round(scale * (sum + bias)), rounded again where it accumulates. */
 struct nb_linear_store {

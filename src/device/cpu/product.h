@@ -14,10 +14,12 @@ struct nb_products;
 enum { NB_PRODUCT_ROWS = 128, NB_PRODUCT_COLUMNS = 256, NB_PRODUCT_DEPTH = 1024 };
 
 /* c = (accumulate ? c : 0) + scale * op(a) op(b), op(a) [m, k], op(b) [k, n], summed in fp32 (bf16 products are exact
- * in it). a  stored [m, k], or [k, m] if a_transposed;  a_dtype F32 or BF16 b  stored [k, n], or [n, k] if
- * b_transposed;  b_dtype F32 or BF16 c  stored [m, n] fp32 Row strides in elements. A row of c depends on its row of
- * op(a) and on b alone: the same bits whatever m is and whatever the other rows hold, m being a multiple of 16. Other
- * m, n and k are any from 1 up. No alignment is asked for. */
+ * in it).
+ *   a  stored [m, k], or [k, m] if a_transposed;  a_dtype F32 or BF16
+ *   b  stored [k, n], or [n, k] if b_transposed;  b_dtype F32 or BF16
+ *   c  stored [m, n];  fp32
+ * Row strides in elements. A row of c depends on its row of op(a) and on b alone: the same bits whatever m is and whatever the
+ * other rows hold, m being a multiple of 16. Other m, n and k are any from 1 up. No alignment is asked for. */
 struct nb_product {
     enum nb_dtype a_dtype, b_dtype;
     int m, n, k;
@@ -31,7 +33,7 @@ bool nb_products_have_bf16(void);
 
 /* `threads`: how many may be inside nb_product_multiply at once. Errors: NB_MEMORY. */
 nb_status nb_products_create(int threads, struct nb_products **products);
-void nb_products_destroy(struct nb_products **products); /* takes NULL */
+void nb_products_destroy(struct nb_products **products); /* takes NULL; nulls the handle */
 
 /* Around a parallel region with products in it: keeps the library from making threads of its own. `enter` returns what
  * `leave` takes. */

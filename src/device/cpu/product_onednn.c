@@ -10,8 +10,7 @@
 
 #include "base/bfloat.h"
 #include "base/simd.h"
-#include "device/cpu/cpu.h"
-#include "device/cpu/product.h"
+#include "device/cpu/tile.h"
 
 enum { BUCKETS = 256 };
 
@@ -36,15 +35,6 @@ struct nb_products {
     nb_status failed;
     char message[256];
 };
-
-static int thread_number(void)
-{
-#ifdef _OPENMP
-    return omp_get_thread_num();
-#else
-    return 0;
-#endif
-}
 
 int nb_products_enter(void)
 {
@@ -295,11 +285,11 @@ uint64_t nb_product_scratch_bytes(const struct nb_product *largest, bool bf16)
     uint64_t m = (uint64_t)largest->m, n = (uint64_t)largest->n, k = (uint64_t)largest->k, bytes = 0;
     bool direct = is_direct(largest, bf16);
     if (!direct && largest->a_dtype == NB_DTYPE_BF16)
-        bytes += (m * k * 4 + 255) / 256 * 256;
+        bytes += nb_aligned(m * k * 4);
     if (!direct && largest->b_dtype == NB_DTYPE_BF16)
-        bytes += (n * k * 4 + 255) / 256 * 256;
+        bytes += nb_aligned(n * k * 4);
     bytes += library_bytes(largest, direct ? nb_dtype_bytes(largest->a_dtype) : 4);
-    return (bytes + 255) / 256 * 256;
+    return nb_aligned(bytes);
 }
 
 /* Widens what is bf16 into `scratch` and describes the product of the copies; returns the scratch behind them. */
@@ -309,7 +299,7 @@ static void *widen_operands(struct nb_product *p, const void **a, const void **b
         int rows = p->a_transposed ? p->k : p->m, columns = p->a_transposed ? p->m : p->k;
         widen(scratch, *a, rows, columns, p->a_stride);
         *a = scratch;
-        scratch = (char *)scratch + ((uint64_t)rows * (uint64_t)columns * 4 + 255) / 256 * 256;
+        scratch = (char *)scratch + nb_aligned((uint64_t)rows * (uint64_t)columns * 4);
         p->a_stride = columns;
         p->a_dtype = NB_DTYPE_F32;
     }
@@ -317,7 +307,7 @@ static void *widen_operands(struct nb_product *p, const void **a, const void **b
         int rows = p->b_transposed ? p->n : p->k, columns = p->b_transposed ? p->k : p->n;
         widen(scratch, *b, rows, columns, p->b_stride);
         *b = scratch;
-        scratch = (char *)scratch + ((uint64_t)rows * (uint64_t)columns * 4 + 255) / 256 * 256;
+        scratch = (char *)scratch + nb_aligned((uint64_t)rows * (uint64_t)columns * 4);
         p->b_stride = columns;
         p->b_dtype = NB_DTYPE_F32;
     }
@@ -328,7 +318,7 @@ void nb_product_multiply(struct nb_products *products, const struct nb_product *
     float *c, void *scratch)
 {
     struct nb_product p = *product;
-    int thread = thread_number();
+    int thread = nb_cpu_thread();
     if (!is_direct(&p, nb_products_have_bf16()))
         scratch = widen_operands(&p, &a, &b, scratch);
     pthread_mutex_lock(&products->lock);

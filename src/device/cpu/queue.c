@@ -108,7 +108,7 @@ static nb_status deferred_memory_take(struct nb_device *device, uint64_t bytes, 
 {
     struct nb_cpu_queue *queue = ((struct nb_cpu *)device)->queue;
     uint64_t page = (uint64_t)sysconf(_SC_PAGESIZE);
-    uint64_t usable = (bytes + page - 1) / page * page, used = (bytes + 255) / 256 * 256;
+    uint64_t usable = (bytes + page - 1) / page * page, used = nb_aligned(bytes);
     struct slab *slab = malloc(sizeof *slab);
     if (!slab)
         return no_memory("a slab");

@@ -13,12 +13,24 @@ NB_CPU_INLINE float inverse_rms(const void *x, int head_dim, float epsilon, enum
     return 1.0f / sqrtf(nb_sum16(lane) / (float)head_dim + epsilon);
 }
 
-/* x and y: one head; w: null or [head_dim]. */
-NB_CPU_INLINE void head_as(const struct nb_rope *a, const void *x, void *y, const float *cosine, const float *sine, float *rms,
-                           enum nb_dtype dtype)
+/* One head. */
+struct head {
+    const void *x;
+    void *y;
+    const nb_bf16 *w;           /* [head_dim], or NULL */
+    const float *cosine, *sine; /* [head_dim / 2] */
+    float *rms;                 /* one, with w */
+    int head_dim;
+    float epsilon;
+};
+
+NB_CPU_INLINE void head_as(const struct head *h, enum nb_dtype dtype)
 {
-    const nb_bf16 *w = nb_cpu_pointer(a->w);
-    int half = a->head_dim / 2;
+    const void *x = h->x;
+    void *y = h->y;
+    const nb_bf16 *w = h->w;
+    const float *cosine = h->cosine, *sine = h->sine;
+    int half = h->head_dim / 2;
     if (!w) {
 #pragma GCC ivdep /* y may be x: a pair is read before it is written */
         for (int i = 0; i < half; i++) {
@@ -28,8 +40,8 @@ NB_CPU_INLINE void head_as(const struct nb_rope *a, const void *x, void *y, cons
         }
         return;
     }
-    float scale = inverse_rms(x, a->head_dim, a->epsilon, dtype);
-    *rms = scale;
+    float scale = inverse_rms(x, h->head_dim, h->epsilon, dtype);
+    *h->rms = scale;
 #pragma GCC ivdep
     for (int i = 0; i < half; i++) {
         float ni = nb_cpu_round(dtype, nb_cpu_get(x, dtype, i) * scale);
@@ -45,13 +57,20 @@ NB_CLONES
 static void token(const struct nb_rope *a, int t)
 {
     int64_t at = (int64_t)((const int32_t *)nb_cpu_pointer(a->positions))[t] * (a->head_dim / 2);
-    const float *cosine = (const float *)nb_cpu_pointer(a->cosine) + at; /* [head_dim / 2] */
-    const float *sine = (const float *)nb_cpu_pointer(a->sine) + at;
-    float *rms = nb_dptr_is_null(a->w) ? NULL : (float *)nb_cpu_pointer(a->rms) + (int64_t)t * a->heads;
+    bool norm = !nb_dptr_is_null(a->w);
     for (int h = 0; h < a->heads; h++) {
-        const void *x = nb_cpu_element(a->x, a->activation, (uint64_t)t * (uint64_t)a->x_stride + (uint64_t)(h * a->head_dim));
-        void *y = nb_cpu_element(a->y, a->activation, (uint64_t)t * (uint64_t)a->y_stride + (uint64_t)(h * a->head_dim));
-        NB_CPU_SPECIALIZE(a->activation, head_as, a, x, y, cosine, sine, rms ? rms + h : NULL);
+        uint64_t begin = (uint64_t)(h * a->head_dim), row = (uint64_t)t;
+        struct head head = {
+            .x = nb_cpu_element(a->x, a->activation, row * (uint64_t)a->x_stride + begin),
+            .y = nb_cpu_element(a->y, a->activation, row * (uint64_t)a->y_stride + begin),
+            .w = nb_cpu_pointer(a->w),
+            .cosine = (const float *)nb_cpu_pointer(a->cosine) + at,
+            .sine = (const float *)nb_cpu_pointer(a->sine) + at,
+            .rms = norm ? (float *)nb_cpu_pointer(a->rms) + (int64_t)t * a->heads + h : NULL,
+            .head_dim = a->head_dim,
+            .epsilon = a->epsilon,
+        };
+        NB_CPU_SPECIALIZE(a->activation, head_as, &head);
     }
 }
 

@@ -1,8 +1,7 @@
+#include "device/check.h"
 #include "device/cpu/element.h"
 
 NB_CPU_NO_SCRATCH(rope_backward)
-
-enum { HEAD_DIM_MAX = 256 };
 
 /* One head: the rotation undone, and what the norm before it needs. */
 struct head {
@@ -32,7 +31,7 @@ NB_CPU_INLINE void rotate_back(const struct head *d, enum nb_dtype dtype)
 NB_CPU_INLINE void rotate_and_norm_back(const struct head *r, enum nb_dtype dtype)
 {
     int half = r->head_dim / 2;
-    float d[HEAD_DIM_MAX], n[HEAD_DIM_MAX], lane[16] = {0};
+    float d[NB_HEAD_DIM_MAX], n[NB_HEAD_DIM_MAX], lane[16] = {0};
     for (int i = 0; i < half; i++) {
         float di = nb_cpu_get(r->dy, dtype, i), dj = nb_cpu_get(r->dy, dtype, i + half);
         d[i] = nb_bf16_to_float(r->w[i]) * (di * r->cosine[i] + dj * r->sine[i]);

@@ -20,6 +20,14 @@ const void *nb_tile_rows_padded(const struct nb_tile_rows *rows, void *buffer, i
     return buffer;
 }
 
+void nb_cpu_leave_products(struct nb_cpu *cpu, int entered)
+{
+    nb_products_leave(entered);
+    nb_status status = nb_products_status(cpu->products);
+    if (status != NB_OK)
+        nb_cpu_work_failed(cpu, status);
+}
+
 int nb_cpu_thread(void)
 {
 #ifdef _OPENMP

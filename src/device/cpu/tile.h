@@ -62,11 +62,15 @@ struct nb_carver {
 static inline void *nb_carve(struct nb_carver *carver, uint64_t bytes)
 {
     void *at = carver->base ? carver->base + carver->bytes : NULL;
-    carver->bytes += (bytes + 255) / 256 * 256;
+    carver->bytes += nb_aligned(bytes);
     return at;
 }
 
 /* This thread's number within the parallel region. */
 int nb_cpu_thread(void);
+
+/* After a parallel region with products in it: leaves it, and keeps the first failure for the stream at work. `entered` is what
+ * nb_products_enter gave. */
+void nb_cpu_leave_products(struct nb_cpu *cpu, int entered);
 
 #endif

@@ -21,10 +21,10 @@ static const char *text_of(const json_t *object, const char *key)
 }
 
 /* Errors: NB_FORMAT naming line and column; the caller adds the file. */
-static nb_status parse(const char *json, size_t bytes, json_t **root)
+static nb_status parse(const char *json, size_t bytes, size_t flags, json_t **root)
 {
     json_error_t error;
-    *root = json_loadb(json, bytes, JSON_ALLOW_NUL, &error);
+    *root = json_loadb(json, bytes, JSON_ALLOW_NUL | flags, &error);
     if (!*root)
         return nb_fail(NB_FORMAT, "line %d, column %d: %s", error.line, error.column, error.text);
     if (json_is_object(*root))
@@ -291,13 +291,14 @@ nb_status nb_tokenizer_open_json(const char *json, size_t bytes, const char *con
 {
     json_t *root = NULL, *config_root = NULL;
     NB_TRY(nb_tokenizer_create(tokenizer));
-    nb_status status = parse(json, bytes, &root);
+    nb_status status = parse(json, bytes, 0, &root);
     if (status == NB_OK)
         status = read_root(*tokenizer, root);
     if (status != NB_OK) {
         status = nb_fail_within(status, "%s: tokenizer.json", path);
     } else if (config) {
-        status = parse(config, config_bytes, &config_root);
+        /* No integer of it is read, and where a model sets no length, model_max_length is int(1e30): more than 64 bits hold. */
+        status = parse(config, config_bytes, JSON_DECODE_INT_AS_REAL, &config_root);
         if (status == NB_OK)
             status = read_config(*tokenizer, config_root);
         if (status != NB_OK)
@@ -333,7 +334,7 @@ static nb_status read_side_file(struct nb_tokenizer *t, const char *folder, cons
     NB_TRY(read_file(folder, name, false, &data, &bytes));
     if (!data)
         return NB_OK;
-    nb_status status = parse(data, bytes, &root);
+    nb_status status = parse(data, bytes, 0, &root);
     if (status == NB_OK)
         read(t, root);
     else

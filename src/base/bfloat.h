@@ -35,18 +35,14 @@ static inline nb_bf16 nb_bf16_from_float(float value)
     return (nb_bf16)((bits & 0x7fffffffu) > 0x7f800000u ? quiet : rounded);
 }
 
-/* IEEE 754 binary16 to fp32, exact, subnormals and infinities included. */
+/* IEEE 754 binary16 to fp32, exact, subnormals and infinities included; a NaN keeps its bits. The exponent is rebased by a product,
+ * which also normalizes subnormals. */
 static inline float nb_half_to_float(uint16_t half)
 {
-    uint32_t sign = (uint32_t)(half & 0x8000u) << 16;
     uint32_t magnitude = half & 0x7fffu;
-    if (magnitude >= 0x7c00u) /* infinity or NaN */
-        return nb_float_from_bits(sign | 0x7f800000u | ((magnitude & 0x3ffu) << 13));
-    if (magnitude < 0x400u) { /* zero or subnormal: magnitude * 2^-24, exact */
-        float value = (float)magnitude * 0x1p-24f;
-        return sign ? -value : value;
-    }
-    return nb_float_from_bits(sign | ((magnitude << 13) + (112u << 23)));
+    uint32_t bits = nb_float_bits(nb_float_from_bits(magnitude << 13) * 0x1p112f);
+    bits |= magnitude >= 0x7c00u ? 0x7f800000u : 0;
+    return nb_float_from_bits(bits | (uint32_t)(half & 0x8000u) << 16);
 }
 
 #endif

@@ -112,8 +112,7 @@ static nb_status check_parts(const struct nb_bnb_parts *parts, const struct nb_q
     return check_part(parts, parts->nested_quant_map, "nested_quant_map", NB_SAFETENSORS_F32, 256);
 }
 
-nb_status nb_bnb_view(const struct nb_bnb_parts *parts, int64_t rows, int64_t columns,
-    const float *(*aligned)(void *context, const struct nb_safetensors_tensor *tensor), void *context,
+nb_status nb_bnb_view(const struct nb_bnb_parts *parts, int64_t rows, int64_t columns, nb_bnb_aligned *aligned, void *context,
     struct nb_quant_matrix *view)
 {
     *view = (struct nb_quant_matrix){.type = parts->type, .rows = (uint64_t)rows, .columns = (uint64_t)columns};

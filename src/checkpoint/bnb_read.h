@@ -18,10 +18,11 @@ struct nb_bnb_parts {
 /* False when `name` has no quant_state beside it: it is not a 4-bit matrix. */
 bool nb_bnb_find(const struct nb_safetensors *file, const char *name, struct nb_bnb_parts *parts);
 
-/* Fills the view from the parts; float parts at odd addresses are copied through `aligned`, which returns a 4-aligned copy that
- * lives as long as the file (NULL: no memory). Errors as nb_checkpoint_matrix_quantized. */
-nb_status nb_bnb_view(const struct nb_bnb_parts *parts, int64_t rows, int64_t columns,
-    const float *(*aligned)(void *context, const struct nb_safetensors_tensor *tensor), void *context,
+/* A float tensor's values at a multiple of 4 bytes: those in the file, or a copy that lives as long. NULL: no memory. */
+typedef const float *nb_bnb_aligned(void *context, const struct nb_safetensors_tensor *tensor);
+
+/* Fills the view from the parts. Errors as nb_checkpoint_matrix_quantized. */
+nb_status nb_bnb_view(const struct nb_bnb_parts *parts, int64_t rows, int64_t columns, nb_bnb_aligned *aligned, void *context,
     struct nb_quant_matrix *view);
 
 #endif

@@ -13,6 +13,8 @@ enum { TOKEN_CONTROL = 3, TOKEN_USER_DEFINED = 4 };
 
 #define BYTE_LEVEL(use_regex) \
     "{\"type\": \"ByteLevel\", \"add_prefix_space\": false, \"trim_offsets\": true, \"use_regex\": " use_regex "}"
+#define DIGITS(then) \
+    "{\"type\": \"Sequence\", \"pretokenizers\": [{\"type\": \"Digits\", \"individual_digits\": true}, " then "]}"
 #define SPLIT(numbers)                                                                               \
     "{\"type\": \"Sequence\", \"pretokenizers\": [{\"type\": \"Split\", \"pattern\": {\"Regex\": \"" \
     "(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\\\\r\\\\n\\\\p{L}\\\\p{N}]?\\\\p{L}+|" numbers                  \
@@ -26,10 +28,7 @@ static const struct pretokenizer {
 } pretokenizers[] = {
     {"gpt-2", BYTE_LEVEL("true"), "null", false, false},
     {"gpt2", BYTE_LEVEL("true"), "null", false, false},
-    {"smollm",
-        "{\"type\": \"Sequence\", \"pretokenizers\": [{\"type\": \"Digits\", \"individual_digits\": true}, " BYTE_LEVEL(
-            "true") "]}",
-        "null", false, false},
+    {"smollm", DIGITS(BYTE_LEVEL("true")), "null", false, false},
     {"llama-bpe", SPLIT("\\\\p{N}{1,3}"), "null", true, true},
     {"llama3", SPLIT("\\\\p{N}{1,3}"), "null", true, true},
     {"llama-v3", SPLIT("\\\\p{N}{1,3}"), "null", true, true},
@@ -191,8 +190,7 @@ nb_status nb_bnb_write_tokenizer(const struct nb_gguf *gguf, const char *folder)
     bool tokens = nb_gguf_strings(gguf, "tokenizer.ggml.tokens", &s.tokens, &s.count);
     if (!tokens || !s.pretokenizer || !nb_gguf_string_is(gguf, "tokenizer.ggml.model", "gpt2")) {
         nb_warn("%s: its tokenizer is not one of the byte-level BPE kinds known here, so no tokenizer.json is written. "
-                "Copy the "
-                "original model's tokenizer files beside the quantized weights.",
+                "Copy the original model's tokenizer files beside the quantized weights.",
             s.path);
         return NB_OK;
     }

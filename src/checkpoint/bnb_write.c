@@ -43,8 +43,6 @@ struct job {
     uint64_t written, done, total; /* bytes of tensors written; of the source, done and in all */
 };
 
-static const char *const part_suffixes[] = {"absmax", "quant_map", "nested_absmax", "nested_quant_map"};
-
 static void plan_item(struct job *job, const struct nb_tensor_spec *spec, int layer)
 {
     struct item *item = &job->items[job->count++];
@@ -127,13 +125,20 @@ static nb_status add(
     return nb_bnb_shard_add(shard, entry, data);
 }
 
-static nb_status add_vector(struct job *job, struct nb_bnb_shard *shard, const char *matrix, const char *suffix,
-    enum nb_safetensors_dtype dtype, uint64_t bytes, const void *data)
+/* A vector beside a quantized matrix. */
+struct part {
+    const char *suffix; /* of its name, after the matrix's */
+    enum nb_safetensors_dtype dtype;
+    uint64_t bytes;
+    const void *data;
+};
+
+static nb_status add_part(struct job *job, struct nb_bnb_shard *shard, const char *matrix, const struct part *part)
 {
     char name[PART_NAME_BYTES];
-    struct nb_safetensors_entry entry = {name, dtype, 1, {bytes / nb_safetensors_dtype_bytes(dtype)}};
-    snprintf(name, sizeof name, "%s.%s", matrix, suffix);
-    return add(job, shard, &entry, data);
+    struct nb_safetensors_entry entry = {name, part->dtype, 1, {part->bytes / nb_safetensors_dtype_bytes(part->dtype)}};
+    snprintf(name, sizeof name, "%s.%s", matrix, part->suffix);
+    return add(job, shard, &entry, part->data);
 }
 
 /* As Python's json.dumps writes QuantState.as_dict. The offset was widened from fp32, and prints all digits of that double. */
@@ -162,18 +167,22 @@ static nb_status write_quantized(struct job *job, const struct item *item, struc
         return nb_fail_within(status, "%s", item->name);
     struct nb_safetensors_entry packed = {item->name, NB_SAFETENSORS_U8, 2, {layout.packed_bytes, 1}};
     NB_TRY(add(job, shard, &packed, parts.packed));
-    const void *data[] = {layout.nested ? (const void *)parts.absmax_codes : parts.absmax, parts.codebook,
-        parts.nested_absmax, parts.nested_map};
-    uint64_t bytes[] = {
-        layout.absmax_bytes, layout.codebook_bytes, layout.nested_absmax_bytes, layout.nested_map_bytes};
-    for (int i = 0; i < (layout.nested ? 4 : 2); i++)
-        NB_TRY(add_vector(job, shard, item->name, part_suffixes[i],
-            i == 0 && layout.nested ? NB_SAFETENSORS_U8 : NB_SAFETENSORS_F32, bytes[i], data[i]));
     char state[STATE_BYTES];
-    int length = state_text(&layout, parts.nested_offset, state);
-    return add_vector(job, shard, item->name,
-        layout.type == NB_QUANT_NF4 ? "quant_state.bitsandbytes__nf4" : "quant_state.bitsandbytes__fp4",
-        NB_SAFETENSORS_U8, (uint64_t)length, state);
+    uint64_t state_bytes = (uint64_t)state_text(&layout, parts.nested_offset, state);
+    bool nested = layout.nested;
+    const struct part list[] = {
+        {"absmax", nested ? NB_SAFETENSORS_U8 : NB_SAFETENSORS_F32, layout.absmax_bytes,
+            nested ? (const void *)parts.absmax_codes : parts.absmax},
+        {"quant_map", NB_SAFETENSORS_F32, layout.codebook_bytes, parts.codebook},
+        {"nested_absmax", NB_SAFETENSORS_F32, layout.nested_absmax_bytes, parts.nested_absmax},
+        {"nested_quant_map", NB_SAFETENSORS_F32, layout.nested_map_bytes, parts.nested_map},
+        {layout.type == NB_QUANT_NF4 ? "quant_state.bitsandbytes__nf4" : "quant_state.bitsandbytes__fp4", NB_SAFETENSORS_U8,
+            state_bytes, state},
+    };
+    for (size_t i = 0; i < sizeof list / sizeof list[0]; i++)
+        if (list[i].bytes > 0) /* a plain matrix has no nested parts */
+            NB_TRY(add_part(job, shard, item->name, &list[i]));
+    return NB_OK;
 }
 
 static nb_status write_item(struct job *job, const struct item *item, struct nb_bnb_shard *shard)

@@ -26,8 +26,7 @@ struct nb_checkpoint {
     struct nb_model_config config;
     struct nb_gguf *gguf;
     struct nb_safetensors *safetensors;
-    struct aligned_copy *
-        *copies; /* the head of a list; one more level, so that views can be had of a const checkpoint */
+    struct aligned_copy **copies; /* the head of a list; one more level, so that views can be had of a const checkpoint */
 };
 
 void nb_checkpoint_close(struct nb_checkpoint **checkpoint)

@@ -28,8 +28,7 @@ const struct nb_model_config *nb_checkpoint_config(const struct nb_checkpoint *c
 const char *nb_checkpoint_path(const struct nb_checkpoint *checkpoint);   /* as given */
 const char *nb_checkpoint_folder(const struct nb_checkpoint *checkpoint); /* of a Hugging Face model, else NULL */
 const struct nb_gguf *nb_checkpoint_gguf(const struct nb_checkpoint *checkpoint); /* of a .gguf file, else NULL */
-const struct nb_safetensors *nb_checkpoint_safetensors(
-    const struct nb_checkpoint *checkpoint); /* NULL without weights */
+const struct nb_safetensors *nb_checkpoint_safetensors(const struct nb_checkpoint *checkpoint); /* NULL without such weights */
 bool nb_checkpoint_has_weights(const struct nb_checkpoint *checkpoint);
 
 bool nb_checkpoint_tensor_exists(const struct nb_checkpoint *checkpoint, const char *name);

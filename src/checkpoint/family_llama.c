@@ -1,7 +1,7 @@
 /* Llama 1 to 3.3, SmolLM2, TinyLlama and others that say model_type "llama". Source: transformers modeling_llama.py. */
 #include "checkpoint/family_tensors.h"
 
-static const struct nb_family_tensor tensors[] = {
+const struct nb_family_tensor nb_family_llama_tensors[NB_FAMILY_LLAMA_TENSORS] = {
     NB_FAMILY_INPUT_NORM,
     NB_FAMILY_Q,
     NB_FAMILY_K,
@@ -18,6 +18,6 @@ const struct nb_family nb_family_llama = {
     .class_name = "LlamaForCausalLM",
     .gguf = "llama",
     .gguf_permuted = true,
-    .tensors = tensors,
-    .tensor_count = sizeof tensors / sizeof tensors[0],
+    .tensors = nb_family_llama_tensors,
+    .tensor_count = NB_FAMILY_LLAMA_TENSORS,
 };

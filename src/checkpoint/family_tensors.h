@@ -4,6 +4,10 @@
 
 #include "checkpoint/family.h"
 
+/* Llama's own table, which Mistral's blocks share. */
+enum { NB_FAMILY_LLAMA_TENSORS = 9 };
+extern const struct nb_family_tensor nb_family_llama_tensors[NB_FAMILY_LLAMA_TENSORS];
+
 #define NB_FAMILY_LINEAR(role, module, target, gguf, rows, columns)           \
     {                                                                         \
         role, module ".weight", gguf ".weight", module, target, rows, columns \

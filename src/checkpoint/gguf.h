@@ -90,9 +90,8 @@ bool nb_gguf_string_is(const struct nb_gguf *gguf, const char *key, const char *
 /* An array of strings (tokens, merges): *texts, owned by the reader, *count of them. */
 bool nb_gguf_strings(const struct nb_gguf *gguf, const char *key, const struct nb_gguf_text **texts, size_t *count);
 
-/* An array of integers or numbers (token types, scores): its length, and element i, which must be below it. */
+/* An array's length, and element i of one of integers (token types); false beyond its end. */
 bool nb_gguf_array_length(const struct nb_gguf *gguf, const char *key, size_t *count);
 bool nb_gguf_array_integer(const struct nb_gguf *gguf, const char *key, size_t i, int64_t *value);
-bool nb_gguf_array_number(const struct nb_gguf *gguf, const char *key, size_t i, double *value);
 
 #endif

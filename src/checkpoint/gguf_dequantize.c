@@ -1,4 +1,4 @@
-/* GGUF blocks to fp32. Layouts and formulas: ggml's ggml-common.h and quants.c (dequantize_row_*), and gguf-py's quants.py. */
+/* GGUF blocks to fp32. Source of layouts and formulas: ggml's ggml-common.h, its dequantize_row_* functions, and gguf-py's quants.py. */
 #include <string.h>
 
 #include "base/bfloat.h"
@@ -237,12 +237,15 @@ static void iq4_xs(const uint8_t *restrict b, float *restrict out)
     }
 }
 
-/* Inlined with a constant function, so that each type has a loop of its own. */
-static inline __attribute__((always_inline)) void each(void (*block)(const uint8_t *restrict, float *restrict),
-    const uint8_t *b, uint64_t count, uint64_t weights, uint64_t bytes, float *out)
+typedef void block_reader(const uint8_t *restrict block, float *restrict out);
+
+/* Inlined with a constant reader, so that each type has a loop of its own. */
+static inline __attribute__((always_inline)) void each(
+    block_reader *reader, enum nb_gguf_type type, const uint8_t *b, uint64_t count, float *out)
 {
+    uint64_t weights = types[type].weights, bytes = types[type].bytes;
     for (uint64_t i = 0; i < count / weights; i++)
-        block(b + i * bytes, out + i * weights);
+        reader(b + i * bytes, out + i * weights);
 }
 
 void nb_gguf_dequantize(enum nb_gguf_type type, const void *blocks, uint64_t count, float *out)
@@ -259,40 +262,40 @@ void nb_gguf_dequantize(enum nb_gguf_type type, const void *blocks, uint64_t cou
         bf16(b, count, out);
         break;
     case NB_GGUF_Q4_0:
-        each(q4_0, b, count, 32, 18, out);
+        each(q4_0, type, b, count, out);
         break;
     case NB_GGUF_Q4_1:
-        each(q4_1, b, count, 32, 20, out);
+        each(q4_1, type, b, count, out);
         break;
     case NB_GGUF_Q5_0:
-        each(q5_0, b, count, 32, 22, out);
+        each(q5_0, type, b, count, out);
         break;
     case NB_GGUF_Q5_1:
-        each(q5_1, b, count, 32, 24, out);
+        each(q5_1, type, b, count, out);
         break;
     case NB_GGUF_Q8_0:
-        each(q8_0, b, count, 32, 34, out);
+        each(q8_0, type, b, count, out);
         break;
     case NB_GGUF_Q2_K:
-        each(q2_k, b, count, SUPER, 84, out);
+        each(q2_k, type, b, count, out);
         break;
     case NB_GGUF_Q3_K:
-        each(q3_k, b, count, SUPER, 110, out);
+        each(q3_k, type, b, count, out);
         break;
     case NB_GGUF_Q4_K:
-        each(q4_k, b, count, SUPER, 144, out);
+        each(q4_k, type, b, count, out);
         break;
     case NB_GGUF_Q5_K:
-        each(q5_k, b, count, SUPER, 176, out);
+        each(q5_k, type, b, count, out);
         break;
     case NB_GGUF_Q6_K:
-        each(q6_k, b, count, SUPER, 210, out);
+        each(q6_k, type, b, count, out);
         break;
     case NB_GGUF_IQ4_NL:
-        each(iq4_nl, b, count, 32, 18, out);
+        each(iq4_nl, type, b, count, out);
         break;
     case NB_GGUF_IQ4_XS:
-        each(iq4_xs, b, count, SUPER, 136, out);
+        each(iq4_xs, type, b, count, out);
         break;
     }
 }

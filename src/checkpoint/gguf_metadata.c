@@ -171,10 +171,3 @@ bool nb_gguf_array_integer(const struct nb_gguf *gguf, const char *key, size_t i
     const struct nb_gguf_value *found = find(gguf, key);
     return found && found->array && i < found->count && element_integer(found, i, value);
 }
-
-bool nb_gguf_array_number(const struct nb_gguf *gguf, const char *key, size_t i, double *value)
-{
-    const struct nb_gguf_value *found = find(gguf, key);
-    return found && found->array && i < found->count && found->kind != NB_GGUF_KIND_STRING &&
-           element_number(found, i, value);
-}

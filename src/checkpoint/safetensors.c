@@ -181,8 +181,9 @@ static nb_status check_metadata(const struct source *source, json_t *metadata)
     json_t *value;
     if (!json_is_object(metadata))
         return nb_fail(NB_FORMAT, "%s: __metadata__ is not an object", source->path);
-    json_object_foreach(metadata, key, value) if (!json_is_string(value)) return nb_fail(
-        NB_FORMAT, "%s: __metadata__: the value of \"%.80s\" is not text", source->path, key);
+    json_object_foreach(metadata, key, value)
+        if (!json_is_string(value))
+            return nb_fail(NB_FORMAT, "%s: __metadata__: the value of \"%.80s\" is not text", source->path, key);
     return NB_OK;
 }
 

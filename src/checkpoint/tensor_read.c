@@ -29,16 +29,6 @@ static int64_t first_not_finite(const nb_bf16 *values, int64_t count)
     return -1;
 }
 
-/* Exact as nb_half_to_float, without branches, so that the loop vectorizes: the exponent is rebased by a product, which also
- * normalizes subnormals. */
-static inline float half_to_float(uint16_t half)
-{
-    uint32_t magnitude = half & 0x7fffu;
-    uint32_t bits = nb_float_bits(nb_float_from_bits(magnitude << 13) * 0x1p112f);
-    bits |= magnitude >= 0x7c00u ? 0x7f800000u : 0;
-    return nb_float_from_bits(bits | (uint32_t)(half & 0x8000u) << 16);
-}
-
 static void convert_plain(
     enum nb_safetensors_dtype dtype, const unsigned char *restrict data, int64_t count, nb_bf16 *restrict out)
 {
@@ -54,7 +44,7 @@ static void convert_plain(
         for (int64_t i = 0; i < count; i++) {
             uint16_t half;
             memcpy(&half, data + i * 2, sizeof half);
-            out[i] = nb_bf16_from_float(half_to_float(half));
+            out[i] = nb_bf16_from_float(nb_half_to_float(half));
         }
         break;
     default:

@@ -151,9 +151,6 @@ nb_status nb_config_validate_train(struct nb_config *config);
 /* Whether the base model is opened in 4 bits: in train as adapter and load_in_4bit say, elsewhere unless load_in_4bit is false. */
 bool nb_config_opens_in_4bit(const struct nb_config *config, bool training);
 
-/* Whether anything asks for evaluation during training: test_datasets or val_set_size. */
-bool nb_config_has_evaluation(const struct nb_config *config);
-
 /* Warm-up steps of a run of total_steps: warmup_steps; else, as in transformers, ceil(warmup_ratio * total); else, as in Axolotl, the
  * smaller of 100 and floor(0.03 * total). The constant schedule has none. */
 int64_t nb_config_warmup_steps(const struct nb_config *config, int64_t total_steps);
@@ -164,12 +161,8 @@ int64_t nb_config_interval_steps(double value, int64_t total_steps);
 /* The name of an enum key's value: nb_config_choice_name(config, "optimizer") -> "adamw_8bit". NULL for a key that is no enum. */
 const char *nb_config_choice_name(const struct nb_config *config, const char *key);
 
-/* Writes the resolved config as YAML that reads back equal: every key but those that are unset and have no default or take it from
- * the adapter in lora_model_dir. Errors: NB_IO on a
- * failed stream. */
-nb_status nb_config_write(const struct nb_config *config, FILE *stream);
-
-/* The same into memory; the caller frees *text. */
+/* The resolved config as YAML that reads back equal: every key but those that are unset and have no default or take it from the
+ * adapter in lora_model_dir. The caller frees *text. Errors: NB_MEMORY. */
 nb_status nb_config_format(const struct nb_config *config, char **text, size_t *bytes);
 
 /* The first key in which two configs differ, or NULL. For resume: a run goes on with the config it began with. */

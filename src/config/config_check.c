@@ -23,7 +23,8 @@ bool nb_config_opens_in_4bit(const struct nb_config *config, bool training)
     return !training || config->adapter == NB_CONFIG_ADAPTER_QLORA;
 }
 
-bool nb_config_has_evaluation(const struct nb_config *config)
+/* Whether anything asks for evaluation during training. */
+static bool has_evaluation(const struct nb_config *config)
 {
     return config->test_datasets.count > 0 || config->val_set_size > 0;
 }
@@ -91,7 +92,7 @@ static nb_status check_conflicts(const struct nb_config *config)
 
 static nb_status check_evaluation(const struct nb_config *config)
 {
-    if (nb_config_has_evaluation(config))
+    if (has_evaluation(config))
         return NB_OK;
     if (config->load_best_model_at_end)
         return fail(config, "load_best_model_at_end needs an evaluation: set test_datasets or val_set_size");

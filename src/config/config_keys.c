@@ -118,7 +118,7 @@ void nb_strings_free(struct nb_config_strings *strings)
     *strings = (struct nb_config_strings){0};
 }
 
-void nb_datasets_free(struct nb_config_datasets *datasets)
+static void free_datasets(struct nb_config_datasets *datasets)
 {
     for (size_t i = 0; i < datasets->count; i++)
         for (size_t f = 0; f < nb_dataset_field_count; f++)
@@ -136,7 +136,7 @@ void nb_key_clear(struct nb_config *config, const struct nb_key *key)
     } else if (key->type == NB_KEY_STRINGS) {
         nb_strings_free(field);
     } else if (key->type == NB_KEY_DATASETS) {
-        nb_datasets_free(field);
+        free_datasets(field);
     }
 }
 

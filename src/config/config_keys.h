@@ -101,6 +101,5 @@ int nb_find_choice(const char *const *choices, const char *text);
 /* Appends a copy. Errors: NB_MEMORY. */
 nb_status nb_strings_add(struct nb_config_strings *strings, const char *text);
 void nb_strings_free(struct nb_config_strings *strings);
-void nb_datasets_free(struct nb_config_datasets *datasets);
 
 #endif

@@ -151,7 +151,7 @@ static int write_part(void *stream, unsigned char *buffer, size_t bytes)
     return fwrite(buffer, 1, bytes, stream) == bytes;
 }
 
-nb_status nb_config_write(const struct nb_config *config, FILE *stream)
+static nb_status write_config(const struct nb_config *config, FILE *stream)
 {
     struct writer writer = {.failed = false};
     yaml_event_t event;
@@ -189,7 +189,7 @@ nb_status nb_config_format(const struct nb_config *config, char **text, size_t *
     FILE *stream = open_memstream(text, bytes);
     if (!stream)
         return nb_fail(NB_MEMORY, "out of memory");
-    nb_status status = nb_config_write(config, stream);
+    nb_status status = write_config(config, stream);
     if (fclose(stream) != 0 && status == NB_OK)
         status = nb_fail(NB_MEMORY, "out of memory");
     if (status != NB_OK) {

@@ -38,27 +38,32 @@ struct nb_arena;
 /* Called when bytes become usable (true) or are released (false); checked builds poison and mark red zones with it. */
 typedef void nb_arena_mark(void *context, uint64_t address, uint64_t bytes, bool usable);
 
-/* An arena over [base, base + capacity); base is a multiple of 256 and not 0. Does not own the memory. `name` is copied. A capacity
- * of UINT64_MAX is for planning. Errors: NB_MEMORY. */
+/* An arena over [base, base + capacity) bytes; base is a multiple of 256 and not 0. Does not own the memory. `name` is copied. A
+ * capacity of UINT64_MAX is for planning. Errors: NB_MEMORY. */
 nb_status nb_arena_create(const char *name, uint64_t base, uint64_t capacity, struct nb_arena **arena);
+
+/* Releases what is taken. Takes NULL; nulls the handle. */
 void nb_arena_destroy(struct nb_arena **arena);
+
+/* Calls `mark` from here on. */
 void nb_arena_set_mark(struct nb_arena *arena, nb_arena_mark *mark, void *context);
 
 /* `bytes` at a 256-byte aligned address. 0 bytes give the address of nothing, valid. Errors: NB_MEMORY, naming arena, allocation,
  * what is left and what is missing. `name` must outlive the arena (a literal). */
 nb_status nb_arena_take(struct nb_arena *arena, enum nb_category category, const char *name, uint64_t bytes, uint64_t *address);
 
-/* Everything taken after nb_arena_mark_frame is released together by nb_arena_release_to. Frames are LIFO. */
+/* Everything taken after nb_arena_frame is released together by nb_arena_release_to with what it gave. Frames are LIFO. */
 uint64_t nb_arena_frame(const struct nb_arena *arena);
 void nb_arena_release_to(struct nb_arena *arena, uint64_t frame);
 
+/* Bytes taken at present, and at most so far; alignment included. */
 uint64_t nb_arena_used(const struct nb_arena *arena);
 uint64_t nb_arena_high_water(const struct nb_arena *arena);
 
-/* Bytes of a category at the moment of the high-water mark; the categories and the alignment gaps add up to it. */
+/* Bytes of a category at the moment of the high-water mark, alignment included: the categories add up to it. */
 uint64_t nb_arena_high_water_of(const struct nb_arena *arena, enum nb_category category);
 
-/* The allocations that stood at the high-water mark, largest first: name, category, bytes. For --verbose and for errors. */
+/* The allocations that stood at the high-water mark, largest first: bytes, category, name. */
 void nb_arena_print(const struct nb_arena *arena, FILE *out);
 
 #endif

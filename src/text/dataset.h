@@ -1,5 +1,4 @@
-/* Data files to rows of tokens: JSONL or a JSON array, either gzipped; conversations, alpaca, plain text, or tokens
- * already.
+/* Data files to rows of tokens: JSONL or a JSON array, either gzipped; conversations, alpaca, plain text, or tokens.
  *
  * Every row of a file keeps its place: one that cannot be used has 0 tokens and a reason, so that row i of a report is
  * row i of the file. (Plain text is the exception: a long text becomes several rows, each with its line.) */
@@ -18,8 +17,7 @@ struct nb_chat_template;
 /* Not trained, in a row of labels: the value that PyTorch's cross-entropy and the field's data files use. */
 #define NB_LABEL_IGNORED (-100)
 
-/* One entry of the config's `datasets` or `test_datasets`. A NULL string means its default. Does not own its strings.
- * */
+/* One entry of the config's `datasets` or `test_datasets`. A NULL string means its default. Does not own its strings. */
 struct nb_dataset_source {
     const char *path;
     const char *type; /* "chat_template", "alpaca", "completion", "tokens"; NULL: told by the first row's fields */
@@ -102,8 +100,7 @@ struct nb_dataset {
 
 /* Reads the sources one after the other into one set. It only marks; nb_lint decides what is an error.
  * Errors: NB_IO, NB_FORMAT (not JSON: file and line), NB_USAGE (unknown type; a type that cannot be told, listing the
- * fields found; conversations without a template, text without a tokenizer), NB_MEMORY. On an error *dataset is NULL.
- * */
+ * fields found; conversations without a template, text without a tokenizer), NB_MEMORY. On an error *dataset is NULL. */
 nb_status nb_dataset_read(const struct nb_dataset_source *sources, size_t count,
     const struct nb_dataset_options *options, struct nb_dataset **dataset);
 
@@ -119,7 +116,7 @@ void nb_dataset_destroy(struct nb_dataset **dataset);
 void nb_dataset_copy_row(const struct nb_dataset *dataset, uint32_t row, int32_t *ids, int32_t *labels);
 
 /* A row as a person reads it: its text with trained stretches between 【 and 】, at most `limit` bytes of it. The caller
- * frees *text. Without a tokenizer: the ids. */
+ * frees *text. Without a tokenizer: the ids. Errors: NB_MEMORY. */
 nb_status nb_dataset_show_row(
     const struct nb_dataset *dataset, const struct nb_tokenizer *tokenizer, uint32_t row, size_t limit, char **text);
 

@@ -291,8 +291,7 @@ static nb_status read_alpaca(const struct nb_row_reader *reader, struct nb_row_w
         (input && !json_is_string(input) && !json_is_null(input)) ||
         (system && !json_is_string(system) && !json_is_null(system)))
         return drop(result, row, NB_ROW_BAD_FIELDS,
-            "instruction and output must be text, and input and system where they are "
-            "there");
+            "instruction and output must be text, and input and system where they are there");
     size_t output_bytes = json_string_length(output), input_bytes = json_string_length(input);
     if (output_bytes == 0 && !reader->options->train_on_inputs)
         return drop(result, row, NB_ROW_NO_ANSWER, "the output is empty");
@@ -369,8 +368,7 @@ static nb_status read_tokens(const struct nb_row_reader *reader, const json_t *r
         if (value != NB_LABEL_IGNORED && value != json_integer_value(id)) {
             result->length = count;
             return drop(result, row, NB_ROW_BAD_LABELS,
-                "labels[%zu] is neither %d nor input_ids[%zu], which is %lld (labels are "
-                "not shifted)",
+                "labels[%zu] is neither %d nor input_ids[%zu], which is %lld (labels are not shifted)",
                 i, NB_LABEL_IGNORED, i, (long long)json_integer_value(id));
         }
         result->tokens[result->count++] = row_token((int32_t)json_integer_value(id), value != NB_LABEL_IGNORED);

@@ -41,8 +41,8 @@ static bool starts_stretch(uint32_t c)
     if (count < 1 || count > 8)
         return false;
     utf8proc_int32_t first = parts[0];
-    if ((first >= 0x1160 && first <= 0x11ff) ||
-        (first >= 0x16d63 && first <= 0x16d6a)) /* combine though they are letters */
+    /* These combine though they are letters. */
+    if ((first >= 0x1160 && first <= 0x11ff) || (first >= 0x16d63 && first <= 0x16d6a))
         return false;
     utf8proc_category_t category = utf8proc_category(first);
     return utf8proc_get_property(first)->combining_class == 0 && category != UTF8PROC_CATEGORY_MN &&
@@ -119,7 +119,7 @@ nb_status nb_normalize_nfc(const char *text, size_t bytes, struct nb_normalized 
 {
     normalized->text = text;
     normalized->bytes = bytes;
-    normalized->changed = 0;
+    normalized->changed = false;
     if (!needs_a_look(text, bytes))
         return NB_OK;
     NB_TRY(check_marks(text, bytes));
@@ -130,7 +130,7 @@ nb_status nb_normalize_nfc(const char *text, size_t bytes, struct nb_normalized 
     free(whole);
     if (same)
         return NB_OK;
-    normalized->changed = 1;
+    normalized->changed = true;
     normalized->bytes = 0;
     for (size_t begin = 0; begin < bytes;) {
         size_t length, end;

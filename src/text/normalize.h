@@ -2,6 +2,7 @@
 #ifndef NB_TEXT_NORMALIZE_H
 #define NB_TEXT_NORMALIZE_H
 
+#include <stdbool.h>
 #include <stddef.h>
 #include <stdint.h>
 
@@ -9,12 +10,11 @@
 
 /* Start with {0}; reused from call to call; free with nb_normalized_free. */
 struct nb_normalized {
-    const char *text; /* the original where `changed` is 0; else owned here */
+    const char *text; /* the original unless `changed`; then owned here */
     size_t bytes;
-    int changed;
+    bool changed;
     char *buffer;
-    uint32_t *begin,
-        *end; /* for byte i of `text`: the original bytes [begin[i], end[i]) it came from; only where changed */
+    uint32_t *begin, *end; /* for byte i of `text`: the original bytes [begin[i], end[i]) it came from; only where changed */
     size_t capacity;
 };
 

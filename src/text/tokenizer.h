@@ -86,8 +86,7 @@ bool nb_tokenizer_adds_bos(const struct nb_tokenizer *tokenizer);
 /* Whether the token is marked special: not shown in a decoded answer. */
 bool nb_tokenizer_is_special(const struct nb_tokenizer *tokenizer, int32_t id);
 
-/* Whether generation ends at this id: eos, the ids in generation_config.json, a GGUF's
- * end of turn or of message. */
+/* Whether generation ends at this id: eos, the ids in generation_config.json, a GGUF's end of turn or of message. */
 bool nb_tokenizer_is_stop(const struct nb_tokenizer *tokenizer, int32_t id);
 
 /* The checkpoint's chat template (Jinja text), or NULL. The tokenizer's own memory. */

@@ -44,8 +44,7 @@ void nb_vocabulary_free(struct nb_vocabulary *vocabulary)
 }
 
 /* The byte that a character of GPT-2's alphabet stands for, or -1. Printable Latin-1 characters stand for themselves;
- * the 68 other bytes, in ascending order, for U+0100 onwards. Source: openai/gpt-2, src/encoder.py, bytes_to_unicode.
- * */
+ * the 68 other bytes, in ascending order, for U+0100 onwards. Source: openai/gpt-2, src/encoder.py, bytes_to_unicode. */
 static int byte_of_character(uint32_t c)
 {
     if ((c >= 33 && c <= 126) || (c >= 161 && c <= 172) || (c >= 174 && c <= 255))

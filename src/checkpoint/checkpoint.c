@@ -240,7 +240,9 @@ static nb_status missing(const struct nb_checkpoint *c, const char *name)
 {
     if (!nb_checkpoint_has_weights(c))
         return nb_fail(NB_IO,
-            "%s: holds no weights: neither model.safetensors nor model.safetensors.index.json is there", c->path);
+            "%s: holds no weights: neither model.safetensors nor model.safetensors.index.json is there; other files, such as "
+            "pytorch_model.bin, are not read: save the model as safetensors",
+            c->path);
     return nb_fail(NB_FORMAT, "%s: tensor %s is missing", c->path, name);
 }
 

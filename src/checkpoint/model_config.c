@@ -175,7 +175,9 @@ static nb_status refuse_arithmetic(const struct reader *r, const struct nb_famil
 static nb_status read_rope(const struct reader *r, struct nb_rope_spec *rope)
 {
     const char *name = present(r->root, "rope_parameters") ? "rope_parameters" : "rope_scaling";
-    const json_t *scaling = present(r->root, name);
+    const json_t *scaling = present(r->root, name), *older = present(r->root, "rope_scaling");
+    if (older && json_object_size(older) > 0 && !json_equal(older, scaling))
+        return refuse(r, "rope_scaling", older, "rope_parameters stands beside it and says otherwise; remove one");
     if (scaling && !json_is_object(scaling))
         return wrong(r, name, scaling, "an object");
     const json_t *theta_holder = present(scaling, "rope_theta") ? scaling : r->root;

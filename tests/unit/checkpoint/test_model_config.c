@@ -249,6 +249,8 @@ static void what_is_not_done_is_refused(void **state)
         {LLAMA ", \"rope_scaling\": {\"rope_type\": \"dynamic\", \"factor\": 2.0}}", "\"dynamic\"", NB_UNSUPPORTED},
         {LLAMA ", \"rope_parameters\": {\"rope_type\": \"yarn\", \"factor\": 2.0}}",
          "rope_parameters.rope_type = \"yarn\"", NB_UNSUPPORTED},
+        {LLAMA ", \"rope_parameters\": {\"rope_type\": \"default\"}, \"rope_scaling\": {\"type\": \"linear\", \"factor\": 2.0}}",
+            "says otherwise", NB_UNSUPPORTED},
         {LLAMA ", \"rope_scaling\": {\"rope_type\": \"longrope\"}}", "\"longrope\"", NB_UNSUPPORTED},
         {LLAMA ", \"rope_parameters\": {\"full_attention\": {\"rope_type\": \"default\"}}}", "layer to layer", NB_UNSUPPORTED},
         {LLAMA ", \"rope_parameters\": {\"rope_type\": \"llama3\", \"factor\": 8.0}}", "low_freq_factor", NB_FORMAT},

@@ -18,21 +18,7 @@
 #include <cmocka.h>
 
 #include "base/file.h"
-
-static int make_folder(void **state)
-{
-    char name[] = "/tmp/nibble-file-XXXXXX";
-    *state = mkdtemp(name) ? strdup(name) : NULL;
-    return *state ? 0 : -1;
-}
-
-static int remove_folder(void **state)
-{
-    nb_status status = nb_remove_folder(*state);
-    bool left = nb_path_exists(*state);
-    free(*state);
-    return status == NB_OK && !left ? 0 : -1;
-}
+#include "support/files.h"
 
 static int count_entries(const char *folder)
 {
@@ -405,7 +391,7 @@ static void names_are_joined_with_one_slash(void **state)
 
 int main(void)
 {
-#define IN_FOLDER(test) cmocka_unit_test_setup_teardown(test, make_folder, remove_folder)
+#define IN_FOLDER(test) cmocka_unit_test_setup_teardown(test, nb_test_make_folder, nb_test_remove_folder)
     const struct CMUnitTest tests[] = {
         IN_FOLDER(writes_appear_whole_and_only_at_the_end),
         IN_FOLDER(an_abandoned_write_keeps_the_old_file),

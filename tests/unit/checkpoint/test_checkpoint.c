@@ -16,42 +16,11 @@
 #include "checkpoint/family.h"
 #include "checkpoint/gguf.h"
 #include "checkpoint/safetensors.h"
+#include "support/files.h"
 
 static const char *const families[] = {"llama", "llama_tied", "llama3_rope", "mistral", "qwen2", "qwen3"};
 
 enum { FAMILIES = sizeof families / sizeof families[0] };
-
-struct fixture {
-    char folder[64];
-};
-
-static int make_folder(void **state)
-{
-    struct fixture *f = calloc(1, sizeof *f);
-    snprintf(f->folder, sizeof f->folder, "/tmp/nibble-checkpoint-XXXXXX");
-    *state = f;
-    return mkdtemp(f->folder) ? 0 : -1;
-}
-
-static int remove_folder(void **state)
-{
-    struct fixture *f = *state;
-    int failed = nb_remove_folder(f->folder) != NB_OK;
-    free(f);
-    return failed;
-}
-
-static void must(nb_status status)
-{
-    if (status != NB_OK)
-        fail_msg("%s", nb_status_message());
-}
-
-static void says(const char *words)
-{
-    if (!strstr(nb_status_message(), words))
-        fail_msg("\"%s\" does not say \"%s\"", nb_status_message(), words);
-}
 
 /* Both files hold the same tensors, byte for byte, in whatever order. */
 static void same_tensors(const struct nb_safetensors *got, const struct nb_safetensors *want)
@@ -74,11 +43,11 @@ static void check_family(const char *name, const char *folder, uint64_t shard_by
     struct nb_safetensors *want;
     char *path = nb_format("tests/golden/models/%s", name), *golden = nb_format("tests/golden/models/%s/bnb4", name);
     char *output = nb_format("%s/%s", folder, name);
-    must(nb_checkpoint_open(path, &source));
-    must(nb_bnb_write(&(struct nb_bnb_write){
+    nb_test_must(nb_checkpoint_open(path, &source));
+    nb_test_must(nb_bnb_write(&(struct nb_bnb_write){
         .source = source, .folder = output, .type = NB_QUANT_NF4, .nested = true, .shard_bytes = shard_bytes}));
-    must(nb_safetensors_open_folder(golden, "model", &want));
-    must(nb_checkpoint_open(output, &written));
+    nb_test_must(nb_safetensors_open_folder(golden, "model", &want));
+    nb_test_must(nb_checkpoint_open(output, &written));
     same_tensors(nb_checkpoint_safetensors(written), want);
     assert_true(nb_checkpoint_config(written)->quantized);
     assert_true(nb_checkpoint_config(written)->quantized_nested);
@@ -89,11 +58,11 @@ static void check_family(const char *name, const char *folder, uint64_t shard_by
     /* A second time: refused, and the first result stays. */
     assert_int_equal(
         nb_bnb_write(&(struct nb_bnb_write){.source = source, .folder = output, .type = NB_QUANT_NF4}), NB_USAGE);
-    says("exists already");
+    nb_test_says("exists already");
     assert_int_equal(
         nb_bnb_write(&(struct nb_bnb_write){.source = written, .folder = "/nonexistent/x", .type = NB_QUANT_NF4}),
         NB_USAGE);
-    says("quantized already");
+    nb_test_says("quantized already");
     nb_safetensors_close(&want);
     nb_checkpoint_close(&written);
     nb_checkpoint_close(&source);
@@ -105,15 +74,15 @@ static void check_family(const char *name, const char *folder, uint64_t shard_by
 
 static void quantize_writes_the_reference_bytes(void **state)
 {
-    const struct fixture *f = *state;
+    const char *folder = *state;
     for (int i = 0; i < FAMILIES; i++)
-        check_family(families[i], f->folder, 0);
+        check_family(families[i], folder, 0);
 }
 
 static void quantize_writes_them_in_shards(void **state)
 {
-    const struct fixture *f = *state;
-    check_family("qwen2", f->folder, 40000);
+    const char *folder = *state;
+    check_family("qwen2", folder, 40000);
 }
 
 /* A 4-bit matrix as a view, and as bf16, is what quantizing the bf16 model gives. */
@@ -127,13 +96,13 @@ static void quantized_files_are_read(void **state)
         char name[NB_TENSOR_NAME_BYTES];
         static nb_bf16 got[1 << 16], want[1 << 16], original[1 << 16];
         char *path = nb_format("tests/golden/models/%s", families[i]), *golden = nb_format("%s/bnb4", path);
-        must(nb_checkpoint_open(path, &source));
-        must(nb_checkpoint_open(golden, &quantized));
+        nb_test_must(nb_checkpoint_open(path, &source));
+        nb_test_must(nb_checkpoint_open(golden, &quantized));
         int count = nb_family_layer_tensors(nb_checkpoint_config(source), specs);
         for (int j = 0; j < count; j++) {
             nb_tensor_name(&specs[j], 1, name);
-            must(nb_checkpoint_tensor_read_bf16(source, name, specs[j].rows, specs[j].columns, original));
-            must(nb_checkpoint_tensor_read_bf16(quantized, name, specs[j].rows, specs[j].columns, got));
+            nb_test_must(nb_checkpoint_tensor_read_bf16(source, name, specs[j].rows, specs[j].columns, original));
+            nb_test_must(nb_checkpoint_tensor_read_bf16(quantized, name, specs[j].rows, specs[j].columns, got));
             size_t weights = (size_t)(specs[j].rows * specs[j].columns);
             assert_int_equal(nb_checkpoint_tensor_is_quantized(quantized, name), specs[j].linear);
             assert_false(nb_checkpoint_tensor_is_quantized(source, name));
@@ -141,7 +110,7 @@ static void quantized_files_are_read(void **state)
                 assert_memory_equal(got, original, weights * sizeof *got);
                 continue;
             }
-            must(nb_checkpoint_matrix_quantized(quantized, name, specs[j].rows, specs[j].columns, &view));
+            nb_test_must(nb_checkpoint_matrix_quantized(quantized, name, specs[j].rows, specs[j].columns, &view));
             nb_dequantize_bf16(&view, 0, weights, want);
             assert_memory_equal(got, want, weights * sizeof *got);
             assert_int_equal(
@@ -158,18 +127,18 @@ static void quantized_files_are_read(void **state)
 
 static void plain_and_fp4_forms_round_trip(void **state)
 {
-    const struct fixture *f = *state;
+    const char *folder = *state;
     struct nb_checkpoint *source, *written;
     struct nb_quant_matrix view;
-    must(nb_checkpoint_open("tests/golden/models/qwen3", &source));
+    nb_test_must(nb_checkpoint_open("tests/golden/models/qwen3", &source));
     for (int nested = 0; nested < 2; nested++) {
-        char *output = nb_format("%s/fp4-%d", f->folder, nested);
-        must(nb_bnb_write(
+        char *output = nb_format("%s/fp4-%d", folder, nested);
+        nb_test_must(nb_bnb_write(
             &(struct nb_bnb_write){.source = source, .folder = output, .type = NB_QUANT_FP4, .nested = nested}));
-        must(nb_checkpoint_open(output, &written));
+        nb_test_must(nb_checkpoint_open(output, &written));
         assert_true(nb_checkpoint_config(written)->quantized_fp4);
         assert_int_equal(nb_checkpoint_config(written)->quantized_nested, nested);
-        must(nb_checkpoint_matrix_quantized(written, "model.layers.0.mlp.down_proj.weight", 64, 128, &view));
+        nb_test_must(nb_checkpoint_matrix_quantized(written, "model.layers.0.mlp.down_proj.weight", 64, 128, &view));
         assert_int_equal(view.type, NB_QUANT_FP4);
         assert_int_equal(view.nested, nested);
         /* Loaders map fp32 tensors in place: each must lie at a multiple of 4. */
@@ -185,23 +154,23 @@ static void plain_and_fp4_forms_round_trip(void **state)
 
 static void a_config_alone_opens(void **state)
 {
-    const struct fixture *f = *state;
+    const char *folder = *state;
     struct nb_checkpoint *c;
     nb_bf16 out[4];
-    must(nb_checkpoint_open("tests/golden/models/llama/config.json", &c));
+    nb_test_must(nb_checkpoint_open("tests/golden/models/llama/config.json", &c));
     assert_false(nb_checkpoint_has_weights(c));
     assert_null(nb_checkpoint_folder(c));
     assert_int_equal(nb_checkpoint_tensor_read_bf16(c, "model.norm.weight", 1, 4, out), NB_IO);
-    says("no weights");
-    char *output = nb_format("%s/none", f->folder);
+    nb_test_says("no weights");
+    char *output = nb_format("%s/none", folder);
     assert_int_equal(nb_bnb_write(&(struct nb_bnb_write){.source = c, .folder = output, .type = NB_QUANT_NF4}), NB_IO);
     assert_false(nb_path_exists(output));
     free(output);
     nb_checkpoint_close(&c);
     assert_int_equal(nb_checkpoint_open("tests/golden/models/no_such_model", &c), NB_IO);
     assert_null(c);
-    assert_int_equal(nb_checkpoint_open(f->folder, &c), NB_IO);
-    says("no config.json");
+    assert_int_equal(nb_checkpoint_open(folder, &c), NB_IO);
+    nb_test_says("no config.json");
 }
 
 static void wrong_tensors_are_refused(void **state)
@@ -209,11 +178,11 @@ static void wrong_tensors_are_refused(void **state)
     (void)state;
     struct nb_checkpoint *c;
     static nb_bf16 out[1 << 16];
-    must(nb_checkpoint_open("tests/golden/models/llama", &c));
+    nb_test_must(nb_checkpoint_open("tests/golden/models/llama", &c));
     assert_int_equal(nb_checkpoint_tensor_read_bf16(c, "model.layers.2.mlp.up_proj.weight", 128, 64, out), NB_FORMAT);
-    says("model.layers.2.mlp.up_proj.weight is missing");
+    nb_test_says("model.layers.2.mlp.up_proj.weight is missing");
     assert_int_equal(nb_checkpoint_tensor_read_bf16(c, "model.layers.1.mlp.up_proj.weight", 64, 128, out), NB_FORMAT);
-    says("[128, 64]");
+    nb_test_says("[128, 64]");
     assert_false(nb_checkpoint_tensor_exists(c, "model.layers.2.mlp.up_proj.weight"));
     assert_true(nb_checkpoint_tensor_exists(c, "model.layers.1.mlp.up_proj.weight"));
     nb_checkpoint_close(&c);
@@ -226,11 +195,11 @@ static void write_one_tensor(const char *folder, enum nb_safetensors_dtype dtype
     struct nb_safetensors_entry entry = {"model.norm.weight", dtype, 1, {4}};
     char *path = nb_path_join(folder, "model.safetensors"), *config = nb_path_join(folder, "config.json"), *text;
     size_t length;
-    must(nb_file_read("tests/golden/models/llama_tied/config.json", 1 << 20, false, &text, &length));
-    must(nb_file_write(config, text, length));
-    must(nb_safetensors_writer_open(path, &entry, 1, &writer));
-    must(nb_safetensors_writer_write(writer, data, bytes));
-    must(nb_safetensors_writer_finish(&writer, NULL));
+    nb_test_must(nb_file_read("tests/golden/models/llama_tied/config.json", 1 << 20, false, &text, &length));
+    nb_test_must(nb_file_write(config, text, length));
+    nb_test_must(nb_safetensors_writer_open(path, &entry, 1, &writer));
+    nb_test_must(nb_safetensors_writer_write(writer, data, bytes));
+    nb_test_must(nb_safetensors_writer_finish(&writer, NULL));
     free(text);
     free(path);
     free(config);
@@ -238,7 +207,7 @@ static void write_one_tensor(const char *folder, enum nb_safetensors_dtype dtype
 
 static void float_types_are_rounded_to_bf16(void **state)
 {
-    const struct fixture *f = *state;
+    const char *folder = *state;
     struct nb_checkpoint *c;
     nb_bf16 out[4];
     const float singles[4] = {1.0f, 0x1.01p0f, -0x1.03p0f, 0x1p-130f}; /* the middle two lie halfway: to even */
@@ -248,35 +217,35 @@ static void float_types_are_rounded_to_bf16(void **state)
     const float damaged[4] = {1, 2, 3.4e38f * 10, 4};
     const float overflowing[4] = {1, 0x1.ffffp127f, 3, 4};
     const uint64_t words[4] = {0};
-    write_one_tensor(f->folder, NB_SAFETENSORS_F32, singles, sizeof singles);
-    must(nb_checkpoint_open(f->folder, &c));
-    must(nb_checkpoint_tensor_read_bf16(c, "model.norm.weight", 1, 4, out));
+    write_one_tensor(folder, NB_SAFETENSORS_F32, singles, sizeof singles);
+    nb_test_must(nb_checkpoint_open(folder, &c));
+    nb_test_must(nb_checkpoint_tensor_read_bf16(c, "model.norm.weight", 1, 4, out));
     assert_memory_equal(out, want_singles, sizeof out);
     nb_checkpoint_close(&c);
-    write_one_tensor(f->folder, NB_SAFETENSORS_F16, halves, sizeof halves);
-    must(nb_checkpoint_open(f->folder, &c));
-    must(nb_checkpoint_tensor_read_bf16(c, "model.norm.weight", 1, 4, out));
+    write_one_tensor(folder, NB_SAFETENSORS_F16, halves, sizeof halves);
+    nb_test_must(nb_checkpoint_open(folder, &c));
+    nb_test_must(nb_checkpoint_tensor_read_bf16(c, "model.norm.weight", 1, 4, out));
     assert_memory_equal(out, want_halves, sizeof out);
     nb_checkpoint_close(&c);
-    write_one_tensor(f->folder, NB_SAFETENSORS_F32, damaged, sizeof damaged);
-    must(nb_checkpoint_open(f->folder, &c));
+    write_one_tensor(folder, NB_SAFETENSORS_F32, damaged, sizeof damaged);
+    nb_test_must(nb_checkpoint_open(folder, &c));
     assert_int_equal(nb_checkpoint_tensor_read_bf16(c, "model.norm.weight", 1, 4, out), NB_FORMAT);
-    says("model.norm.weight: the weight at [0, 2]");
+    nb_test_says("model.norm.weight: the weight at [0, 2]");
     nb_checkpoint_close(&c);
-    write_one_tensor(f->folder, NB_SAFETENSORS_F32, overflowing, sizeof overflowing);
-    must(nb_checkpoint_open(f->folder, &c));
+    write_one_tensor(folder, NB_SAFETENSORS_F32, overflowing, sizeof overflowing);
+    nb_test_must(nb_checkpoint_open(folder, &c));
     assert_int_equal(nb_checkpoint_tensor_read_bf16(c, "model.norm.weight", 1, 4, out), NB_FORMAT);
-    says("[0, 1]");
+    nb_test_says("[0, 1]");
     nb_checkpoint_close(&c);
-    write_one_tensor(f->folder, NB_SAFETENSORS_I64, words, sizeof words);
-    must(nb_checkpoint_open(f->folder, &c));
+    write_one_tensor(folder, NB_SAFETENSORS_I64, words, sizeof words);
+    nb_test_must(nb_checkpoint_open(folder, &c));
     assert_int_equal(nb_checkpoint_tensor_read_bf16(c, "model.norm.weight", 1, 4, out), NB_FORMAT);
-    says("I64");
+    nb_test_says("I64");
     /* Quantizing it fails at the first missing tensor and leaves nothing, not even the temporary folder. */
-    char *output = nb_format("%s/gone", f->folder), *temporary = nb_format("%s.tmp-%d", output, (int)getpid());
+    char *output = nb_format("%s/gone", folder), *temporary = nb_format("%s.tmp-%d", output, (int)getpid());
     assert_int_equal(
         nb_bnb_write(&(struct nb_bnb_write){.source = c, .folder = output, .type = NB_QUANT_NF4}), NB_FORMAT);
-    says("model.embed_tokens.weight is missing");
+    nb_test_says("model.embed_tokens.weight is missing");
     assert_false(nb_path_exists(output));
     assert_false(nb_path_exists(temporary));
     nb_checkpoint_close(&c);
@@ -287,13 +256,13 @@ static void float_types_are_rounded_to_bf16(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test_setup_teardown(quantize_writes_the_reference_bytes, make_folder, remove_folder),
-        cmocka_unit_test_setup_teardown(quantize_writes_them_in_shards, make_folder, remove_folder),
+        cmocka_unit_test_setup_teardown(quantize_writes_the_reference_bytes, nb_test_make_folder, nb_test_remove_folder),
+        cmocka_unit_test_setup_teardown(quantize_writes_them_in_shards, nb_test_make_folder, nb_test_remove_folder),
         cmocka_unit_test(quantized_files_are_read),
-        cmocka_unit_test_setup_teardown(plain_and_fp4_forms_round_trip, make_folder, remove_folder),
-        cmocka_unit_test_setup_teardown(a_config_alone_opens, make_folder, remove_folder),
+        cmocka_unit_test_setup_teardown(plain_and_fp4_forms_round_trip, nb_test_make_folder, nb_test_remove_folder),
+        cmocka_unit_test_setup_teardown(a_config_alone_opens, nb_test_make_folder, nb_test_remove_folder),
         cmocka_unit_test(wrong_tensors_are_refused),
-        cmocka_unit_test_setup_teardown(float_types_are_rounded_to_bf16, make_folder, remove_folder),
+        cmocka_unit_test_setup_teardown(float_types_are_rounded_to_bf16, nb_test_make_folder, nb_test_remove_folder),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -12,6 +12,7 @@
 #include "base/bfloat.h"
 #include "checkpoint/gguf.h"
 #include "checkpoint/safetensors.h"
+#include "support/files.h"
 
 /* Types whose value is scale * code + minimum have two roundings, which the reference may do in another order. */
 static const struct {
@@ -71,91 +72,64 @@ static void every_type_has_the_reference_values(void **state)
     nb_safetensors_close(&file);
 }
 
-/* A file being put together. */
-struct builder {
-    unsigned char data[4096];
-    size_t bytes;
-};
+enum { FILE_ROOM = 4096 };
 
-static void put(struct builder *b, const void *data, size_t bytes)
-{
-    assert_true(b->bytes + bytes <= sizeof b->data);
-    memcpy(b->data + b->bytes, data, bytes);
-    b->bytes += bytes;
-}
-
-static void put_u32(struct builder *b, uint32_t value)
-{
-    put(b, &value, sizeof value);
-}
-
-static void put_u64(struct builder *b, uint64_t value)
-{
-    put(b, &value, sizeof value);
-}
-
-static void put_text(struct builder *b, const char *text)
-{
-    put_u64(b, strlen(text));
-    put(b, text, strlen(text));
-}
-
-static void put_header(struct builder *b, uint32_t version, uint64_t tensors, uint64_t keys)
+static void put_header(struct nb_test_bytes *b, uint32_t version, uint64_t tensors, uint64_t keys)
 {
     b->bytes = 0;
-    put(b, "GGUF", 4);
-    put_u32(b, version);
-    put_u64(b, tensors);
-    put_u64(b, keys);
+    nb_test_put(b, "GGUF", 4);
+    nb_test_put_u32(b, version);
+    nb_test_put_u64(b, tensors);
+    nb_test_put_u64(b, keys);
 }
 
 static void put_tensor(
-    struct builder *b, const char *name, uint64_t columns, uint64_t rows, uint32_t type, uint64_t offset)
+    struct nb_test_bytes *b, const char *name, uint64_t columns, uint64_t rows, uint32_t type, uint64_t offset)
 {
-    put_text(b, name);
-    put_u32(b, 2);
-    put_u64(b, columns);
-    put_u64(b, rows);
-    put_u32(b, type);
-    put_u64(b, offset);
+    nb_test_put_text(b, name);
+    nb_test_put_u32(b, 2);
+    nb_test_put_u64(b, columns);
+    nb_test_put_u64(b, rows);
+    nb_test_put_u32(b, type);
+    nb_test_put_u64(b, offset);
 }
 
 /* Two keys of each kind that matters and two tensors; `alignment` as a key. */
-static void put_small_file(struct builder *b, uint32_t version)
+static void put_small_file(struct nb_test_bytes *b, uint32_t version)
 {
     put_header(b, version, 2, 5);
-    put_text(b, "general.architecture");
-    put_u32(b, 8);
-    put_text(b, "llama");
-    put_text(b, "general.alignment");
-    put_u32(b, 4);
-    put_u32(b, 64);
-    put_text(b, "a.tokens");
-    put_u32(b, 9);
-    put_u32(b, 8);
-    put_u64(b, 3);
-    put_text(b, "one");
-    put_text(b, "");
-    put_text(b, "three");
-    put_text(b, "a.kinds");
-    put_u32(b, 9);
-    put_u32(b, 5);
-    put_u64(b, 2);
-    put_u32(b, (uint32_t)-7);
-    put_u32(b, 3);
-    put_text(b, "a.base");
-    put_u32(b, 6);
+    nb_test_put_text(b, "general.architecture");
+    nb_test_put_u32(b, 8);
+    nb_test_put_text(b, "llama");
+    nb_test_put_text(b, "general.alignment");
+    nb_test_put_u32(b, 4);
+    nb_test_put_u32(b, 64);
+    nb_test_put_text(b, "a.tokens");
+    nb_test_put_u32(b, 9);
+    nb_test_put_u32(b, 8);
+    nb_test_put_u64(b, 3);
+    nb_test_put_text(b, "one");
+    nb_test_put_text(b, "");
+    nb_test_put_text(b, "three");
+    nb_test_put_text(b, "a.kinds");
+    nb_test_put_u32(b, 9);
+    nb_test_put_u32(b, 5);
+    nb_test_put_u64(b, 2);
+    nb_test_put_u32(b, (uint32_t)-7);
+    nb_test_put_u32(b, 3);
+    nb_test_put_text(b, "a.base");
+    nb_test_put_u32(b, 6);
     float base = 1.5f;
-    put(b, &base, sizeof base);
+    nb_test_put(b, &base, sizeof base);
     put_tensor(b, "second", 4, 2, NB_GGUF_F32, 64);
     put_tensor(b, "first", 32, 1, NB_GGUF_Q8_0, 0);
     while (b->bytes % 64)
-        put(b, "", 1);
+        nb_test_put(b, "", 1);
     unsigned char zeros[64 + 32] = {0};
-    put(b, zeros, sizeof zeros);
+    nb_test_put(b, zeros, sizeof zeros);
 }
 
-static nb_status parse(const struct builder *b, struct nb_gguf **gguf)
+static nb_status parse(const struct nb_test_bytes *b, struct nb_gguf **gguf)
 {
     /* Exactly as long as the file, so that the sanitizer sees a read past its end. */
     unsigned char *copy = malloc(b->bytes ? b->bytes : 1);
@@ -170,7 +144,8 @@ static void metadata_and_tensors_are_read(void **state)
 {
     (void)state;
     for (uint32_t version = 2; version <= 3; version++) {
-        struct builder b;
+        unsigned char room[FILE_ROOM];
+        struct nb_test_bytes b = {.data = room, .capacity = sizeof room};
         struct nb_gguf *gguf;
         const struct nb_gguf_text *texts;
         size_t count;
@@ -206,7 +181,8 @@ static void metadata_and_tensors_are_read(void **state)
 
 static void every_truncation_is_refused(void **state)
 {
-    struct builder b;
+    unsigned char room[FILE_ROOM];
+    struct nb_test_bytes b = {.data = room, .capacity = sizeof room};
     struct nb_gguf *gguf;
     (void)state;
     put_small_file(&b, 3);
@@ -218,7 +194,7 @@ static void every_truncation_is_refused(void **state)
     }
 }
 
-static void expect(struct builder *b, nb_status status, const char *words)
+static void expect(struct nb_test_bytes *b, nb_status status, const char *words)
 {
     struct nb_gguf *gguf;
     assert_int_equal(parse(b, &gguf), status);
@@ -229,7 +205,8 @@ static void expect(struct builder *b, nb_status status, const char *words)
 
 static void hostile_headers_are_refused(void **state)
 {
-    struct builder b;
+    unsigned char room[FILE_ROOM];
+    struct nb_test_bytes b = {.data = room, .capacity = sizeof room};
     (void)state;
     put_small_file(&b, 3);
     b.data[0] = 'g';
@@ -243,67 +220,69 @@ static void hostile_headers_are_refused(void **state)
     put_header(&b, 3, UINT64_MAX / 8, 0);
     expect(&b, NB_FORMAT, "tensors");
     put_header(&b, 3, 0, 1);
-    put_u64(&b, UINT64_MAX - 3);
-    put(&b, "0123456789", 10);
+    nb_test_put_u64(&b, UINT64_MAX - 3);
+    nb_test_put(&b, "0123456789", 10);
     expect(&b, NB_FORMAT, "past the end");
 }
 
 static void hostile_metadata_is_refused(void **state)
 {
-    struct builder b;
+    unsigned char room[FILE_ROOM];
+    struct nb_test_bytes b = {.data = room, .capacity = sizeof room};
     (void)state;
     put_header(&b, 3, 0, 1);
-    put_text(&b, "key");
-    put_u32(&b, 77);
-    put_u64(&b, 0);
+    nb_test_put_text(&b, "key");
+    nb_test_put_u32(&b, 77);
+    nb_test_put_u64(&b, 0);
     expect(&b, NB_FORMAT, "key key: value type 77");
     put_header(&b, 3, 0, 1);
-    put_text(&b, "key");
-    put_u32(&b, 9);
-    put_u32(&b, 9); /* an array of arrays */
-    put_u64(&b, 1);
+    nb_test_put_text(&b, "key");
+    nb_test_put_u32(&b, 9);
+    nb_test_put_u32(&b, 9); /* an array of arrays */
+    nb_test_put_u64(&b, 1);
     expect(&b, NB_FORMAT, "in an array");
     put_header(&b, 3, 0, 1);
-    put_text(&b, "key");
-    put_u32(&b, 9);
-    put_u32(&b, 10);
-    put_u64(&b, UINT64_C(1) << 61); /* times 8 is 0 */
+    nb_test_put_text(&b, "key");
+    nb_test_put_u32(&b, 9);
+    nb_test_put_u32(&b, 10);
+    nb_test_put_u64(&b, UINT64_C(1) << 61); /* times 8 is 0 */
     expect(&b, NB_FORMAT, "past the end");
     put_header(&b, 3, 0, 1);
-    put_text(&b, "key");
-    put_u32(&b, 9);
-    put_u32(&b, 8);
-    put_u64(&b, UINT64_C(1) << 60);
+    nb_test_put_text(&b, "key");
+    nb_test_put_u32(&b, 9);
+    nb_test_put_u32(&b, 8);
+    nb_test_put_u64(&b, UINT64_C(1) << 60);
     expect(&b, NB_FORMAT, "strings");
     put_header(&b, 3, 0, 2);
     for (int i = 0; i < 2; i++) {
-        put_text(&b, "twin");
-        put_u32(&b, 4);
-        put_u32(&b, 1);
+        nb_test_put_text(&b, "twin");
+        nb_test_put_u32(&b, 4);
+        nb_test_put_u32(&b, 1);
     }
     expect(&b, NB_FORMAT, "twin is given twice");
     for (uint32_t alignment = 0; alignment < 100; alignment += 33) {
         put_header(&b, 3, 0, 1);
-        put_text(&b, "general.alignment");
-        put_u32(&b, 4);
-        put_u32(&b, alignment);
+        nb_test_put_text(&b, "general.alignment");
+        nb_test_put_u32(&b, 4);
+        nb_test_put_u32(&b, alignment);
         expect(&b, NB_FORMAT, "alignment");
     }
 }
 
-static void put_one_tensor(struct builder *b, uint64_t columns, uint64_t rows, uint32_t type, uint64_t offset)
+static void put_one_tensor(struct nb_test_bytes *b, uint64_t columns, uint64_t rows, uint32_t type, uint64_t offset)
 {
     put_header(b, 3, 1, 0);
     put_tensor(b, "w", columns, rows, type, offset);
     while (b->bytes % 32)
-        put(b, "", 1);
+        nb_test_put(b, "", 1);
     unsigned char zeros[256] = {0};
-    put(b, zeros, sizeof zeros);
+    nb_test_put(b, zeros, sizeof zeros);
 }
 
 static void hostile_tensors_are_refused(void **state)
 {
-    struct builder b;
+    unsigned char room[FILE_ROOM];
+    struct nb_test_bytes b = {.data = room, .capacity = sizeof room};
     (void)state;
     put_one_tensor(&b, 4, 2, 4, 0);
     expect(&b, NB_UNSUPPORTED, "type 4");
@@ -324,21 +303,21 @@ static void hostile_tensors_are_refused(void **state)
     put_one_tensor(&b, 4, 2, NB_GGUF_F32, UINT64_MAX - 31);
     expect(&b, NB_FORMAT, "past the end");
     put_header(&b, 3, 1, 0);
-    put_text(&b, "w");
-    put_u32(&b, 5);
+    nb_test_put_text(&b, "w");
+    nb_test_put_u32(&b, 5);
     for (int i = 0; i < 8; i++)
-        put_u64(&b, 1);
+        nb_test_put_u64(&b, 1);
     expect(&b, NB_FORMAT, "rank 5");
     put_header(&b, 3, 2, 0);
     put_tensor(&b, "a", 16, 2, NB_GGUF_F32, 0);
     put_tensor(&b, "b", 16, 2, NB_GGUF_F32, 64);
     unsigned char zeros[512] = {0};
-    put(&b, zeros, sizeof zeros);
+    nb_test_put(&b, zeros, sizeof zeros);
     expect(&b, NB_FORMAT, "overlap");
     put_header(&b, 3, 2, 0);
     put_tensor(&b, "a", 16, 2, NB_GGUF_F32, 0);
     put_tensor(&b, "a", 16, 2, NB_GGUF_F32, 128);
-    put(&b, zeros, sizeof zeros);
+    nb_test_put(&b, zeros, sizeof zeros);
     expect(&b, NB_FORMAT, "given twice");
 }
 

@@ -18,76 +18,30 @@
 #include "checkpoint/family.h"
 #include "checkpoint/gguf.h"
 #include "checkpoint/safetensors.h"
+#include "support/files.h"
 
 enum { FILE_BYTES_MAX = 1 << 20, WEIGHTS_MAX = 1 << 16 };
 
-struct fixture {
-    char folder[64];
-};
-
-static int make_folder(void **state)
-{
-    struct fixture *f = calloc(1, sizeof *f);
-    snprintf(f->folder, sizeof f->folder, "/tmp/nibble-gguf-XXXXXX");
-    *state = f;
-    return mkdtemp(f->folder) ? 0 : -1;
-}
-
-static int remove_folder(void **state)
-{
-    struct fixture *f = *state;
-    int failed = nb_remove_folder(f->folder) != NB_OK;
-    free(f);
-    return failed;
-}
-
-static void must(nb_status status)
-{
-    if (status != NB_OK)
-        fail_msg("%s", nb_status_message());
-}
-
-/* The three sections of a file that grow side by side. */
-struct section {
-    unsigned char *data;
-    size_t bytes;
-};
-
+/* A file being put together: its three sections grow side by side. */
 struct builder {
-    struct section keys, tensors, data;
+    struct nb_test_bytes keys, tensors, data;
     uint64_t key_count, tensor_count;
     const char *architecture;
 };
 
-static void put(struct section *s, const void *data, size_t bytes)
+static struct nb_test_bytes new_section(void)
 {
-    assert_true(s->bytes + bytes <= FILE_BYTES_MAX);
-    memcpy(s->data + s->bytes, data, bytes);
-    s->bytes += bytes;
-}
-
-static void put_u32(struct section *s, uint32_t value)
-{
-    put(s, &value, sizeof value);
-}
-
-static void put_u64(struct section *s, uint64_t value)
-{
-    put(s, &value, sizeof value);
-}
-
-static void put_text(struct section *s, const char *text)
-{
-    put_u64(s, strlen(text));
-    put(s, text, strlen(text));
+    struct nb_test_bytes section = {.data = malloc(FILE_BYTES_MAX), .capacity = FILE_BYTES_MAX};
+    assert_non_null(section.data);
+    return section;
 }
 
 /* A key under the architecture, or a whole one that has a colon before it. */
 static void key(struct builder *b, const char *name, uint32_t type)
 {
     char *whole = *name == ':' ? nb_format("%s", name + 1) : nb_format("%s.%s", b->architecture, name);
-    put_text(&b->keys, whole);
-    put_u32(&b->keys, type);
+    nb_test_put_text(&b->keys, whole);
+    nb_test_put_u32(&b->keys, type);
     b->key_count++;
     free(whole);
 }
@@ -95,43 +49,43 @@ static void key(struct builder *b, const char *name, uint32_t type)
 static void key_u32(struct builder *b, const char *name, int value)
 {
     key(b, name, 4);
-    put_u32(&b->keys, (uint32_t)value);
+    nb_test_put_u32(&b->keys, (uint32_t)value);
 }
 
 static void key_f32(struct builder *b, const char *name, double value)
 {
     float number = (float)value;
     key(b, name, 6);
-    put(&b->keys, &number, sizeof number);
+    nb_test_put(&b->keys, &number, sizeof number);
 }
 
 static void key_text(struct builder *b, const char *name, const char *value)
 {
     key(b, name, 8);
-    put_text(&b->keys, value);
+    nb_test_put_text(&b->keys, value);
 }
 
 static void key_texts(struct builder *b, const char *name, const char *const *values, size_t count)
 {
     key(b, name, 9);
-    put_u32(&b->keys, 8);
-    put_u64(&b->keys, count);
+    nb_test_put_u32(&b->keys, 8);
+    nb_test_put_u64(&b->keys, count);
     for (size_t i = 0; i < count; i++)
-        put_text(&b->keys, values[i]);
+        nb_test_put_text(&b->keys, values[i]);
 }
 
 static void tensor(struct builder *b, const char *name, int64_t rows, int64_t columns, uint32_t type, const void *data, size_t bytes)
 {
     static const unsigned char zeros[32];
-    put_text(&b->tensors, name);
-    put_u32(&b->tensors, rows == 1 ? 1 : 2);
-    put_u64(&b->tensors, (uint64_t)columns);
+    nb_test_put_text(&b->tensors, name);
+    nb_test_put_u32(&b->tensors, rows == 1 ? 1 : 2);
+    nb_test_put_u64(&b->tensors, (uint64_t)columns);
     if (rows > 1)
-        put_u64(&b->tensors, (uint64_t)rows);
-    put_u32(&b->tensors, type);
-    put_u64(&b->tensors, b->data.bytes);
-    put(&b->data, data, bytes);
-    put(&b->data, zeros, (32 - b->data.bytes % 32) % 32);
+        nb_test_put_u64(&b->tensors, (uint64_t)rows);
+    nb_test_put_u32(&b->tensors, type);
+    nb_test_put_u64(&b->tensors, b->data.bytes);
+    nb_test_put(&b->data, data, bytes);
+    nb_test_put(&b->data, zeros, (32 - b->data.bytes % 32) % 32);
     b->tensor_count++;
 }
 
@@ -152,7 +106,7 @@ static void put_weights(struct builder *b, const struct nb_checkpoint *source, c
     const struct nb_model_config *c = nb_checkpoint_config(source);
     char name[NB_TENSOR_NAME_BYTES];
     const nb_bf16 *stored = weights;
-    must(nb_checkpoint_tensor_read_bf16(source, nb_tensor_name(spec, layer, name), spec->rows, spec->columns, weights));
+    nb_test_must(nb_checkpoint_tensor_read_bf16(source, nb_tensor_name(spec, layer, name), spec->rows, spec->columns, weights));
     if (strcmp(b->architecture, "llama") == 0 && (spec->role == NB_TENSOR_Q || spec->role == NB_TENSOR_K)) {
         permute(weights, spec->rows, spec->columns, spec->role == NB_TENSOR_Q ? c->heads : c->kv_heads, permuted);
         stored = permuted;
@@ -207,25 +161,25 @@ static void put_config(struct builder *b, const struct nb_model_config *c)
     key_texts(b, ":tokenizer.ggml.tokens", tokens, 5);
     key_texts(b, ":tokenizer.ggml.merges", merges, 1);
     key(b, ":tokenizer.ggml.token_type", 9);
-    put_u32(&b->keys, 5);
-    put_u64(&b->keys, 5);
+    nb_test_put_u32(&b->keys, 5);
+    nb_test_put_u64(&b->keys, 5);
     for (int i = 0; i < 5; i++)
-        put_u32(&b->keys, i == 4 ? 3 : 1);
+        nb_test_put_u32(&b->keys, i == 4 ? 3 : 1);
 }
 
 static void write_file(struct builder *b, const char *path)
 {
-    struct section whole = {malloc(FILE_BYTES_MAX), 0};
-    put(&whole, "GGUF", 4);
-    put_u32(&whole, 3);
-    put_u64(&whole, b->tensor_count);
-    put_u64(&whole, b->key_count);
-    put(&whole, b->keys.data, b->keys.bytes);
-    put(&whole, b->tensors.data, b->tensors.bytes);
+    struct nb_test_bytes whole = new_section();
+    nb_test_put(&whole, "GGUF", 4);
+    nb_test_put_u32(&whole, 3);
+    nb_test_put_u64(&whole, b->tensor_count);
+    nb_test_put_u64(&whole, b->key_count);
+    nb_test_put(&whole, b->keys.data, b->keys.bytes);
+    nb_test_put(&whole, b->tensors.data, b->tensors.bytes);
     while (whole.bytes % 32)
-        put(&whole, "", 1);
-    put(&whole, b->data.data, b->data.bytes);
-    must(nb_file_write(path, whole.data, whole.bytes));
+        nb_test_put(&whole, "", 1);
+    nb_test_put(&whole, b->data.data, b->data.bytes);
+    nb_test_must(nb_file_write(path, whole.data, whole.bytes));
     free(whole.data);
     free(b->keys.data);
     free(b->tensors.data);
@@ -236,8 +190,8 @@ static void write_model(const struct nb_checkpoint *source, const char *path, fl
 {
     const struct nb_model_config *c = nb_checkpoint_config(source);
     struct nb_tensor_spec specs[NB_TENSOR_LAYER_ROLES], outer;
-    struct builder b = {.keys.data = malloc(FILE_BYTES_MAX), .tensors.data = malloc(FILE_BYTES_MAX),
-                        .data.data = malloc(FILE_BYTES_MAX), .architecture = c->family->gguf};
+    struct builder b = {
+        .keys = new_section(), .tensors = new_section(), .data = new_section(), .architecture = c->family->gguf};
     put_config(&b, c);
     if (c->rope.type == NB_ROPE_LLAMA3)
         put_divisors(&b, c, spoil);
@@ -260,8 +214,8 @@ static void same_weights(const struct nb_checkpoint *gguf, const struct nb_check
         int64_t rows = t->rank == 1 ? 1 : (int64_t)t->shape[0], columns = (int64_t)t->shape[t->rank - 1];
         assert_true(nb_checkpoint_tensor_exists(gguf, t->name));
         assert_true(nb_checkpoint_tensor_bytes(gguf, t->name) == t->bytes);
-        must(nb_checkpoint_tensor_read_bf16(gguf, t->name, rows, columns, got));
-        must(nb_checkpoint_tensor_read_bf16(folder, t->name, rows, columns, want));
+        nb_test_must(nb_checkpoint_tensor_read_bf16(gguf, t->name, rows, columns, got));
+        nb_test_must(nb_checkpoint_tensor_read_bf16(folder, t->name, rows, columns, want));
         if (memcmp(got, want, t->bytes) != 0)
             fail_msg("%s differs", t->name);
         nb_checkpoint_forget(gguf, t->name);
@@ -273,9 +227,9 @@ static void check_quantized(const struct nb_checkpoint *gguf, const char *family
     struct nb_safetensors *got, *want;
     struct nb_checkpoint *written;
     char *golden = nb_format("tests/golden/models/%s/bnb4", family);
-    must(nb_bnb_write(&(struct nb_bnb_write){.source = gguf, .folder = output, .type = NB_QUANT_NF4, .nested = true}));
-    must(nb_safetensors_open_folder(output, "model", &got));
-    must(nb_safetensors_open_folder(golden, "model", &want));
+    nb_test_must(nb_bnb_write(&(struct nb_bnb_write){.source = gguf, .folder = output, .type = NB_QUANT_NF4, .nested = true}));
+    nb_test_must(nb_safetensors_open_folder(output, "model", &got));
+    nb_test_must(nb_safetensors_open_folder(golden, "model", &want));
     assert_int_equal(nb_safetensors_count(got), nb_safetensors_count(want));
     for (size_t i = 0; i < nb_safetensors_count(want); i++) {
         const struct nb_safetensors_tensor *w = nb_safetensors_at(want, i), *g = nb_safetensors_find(got, w->name);
@@ -283,7 +237,7 @@ static void check_quantized(const struct nb_checkpoint *gguf, const char *family
         assert_int_equal(g->bytes, w->bytes);
         assert_memory_equal(g->data, w->data, w->bytes);
     }
-    must(nb_checkpoint_open(output, &written));
+    nb_test_must(nb_checkpoint_open(output, &written));
     assert_true(nb_checkpoint_config(written)->quantized);
     assert_ptr_equal(nb_checkpoint_config(written)->family, nb_checkpoint_config(gguf)->family);
     nb_checkpoint_close(&written);
@@ -295,14 +249,14 @@ static void check_quantized(const struct nb_checkpoint *gguf, const char *family
 static void models_read_back(void **state)
 {
     static const char *const families[] = {"llama", "llama_tied", "llama3_rope", "mistral", "qwen2", "qwen3"};
-    const struct fixture *f = *state;
+    const char *place = *state;
     for (size_t i = 0; i < sizeof families / sizeof families[0]; i++) {
         struct nb_checkpoint *folder, *gguf;
-        char *source = nb_format("tests/golden/models/%s", families[i]), *path = nb_format("%s/%s.gguf", f->folder, families[i]);
-        char *output = nb_format("%s/%s", f->folder, families[i]);
-        must(nb_checkpoint_open(source, &folder));
+        char *source = nb_format("tests/golden/models/%s", families[i]), *path = nb_format("%s/%s.gguf", place, families[i]);
+        char *output = nb_format("%s/%s", place, families[i]);
+        nb_test_must(nb_checkpoint_open(source, &folder));
         write_model(folder, path, 0);
-        must(nb_checkpoint_open(path, &gguf));
+        nb_test_must(nb_checkpoint_open(path, &gguf));
         assert_non_null(nb_checkpoint_gguf(gguf));
         assert_null(nb_checkpoint_folder(gguf));
         char *got = nb_model_config_to_json(nb_checkpoint_config(gguf)), *want = nb_model_config_to_json(nb_checkpoint_config(folder));
@@ -323,10 +277,10 @@ static void models_read_back(void **state)
 
 static void another_rope_scaling_is_refused(void **state)
 {
-    const struct fixture *f = *state;
+    const char *place = *state;
     struct nb_checkpoint *folder, *gguf;
-    char *path = nb_format("%s/spoiled.gguf", f->folder);
-    must(nb_checkpoint_open("tests/golden/models/llama3_rope", &folder));
+    char *path = nb_format("%s/spoiled.gguf", place);
+    nb_test_must(nb_checkpoint_open("tests/golden/models/llama3_rope", &folder));
     write_model(folder, path, 0.01f);
     assert_int_equal(nb_checkpoint_open(path, &gguf), NB_UNSUPPORTED);
     assert_non_null(strstr(nb_status_message(), "rope_freqs.weight: divisor 0"));
@@ -346,13 +300,13 @@ static json_t *read_json(const char *folder, const char *name)
 /* The tokenizer's files as tokenizers reads them: vocabulary, merges, added tokens, Llama 3's expression, bos by template. */
 static void the_tokenizer_is_written(void **state)
 {
-    const struct fixture *f = *state;
+    const char *place = *state;
     struct nb_checkpoint *folder, *gguf;
-    char *path = nb_format("%s/t.gguf", f->folder), *output = nb_format("%s/t", f->folder);
-    must(nb_checkpoint_open("tests/golden/models/llama", &folder));
+    char *path = nb_format("%s/t.gguf", place), *output = nb_format("%s/t", place);
+    nb_test_must(nb_checkpoint_open("tests/golden/models/llama", &folder));
     write_model(folder, path, 0);
-    must(nb_checkpoint_open(path, &gguf));
-    must(nb_bnb_write(&(struct nb_bnb_write){.source = gguf, .folder = output, .type = NB_QUANT_NF4}));
+    nb_test_must(nb_checkpoint_open(path, &gguf));
+    nb_test_must(nb_bnb_write(&(struct nb_bnb_write){.source = gguf, .folder = output, .type = NB_QUANT_NF4}));
     json_t *root = read_json(output, "tokenizer.json"), *model = json_object_get(root, "model");
     assert_int_equal(json_integer_value(json_object_get(json_object_get(model, "vocab"), "ab")), 3);
     assert_int_equal(json_object_size(json_object_get(model, "vocab")), 5);
@@ -384,9 +338,9 @@ static void the_tokenizer_is_written(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test_setup_teardown(models_read_back, make_folder, remove_folder),
-        cmocka_unit_test_setup_teardown(another_rope_scaling_is_refused, make_folder, remove_folder),
-        cmocka_unit_test_setup_teardown(the_tokenizer_is_written, make_folder, remove_folder),
+        cmocka_unit_test_setup_teardown(models_read_back, nb_test_make_folder, nb_test_remove_folder),
+        cmocka_unit_test_setup_teardown(another_rope_scaling_is_refused, nb_test_make_folder, nb_test_remove_folder),
+        cmocka_unit_test_setup_teardown(the_tokenizer_is_written, nb_test_make_folder, nb_test_remove_folder),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

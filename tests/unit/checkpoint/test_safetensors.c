@@ -12,38 +12,7 @@
 
 #include "base/file.h"
 #include "checkpoint/safetensors.h"
-
-struct fixture {
-    char folder[64];
-};
-
-static int make_folder(void **state)
-{
-    struct fixture *f = calloc(1, sizeof *f);
-    snprintf(f->folder, sizeof f->folder, "/tmp/nibble-safetensors-XXXXXX");
-    *state = f;
-    return mkdtemp(f->folder) ? 0 : -1;
-}
-
-static int remove_folder(void **state)
-{
-    struct fixture *f = *state;
-    int failed = nb_remove_folder(f->folder) != NB_OK;
-    free(f);
-    return failed;
-}
-
-static void must(nb_status status)
-{
-    if (status != NB_OK)
-        fail_msg("%s", nb_status_message());
-}
-
-static void says(const char *words)
-{
-    if (!strstr(nb_status_message(), words))
-        fail_msg("\"%s\" does not say \"%s\"", nb_status_message(), words);
-}
+#include "support/files.h"
 
 /* A file of a header and `data_bytes` counting bytes, in memory exactly as long, so that a sanitizer sees a read past its end. */
 static nb_status parse(const char *header, uint64_t header_bytes, size_t data_bytes, struct nb_safetensors **file,
@@ -65,8 +34,8 @@ static void refused(const char *header, size_t data_bytes, const char *words)
     nb_status status = parse(header, strlen(header), data_bytes, &file, &data);
     if (status != NB_FORMAT || file)
         fail_msg("accepted: %s", header);
-    says("hostile.safetensors");
-    says(words);
+    nb_test_says("hostile.safetensors");
+    nb_test_says(words);
     free(data);
 }
 
@@ -80,7 +49,7 @@ static void a_sound_file_is_read(void **state)
     struct nb_safetensors *file;
     unsigned char *data;
     (void)state;
-    must(parse(three, strlen(three), 23, &file, &data));
+    nb_test_must(parse(three, strlen(three), 23, &file, &data));
     assert_int_equal(nb_safetensors_count(file), 3);
     assert_string_equal(nb_safetensors_at(file, 0)->name, "a");
     assert_string_equal(nb_safetensors_at(file, 1)->name, "b");
@@ -104,14 +73,14 @@ static void every_truncation_is_refused(void **state)
     unsigned char *data;
     struct nb_safetensors *file;
     (void)state;
-    must(parse(three, strlen(three), 23, &file, &data));
+    nb_test_must(parse(three, strlen(three), 23, &file, &data));
     nb_safetensors_close(&file);
     for (size_t bytes = 0; bytes < 8 + strlen(three) + 23; bytes++) {
         unsigned char *part = malloc(bytes ? bytes : 1);
         memcpy(part, data, bytes);
         assert_int_equal(nb_safetensors_parse(part, bytes, "cut.safetensors", &file), NB_FORMAT);
         assert_null(file);
-        says("cut.safetensors");
+        nb_test_says("cut.safetensors");
         free(part);
     }
     free(data);
@@ -170,7 +139,7 @@ static void hostile_lengths_are_refused(void **state)
     for (size_t i = 0; i < sizeof lengths / sizeof lengths[0]; i++) {
         assert_int_equal(parse("{}", lengths[i], 0, &file, &data), NB_FORMAT);
         assert_null(file);
-        says(lengths[i] > 100000000 ? "is refused" : "past the end");
+        nb_test_says(lengths[i] > 100000000 ? "is refused" : "past the end");
         free(data);
     }
 }
@@ -185,14 +154,14 @@ static void deep_nesting_is_refused(void **state)
     memset(bomb, '[', DEPTH);
     bomb[DEPTH] = '\0';
     assert_int_equal(parse(bomb, DEPTH, 0, &file, &data), NB_FORMAT);
-    says("not JSON");
+    nb_test_says("not JSON");
     free(data);
     free(bomb);
 }
 
 static void what_is_written_reads_back(void **state)
 {
-    const struct fixture *f = *state;
+    const char *folder = *state;
     static const struct nb_safetensors_entry entries[] = {
         {"z.first", NB_SAFETENSORS_F32, 2, {2, 3}}, {"a.second", NB_SAFETENSORS_U8, 1, {5}}, {"scalar", NB_SAFETENSORS_F64, 0, {0}},
         {"none", NB_SAFETENSORS_BF16, 2, {0, 7}}};
@@ -200,20 +169,20 @@ static void what_is_written_reads_back(void **state)
     struct nb_safetensors_writer *writer;
     struct nb_safetensors *file;
     uint32_t crc;
-    char *path = nb_path_join(f->folder, "x.safetensors"), *whole;
+    char *path = nb_path_join(folder, "x.safetensors"), *whole;
     size_t whole_bytes;
     for (size_t i = 0; i < sizeof bytes; i++)
         bytes[i] = (unsigned char)(i * 7);
-    must(nb_safetensors_writer_open(path, entries, 4, &writer));
+    nb_test_must(nb_safetensors_writer_open(path, entries, 4, &writer));
     assert_false(nb_path_exists(path));
-    must(nb_safetensors_writer_write(writer, bytes, 11));
-    must(nb_safetensors_writer_write(writer, bytes + 11, sizeof bytes - 11));
-    must(nb_safetensors_writer_finish(&writer, &crc));
+    nb_test_must(nb_safetensors_writer_write(writer, bytes, 11));
+    nb_test_must(nb_safetensors_writer_write(writer, bytes + 11, sizeof bytes - 11));
+    nb_test_must(nb_safetensors_writer_finish(&writer, &crc));
     assert_null(writer);
-    must(nb_file_read(path, 1 << 20, false, &whole, &whole_bytes));
+    nb_test_must(nb_file_read(path, 1 << 20, false, &whole, &whole_bytes));
     assert_int_equal(crc, crc32(0, (const unsigned char *)whole, (unsigned)whole_bytes));
     free(whole);
-    must(nb_safetensors_open(path, &file));
+    nb_test_must(nb_safetensors_open(path, &file));
     assert_int_equal(nb_safetensors_count(file), 4);
     assert_memory_equal(nb_safetensors_find(file, "z.first")->data, bytes, 24);
     assert_memory_equal(nb_safetensors_find(file, "a.second")->data, bytes + 24, 5);
@@ -228,18 +197,18 @@ static void what_is_written_reads_back(void **state)
 
 static void an_unfinished_file_leaves_nothing(void **state)
 {
-    const struct fixture *f = *state;
+    const char *folder = *state;
     static const struct nb_safetensors_entry twice[] = {{"a", NB_SAFETENSORS_U8, 1, {1}}, {"a", NB_SAFETENSORS_U8, 1, {1}}};
     struct nb_safetensors_writer *writer;
-    char *path = nb_path_join(f->folder, "y.safetensors");
-    must(nb_safetensors_writer_open(path, twice, 1, &writer));
+    char *path = nb_path_join(folder, "y.safetensors");
+    nb_test_must(nb_safetensors_writer_open(path, twice, 1, &writer));
     assert_int_equal(nb_safetensors_writer_finish(&writer, NULL), NB_USAGE);
     assert_null(writer);
     assert_false(nb_path_exists(path));
     assert_int_equal(nb_safetensors_writer_open(path, twice, 2, &writer), NB_USAGE);
     assert_null(writer);
     assert_int_equal(nb_safetensors_writer_open("/nonexistent/y.safetensors", twice, 1, &writer), NB_IO);
-    must(nb_safetensors_writer_open(path, twice, 1, &writer));
+    nb_test_must(nb_safetensors_writer_open(path, twice, 1, &writer));
     nb_safetensors_writer_abandon(&writer);
     assert_null(writer);
     assert_false(nb_path_exists(path));
@@ -251,29 +220,29 @@ static void write_shard(const char *folder, const char *name, const char *tensor
     struct nb_safetensors_entry entry = {tensor, NB_SAFETENSORS_U8, 1, {4}};
     struct nb_safetensors_writer *writer;
     char *path = nb_path_join(folder, name);
-    must(nb_safetensors_writer_open(path, &entry, 1, &writer));
-    must(nb_safetensors_writer_write(writer, tensor, 4));
-    must(nb_safetensors_writer_finish(&writer, NULL));
+    nb_test_must(nb_safetensors_writer_open(path, &entry, 1, &writer));
+    nb_test_must(nb_safetensors_writer_write(writer, tensor, 4));
+    nb_test_must(nb_safetensors_writer_finish(&writer, NULL));
     free(path);
 }
 
 static nb_status open_index(const char *folder, const char *index, struct nb_safetensors **file)
 {
     char *path = nb_path_join(folder, "model.safetensors.index.json");
-    must(nb_file_write(path, index, strlen(index)));
+    nb_test_must(nb_file_write(path, index, strlen(index)));
     free(path);
     return nb_safetensors_open_folder(folder, "model", file);
 }
 
 static void shards_are_one_file(void **state)
 {
-    const struct fixture *f = *state;
+    const char *folder = *state;
     struct nb_safetensors *file;
-    assert_int_equal(nb_safetensors_open_folder(f->folder, "model", &file), NB_IO);
-    write_shard(f->folder, "one.safetensors", "abcd");
-    write_shard(f->folder, "two.safetensors", "efgh");
-    write_shard(f->folder, "twin.safetensors", "abcd");
-    must(open_index(f->folder, "{\"weight_map\": {\"efgh\": \"two.safetensors\", \"abcd\": \"one.safetensors\"}}", &file));
+    assert_int_equal(nb_safetensors_open_folder(folder, "model", &file), NB_IO);
+    write_shard(folder, "one.safetensors", "abcd");
+    write_shard(folder, "two.safetensors", "efgh");
+    write_shard(folder, "twin.safetensors", "abcd");
+    nb_test_must(open_index(folder, "{\"weight_map\": {\"efgh\": \"two.safetensors\", \"abcd\": \"one.safetensors\"}}", &file));
     assert_int_equal(nb_safetensors_count(file), 2);
     assert_memory_equal(nb_safetensors_find(file, "abcd")->data, "abcd", 4);
     assert_memory_equal(nb_safetensors_find(file, "efgh")->data, "efgh", 4);
@@ -294,9 +263,9 @@ static void shards_are_one_file(void **state)
         {"{\"weight_map\": {\"abcd\": \"three.safetensors\"}}", "three.safetensors", NB_IO},
     };
     for (size_t i = 0; i < sizeof bad / sizeof bad[0]; i++) {
-        assert_int_equal(open_index(f->folder, bad[i].index, &file), bad[i].status);
+        assert_int_equal(open_index(folder, bad[i].index, &file), bad[i].status);
         assert_null(file);
-        says(bad[i].words);
+        nb_test_says(bad[i].words);
     }
 }
 
@@ -309,9 +278,9 @@ int main(void)
         cmocka_unit_test(hostile_tables_are_refused),
         cmocka_unit_test(hostile_lengths_are_refused),
         cmocka_unit_test(deep_nesting_is_refused),
-        cmocka_unit_test_setup_teardown(what_is_written_reads_back, make_folder, remove_folder),
-        cmocka_unit_test_setup_teardown(an_unfinished_file_leaves_nothing, make_folder, remove_folder),
-        cmocka_unit_test_setup_teardown(shards_are_one_file, make_folder, remove_folder),
+        cmocka_unit_test_setup_teardown(what_is_written_reads_back, nb_test_make_folder, nb_test_remove_folder),
+        cmocka_unit_test_setup_teardown(an_unfinished_file_leaves_nothing, nb_test_make_folder, nb_test_remove_folder),
+        cmocka_unit_test_setup_teardown(shards_are_one_file, nb_test_make_folder, nb_test_remove_folder),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -109,9 +109,10 @@ const struct nb_command nb_command_evaluate = {
     .name = "evaluate",
     .argument = "MODEL",
     .summary = "loss and perplexity on a data file",
-    .description = "Prints the mean loss over the answers' tokens, its exponential and their number. The report has \"loss\", \"perplexity\",\n"
-                   "\"tokens\" and \"rows\", one {\"loss_sum\", \"tokens\"} a row in the file's order; a skipped row has 0 tokens. The base is\n"
-                   "opened in NF4 unless --set load_in_4bit=false.",
+    .description =
+        "Prints the mean loss over the answers' tokens, its exponential and their number. The report has \"loss\", \"perplexity\",\n"
+        "\"tokens\" and \"rows\", one {\"loss_sum\", \"tokens\"} a row in the file's order; a skipped row has 0 tokens. The base is\n"
+        "opened in NF4 unless --set load_in_4bit=false.",
     .example = "nibble evaluate SmolLM2-135M-Instruct.Q4_1.gguf --data held_out.jsonl --adapter out",
     .options = options,
     .run = run,

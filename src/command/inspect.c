@@ -76,9 +76,10 @@ const struct nb_command nb_command_inspect = {
     .name = "inspect",
     .argument = "PATH",
     .summary = "what a model, adapter or data file holds",
-    .description = "PATH is a model (a Hugging Face folder or a .gguf file), an adapter folder, a .safetensors file or a data file (.jsonl,\n"
-                   ".json, either gzipped). Prints shapes, types, bytes and parameters, the chat template, or the rows' statistics; for\n"
-                   "data with --model also the first rows, with what trains marked by brackets.",
+    .description =
+        "PATH is a model (a Hugging Face folder or a .gguf file), an adapter folder, a .safetensors file or a data file (.jsonl,\n"
+        ".json, either gzipped). Prints shapes, types, bytes and parameters, the chat template, or the rows' statistics; for\n"
+        "data with --model also the first rows, with what trains marked by brackets.",
     .example = "nibble inspect train.jsonl --model SmolLM2-135M-Instruct.Q4_1.gguf",
     .options = options,
     .run = run,

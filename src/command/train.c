@@ -41,9 +41,10 @@ const struct nb_command nb_command_train = {
     .name = "train",
     .argument = "CONFIG",
     .summary = "train an adapter as a YAML file says",
-    .description = "Trains a LoRA adapter on a 4-bit (or bf16) base model. Prints the plan first, then a line a step: loss, gradient norm,\n"
-                   "learning rate, tokens/s, memory, time left. Writes the adapter, checkpoints and metrics.jsonl to output_dir.\n"
-                   "Ctrl-C finishes the step, saves and exits with status 130; --resume goes on with the same bytes.",
+    .description =
+        "Trains a LoRA adapter on a 4-bit (or bf16) base model. Prints the plan first, then a line a step: loss, gradient norm,\n"
+        "learning rate, tokens/s, memory, time left. Writes the adapter, checkpoints and metrics.jsonl to output_dir.\n"
+        "Ctrl-C finishes the step, saves and exits with status 130; --resume goes on with the same bytes.",
     .example = "nibble train configs/quickstart.yml --set learning_rate=1e-4",
     .options = options,
     .run = run,

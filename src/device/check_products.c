@@ -10,12 +10,28 @@ enum { RANK_MAX = 1024 };
 struct linear {
     const char *op;
     const struct nb_linear_part *part;
-    nb_dptr x, step, slot;
+    nb_dptr step, slot;
     int tokens_max, in, x_stride, parts, row_begin_chunk;
     enum nb_dtype activation;
     enum nb_row_count rows_from;
     bool backward;
 };
+
+#define LINEAR_OF(name, a, is_backward)               \
+    {                                                 \
+        .op = name,                                   \
+        .part = (a)->part,                            \
+        .step = (a)->step,                            \
+        .slot = (a)->slot,                            \
+        .tokens_max = (a)->tokens_max,                \
+        .in = (a)->in,                                \
+        .x_stride = (a)->x_stride,                    \
+        .parts = (a)->parts,                          \
+        .row_begin_chunk = (a)->row_begin_chunk,      \
+        .activation = (a)->activation,                \
+        .rows_from = (a)->rows_from,                  \
+        .backward = is_backward,                      \
+    }
 
 /* "part[1].name" */
 struct member {
@@ -90,18 +106,7 @@ static nb_status check_linear(const struct linear *l)
 
 nb_status nb_check_linear(const struct nb_linear *a)
 {
-    struct linear l = {.op = "linear",
-        .part = a->part,
-        .x = a->x,
-        .step = a->step,
-        .slot = a->slot,
-        .tokens_max = a->tokens_max,
-        .in = a->in,
-        .x_stride = a->x_stride,
-        .parts = a->parts,
-        .row_begin_chunk = a->row_begin_chunk,
-        .activation = a->activation,
-        .rows_from = a->rows_from};
+    struct linear l = LINEAR_OF("linear", a, false);
     NB_TRY(check_linear(&l));
     NB_TRY(nb_check_pointer(l.op, "x", a->x, 16));
     for (int p = 0; p < a->parts; p++)
@@ -111,19 +116,7 @@ nb_status nb_check_linear(const struct nb_linear *a)
 
 nb_status nb_check_linear_backward(const struct nb_linear_backward *a)
 {
-    struct linear l = {.op = "linear_backward",
-        .part = a->part,
-        .x = a->x,
-        .step = a->step,
-        .slot = a->slot,
-        .tokens_max = a->tokens_max,
-        .in = a->in,
-        .x_stride = a->x_stride,
-        .parts = a->parts,
-        .row_begin_chunk = a->row_begin_chunk,
-        .activation = a->activation,
-        .rows_from = a->rows_from,
-        .backward = true};
+    struct linear l = LINEAR_OF("linear_backward", a, true);
     NB_TRY(check_linear(&l));
     bool adapters = false;
     for (int p = 0; p < a->parts; p++)
@@ -158,6 +151,25 @@ struct attention {
     enum nb_dtype activation;
 };
 
+#define ATTENTION_OF(name, a)                         \
+    {                                                 \
+        .op = name,                                   \
+        .query_starts = (a)->query_starts,            \
+        .key_starts = (a)->key_starts,                \
+        .slot = (a)->slot,                            \
+        .tokens_max = (a)->tokens_max,                \
+        .key_tokens_max = (a)->key_tokens_max,        \
+        .sequences_max = (a)->sequences_max,          \
+        .longest_max = (a)->longest_max,              \
+        .heads = (a)->heads,                          \
+        .kv_heads = (a)->kv_heads,                    \
+        .head_dim = (a)->head_dim,                    \
+        .window = (a)->window,                        \
+        .scale = (a)->scale,                          \
+        .soft_cap = (a)->soft_cap,                    \
+        .activation = (a)->activation,                \
+    }
+
 static nb_status check_attention(const struct attention *t, const struct buffer *buffers, int count)
 {
     NB_TRY(nb_check_activation(t->op, t->activation));
@@ -175,8 +187,8 @@ static nb_status check_attention(const struct attention *t, const struct buffer 
         return nb_fail(NB_UNSUPPORTED, "%s: soft_cap %g is neither 0 nor positive", t->op, (double)t->soft_cap);
     for (int i = 0; i < count; i++) {
         NB_TRY(nb_check_pointer(t->op, buffers[i].name, buffers[i].pointer, 16));
-        NB_TRY(
-            nb_check_stride(t->op, buffers[i].stride_name, buffers[i].stride, (int64_t)buffers[i].heads * t->head_dim));
+        int64_t width = (int64_t)buffers[i].heads * t->head_dim;
+        NB_TRY(nb_check_stride(t->op, buffers[i].stride_name, buffers[i].stride, width));
     }
     NB_TRY(nb_check_pointer(t->op, "query_starts", t->query_starts, 4));
     NB_TRY(nb_check_pointer(t->op, "key_starts", t->key_starts, 4));
@@ -185,9 +197,7 @@ static nb_status check_attention(const struct attention *t, const struct buffer 
 
 nb_status nb_check_attention(const struct nb_attention *a)
 {
-    struct attention t = {"attention", a->query_starts, a->key_starts, a->slot, a->tokens_max, a->key_tokens_max,
-        a->sequences_max, a->longest_max, a->heads, a->kv_heads, a->head_dim, a->window, a->scale, a->soft_cap,
-        a->activation};
+    struct attention t = ATTENTION_OF("attention", a);
     const struct buffer buffers[] = {
         {"q", "q_stride", a->q, a->q_stride, a->heads},
         {"k", "k_stride", a->k, a->k_stride, a->kv_heads},
@@ -204,9 +214,7 @@ nb_status nb_check_attention(const struct nb_attention *a)
 
 nb_status nb_check_attention_backward(const struct nb_attention_backward *a)
 {
-    struct attention t = {"attention_backward", a->query_starts, a->key_starts, a->slot, a->tokens_max,
-        a->key_tokens_max, a->sequences_max, a->longest_max, a->heads, a->kv_heads, a->head_dim, a->window, a->scale,
-        a->soft_cap, a->activation};
+    struct attention t = ATTENTION_OF("attention_backward", a);
     const struct buffer buffers[] = {
         {"q", "q_stride", a->q, a->q_stride, a->heads},
         {"k", "k_stride", a->k, a->k_stride, a->kv_heads},

@@ -109,7 +109,7 @@ NB_CLONES static void take_scores(const struct work *w, const struct local *loca
             &local->sum[i]);
     }
     uint64_t bytes = nb_dtype_bytes(w->shape.activation);
-    for (int i = tile->queries; i < nb_round_up(tile->queries, NB_ATTENTION_STEP); i++)
+    for (int i = tile->queries; i < nb_round_up(tile->queries, NB_TILE_ROW_STEP); i++)
         memset((char *)local->weights + (uint64_t)i * NB_ATTENTION_KEYS * bytes, 0, (uint64_t)padded * bytes);
 }
 
@@ -142,7 +142,7 @@ NB_CLONES static void add_outputs(const struct work *w, const struct local *loca
     }
     struct nb_product product = {.a_dtype = w->shape.activation,
         .b_dtype = w->shape.activation,
-        .m = nb_round_up(tile->queries, NB_ATTENTION_STEP),
+        .m = nb_round_up(tile->queries, NB_TILE_ROW_STEP),
         .n = width,
         .k = v->padded,
         .a_stride = NB_ATTENTION_KEYS,

@@ -124,7 +124,7 @@ NB_CLONES static void differentiate(const struct work *w, const struct local *lo
         NB_CPU_SPECIALIZE(a->activation, differentiate_row_of, &row);
     }
     uint64_t row_bytes = NB_ATTENTION_KEYS * nb_dtype_bytes(a->activation), rows = (uint64_t)tile->queries;
-    uint64_t behind = ((uint64_t)nb_round_up(tile->queries, NB_ATTENTION_STEP) - rows) * row_bytes;
+    uint64_t behind = ((uint64_t)nb_round_up(tile->queries, NB_TILE_ROW_STEP) - rows) * row_bytes;
     memset((char *)local->weights + rows * row_bytes, 0, behind);
     memset((char *)local->d_scores + rows * row_bytes, 0, behind);
 }

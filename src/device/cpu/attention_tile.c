@@ -27,13 +27,8 @@ int nb_attention_sequence_of(const int32_t *starts, int sequences, int tile)
 struct nb_tile_rows nb_attention_rows(
     nb_dptr from, int stride, int head, const struct nb_attention_shape *shape, int begin, int valid)
 {
-    return (struct nb_tile_rows){.from = from,
-        .dtype = shape->activation,
-        .index = (int64_t)begin * stride + (int64_t)head * shape->head_dim,
-        .stride = stride,
-        .valid = valid,
-        .padded = nb_round_up(valid, NB_ATTENTION_STEP),
-        .columns = shape->head_dim};
+    struct nb_tile_span span = {begin, valid, NB_TILE_ROW_STEP, head * shape->head_dim, shape->head_dim};
+    return nb_tile_rows((struct nb_tile_source){from, shape->activation, stride}, span);
 }
 
 struct nb_attention_operand nb_attention_operand(struct nb_tile_rows rows, void *copy)

@@ -11,7 +11,6 @@
 enum {
     NB_ATTENTION_QUERIES = 64,
     NB_ATTENTION_KEYS = 128,
-    NB_ATTENTION_STEP = 16,
     NB_ATTENTION_FEW_QUERIES = 4, /* up to so many are bound by the reading of the keys */
 };
 

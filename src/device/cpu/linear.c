@@ -20,14 +20,8 @@ struct work {
 /* The activation rows of a row tile, `columns` of them from column `begin`. */
 static struct nb_tile_rows tile_rows(const struct work *w, nb_dptr from, int stride, int tile, int begin, int columns)
 {
-    int valid = nb_cut_width(&w->rows, tile);
-    return (struct nb_tile_rows){.from = from,
-        .dtype = w->a->activation,
-        .index = (int64_t)nb_cut_begin(&w->rows, tile) * stride + begin,
-        .stride = stride,
-        .valid = valid,
-        .padded = nb_round_up(valid, 16),
-        .columns = columns};
+    struct nb_tile_span span = {nb_cut_begin(&w->rows, tile), nb_cut_width(&w->rows, tile), NB_TILE_ROW_STEP, begin, columns};
+    return nb_tile_rows((struct nb_tile_source){from, w->a->activation, stride}, span);
 }
 
 /* t = dropout(x) A^T for the rows of a tile. The kept features' factor 1 / (1 - dropout) multiplies the fp32 sum. */

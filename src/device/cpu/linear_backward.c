@@ -33,14 +33,8 @@ static uint64_t u_bytes(const struct nb_linear_backward *a, int p)
 
 static struct nb_tile_rows row_tile_of(const struct work *w, nb_dptr from, int stride, int tile, int begin, int columns)
 {
-    int valid = nb_cut_width(&w->rows, tile);
-    return (struct nb_tile_rows){.from = from,
-        .dtype = w->a->activation,
-        .index = (int64_t)nb_cut_begin(&w->rows, tile) * stride + begin,
-        .stride = stride,
-        .valid = valid,
-        .padded = nb_round_up(valid, 16),
-        .columns = columns};
+    struct nb_tile_span span = {nb_cut_begin(&w->rows, tile), nb_cut_width(&w->rows, tile), NB_TILE_ROW_STEP, begin, columns};
+    return nb_tile_rows((struct nb_tile_source){from, w->a->activation, stride}, span);
 }
 
 /* u of a row tile, rounded once. The rows up to the end of the last tile of 256 tokens become zeros. */
@@ -99,7 +93,7 @@ static void add_adapter_dx(
     const struct nb_linear_backward *a = w->a;
     const struct nb_lora *lora = &a->part[p].lora;
     bool masked = lora->dropout > 0;
-    int padded = nb_round_up(nb_cut_width(&w->rows, tile), 16), row = nb_cut_begin(&w->rows, tile);
+    int padded = nb_round_up(nb_cut_width(&w->rows, tile), NB_TILE_ROW_STEP), row = nb_cut_begin(&w->rows, tile);
     struct nb_product product = {.a_dtype = a->activation,
         .b_dtype = a->activation,
         .m = padded,
@@ -165,13 +159,8 @@ static void compute_dx(const struct work *w, const struct nb_linear_local *local
 static struct nb_tile_rows token_tile(const struct work *w, nb_dptr from, int stride, int token, int begin, int columns)
 {
     int valid = w->tokens - token < NB_TILE_TOKENS ? w->tokens - token : NB_TILE_TOKENS;
-    return (struct nb_tile_rows){.from = from,
-        .dtype = w->a->activation,
-        .index = (int64_t)token * stride + begin,
-        .stride = stride,
-        .valid = valid,
-        .padded = nb_round_up(valid, DEPTH_STEP),
-        .columns = columns};
+    struct nb_tile_span span = {token, valid, DEPTH_STEP, begin, columns};
+    return nb_tile_rows((struct nb_tile_source){from, w->a->activation, stride}, span);
 }
 
 /* da[rank tile][column tile] += u^T dropout(x), 256 tokens after another. */

@@ -48,6 +48,34 @@ struct nb_tile_rows {
     int stride, valid, padded, columns;
 };
 
+/* Rows of a tile that is multiplied are padded to a multiple of this, so that no other rows change a row's bits (product.h). */
+enum { NB_TILE_ROW_STEP = 16 };
+
+/* A buffer of activation rows. */
+struct nb_tile_source {
+    nb_dptr from;
+    enum nb_dtype dtype;
+    int stride;
+};
+
+/* Its rows [row, row + valid) by columns [begin, begin + columns), padded to a multiple of `step` rows. */
+struct nb_tile_span {
+    int row, valid, step, begin, columns;
+};
+
+static inline struct nb_tile_rows nb_tile_rows(struct nb_tile_source source, struct nb_tile_span span)
+{
+    return (struct nb_tile_rows){
+        .from = source.from,
+        .dtype = source.dtype,
+        .index = (int64_t)span.row * source.stride + span.begin,
+        .stride = source.stride,
+        .valid = span.valid,
+        .padded = nb_round_up(span.valid, span.step),
+        .columns = span.columns,
+    };
+}
+
 /* The rows themselves where valid == padded, else a copy in `buffer` [padded, columns] with zeros behind; *stride is
  * set to that of what was returned. */
 const void *nb_tile_rows_padded(const struct nb_tile_rows *rows, void *buffer, int *stride);

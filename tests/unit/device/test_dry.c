@@ -88,7 +88,8 @@ static void a_linear_op_counts_its_operations(void **state)
     assert_int_equal(d->stream_create(d, &stream), NB_OK);
     for (int i = 0; i < 8; i++)
         assert_int_equal(d->memory_take(d, (uint64_t)1 << 20, &memory[i]), NB_OK);
-    struct nb_linear args = {.x = memory[0], .step = memory[1], .slot = memory[2], .tokens_max = TOKENS, .in = IN, .x_stride = IN, .parts = 1};
+    struct nb_linear args = {.x = memory[0], .step = memory[1], .slot = memory[2], .tokens_max = TOKENS, .in = IN, .x_stride = IN,
+                             .parts = 1};
     args.part[0] = (struct nb_linear_part){.weight = {.rows = OUT, .columns = IN, .data = memory[3]}, .out = OUT, .y = memory[4],
                                            .y_stride = OUT, .output_scale = 1};
     args.scratch = (struct nb_scratch){memory[7], d->linear_scratch_bytes(&d->profile, &args)};

@@ -57,15 +57,15 @@ static nb_status choose_weights(struct nb_run *run)
     return NB_OK;
 }
 
-static nb_status choose_length(struct nb_run *run)
+/* A length past the model's context is computed like any other, as in transformers; what it is worth is said where it is used. */
+static void choose_length(struct nb_run *run)
 {
     int context = nb_checkpoint_config(run->checkpoint)->max_positions;
     bool given = run->purpose == NB_PURPOSE_TRAIN || nb_config_was_set(run->config, "sequence_len");
     run->sequence_len = given ? (int)run->config->sequence_len : context;
-    if (run->sequence_len > context)
-        return nb_fail(NB_USAGE, "sequence_len: %d tokens, but %s was made for at most %d; lower sequence_len",
+    if (run->purpose == NB_PURPOSE_GENERATE && run->sequence_len > context)
+        nb_warn("sequence_len: %d tokens, but %s was made for at most %d; what follows them may make no sense",
             run->sequence_len, nb_checkpoint_path(run->checkpoint), context);
-    return NB_OK;
 }
 
 /* ---- text ---- */
@@ -233,7 +233,7 @@ static nb_status open_run(struct nb_run *run, const struct nb_run_args *args)
     NB_TRY(nb_checkpoint_open(path, &run->checkpoint));
     choose_device(run);
     NB_TRY(choose_weights(run));
-    NB_TRY(choose_length(run));
+    choose_length(run);
     NB_TRY(choose_adapter(run, trains ? config->lora_model_dir : args->adapter));
     NB_TRY(check_adapter(run));
     NB_TRY(open_tokenizer(run, path));

@@ -71,11 +71,26 @@ static nb_status all_kept_rows(const struct nb_dataset *dataset, uint32_t **rows
     return NB_OK;
 }
 
+/* Says once where rows are longer than the model's context. */
+static void compare_with_context(const struct nb_run *run, const struct nb_dataset *data)
+{
+    uint32_t context = (uint32_t)nb_checkpoint_config(run->checkpoint)->max_positions, longer = 0, longest = 0;
+    for (uint32_t i = 0; i < data->row_count; i++) {
+        longer += data->rows[i].count > context;
+        longest = data->rows[i].count > longest ? data->rows[i].count : longest;
+    }
+    if (longer)
+        nb_warn("%s: %" PRIu32 " of %" PRIu32 " rows have more than the %" PRIu32 " tokens that %s was made for, up to %" PRIu32
+                "; sequence_len: %" PRIu32 " leaves them out",
+            data->sources[0].path, longer, data->row_count, context, nb_checkpoint_path(run->checkpoint), longest, context);
+}
+
 static nb_status read_data(struct nb_run *run)
 {
     const struct nb_config *config = run->config;
     NB_TRY(read_sources(run, &config->datasets, &run->data));
     NB_TRY(nb_lint(run->data, run->tokenizer, run->chat_template));
+    compare_with_context(run, run->data);
     if (config->test_datasets.count > 0) {
         NB_TRY(read_sources(run, &config->test_datasets, &run->test_data));
         NB_TRY(nb_lint(run->test_data, run->tokenizer, run->chat_template));
@@ -177,6 +192,7 @@ nb_status nb_setup_evaluation_data(struct nb_run *run, const char *path)
         return status;
     if (status != NB_OK)
         nb_warn("%s", nb_status_message());
+    compare_with_context(run, run->data);
     int longest = 1, total = 0;
     for (uint32_t i = 0; i < run->data->row_count; i++) {
         int count = (int)run->data->rows[i].count;

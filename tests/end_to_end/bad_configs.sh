@@ -65,8 +65,6 @@ wrong 'val_set_size' -- 'val_set_size: 12'
 # Targets that the model does not have: those it has.
 wrong 'w_proj' 'q_proj' 'down_proj' -- 'lora_target_modules: [w_proj]'
 wrong 'all-linear' 'lora_target_linear' -- 'lora_target_modules: [all-linear]'
-# Longer rows than the model was made for.
-replaced 'sequence_len' '128' -- 's/^sequence_len:.*/sequence_len: 4096/'
 # An adapter to go on from that is another's, or not there.
 replaced 'lora_r' '8' '4' -- "s|^lora_r:.*|lora_r: 8\\nlora_model_dir: $models/llama/adapter_start|"
 token_config "$config" "output_dir: $watched/run" "lora_model_dir: $work/nowhere"

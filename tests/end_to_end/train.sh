@@ -78,6 +78,20 @@ equal "the base's name" "$("$probe" json "$work/text-run/adapter_config.json" ba
 run generate "$work/text" --adapter "$work/text-run" --prompt 'Say 3' --max-tokens 4
 equal "generate with it" "$status" 0
 
+# sequence_len may pass the model's context of 128 tokens; a row that does is used, and said.
+token_config "$work/long.yml" "output_dir: $work/long"
+succeeds train "$work/long.yml" --set sequence_len=512
+{ cat "$work/rows.jsonl"; echo "{\"input_ids\": [$(seq -s, 3 202)]}"; } >"$work/long.jsonl"
+for verb in evaluate train; do
+  if [ $verb = train ]; then
+    run train "$work/long.yml" --set sequence_len=512 --set "datasets=[{path: $work/long.jsonl}]" --set output_dir="$work/longer"
+  else
+    run evaluate "$models/llama" --data "$work/long.jsonl" $fp32 --set sequence_len=512
+  fi
+  equal "$verb: a row longer than the context" "$status" 0
+  says err '^warning: .*long.jsonl: 1 of 13 rows .* 128 tokens .* up to 200; sequence_len: 128'
+done
+
 # Going on from an adapter.
 run train "$work/text.yml" --set lora_model_dir="$work/text-run" --set lora_r=null --set lora_alpha=null --set output_dir="$work/more"
 equal "lora_model_dir" "$status" 0

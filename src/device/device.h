@@ -257,7 +257,7 @@ struct nb_clip_scale {
  * clip_scale; then copy = round(master). Does nothing if step->finite is 0. The gradient is zeroed either way.
  *   master, gradient fp32 [count]; copy [count] in copy_dtype (F32 or BF16), may not alias master
  *   moments fp32: m, v fp32 [count].   8-bit: m, v U8 codes [count]; m_absmax, v_absmax fp32 [ceil(count / 256)]; m_map, v_map
- *   fp32 [256] (quant/dynamic_map.h, signed and unsigned). */
+ *   fp32 [256]: exactly nb_dynamic_map's, signed and unsigned, so a device may use tables of its own instead. */
 struct nb_adamw {
     nb_dptr master, gradient, copy, m, v, m_absmax, v_absmax, m_map, v_map, step;
     uint64_t count;

@@ -1,6 +1,6 @@
 /* The CPU device from the inside: what its ops share. Private to src/device/.
  *
- * An op is one file, cpu/NAME.c, with two functions: nb_cpu_run_NAME does the work, when it is due, with the args
+ * An op is one file, named like it, with two functions: nb_cpu_run_NAME does the work, when it is due, with the args
  * already checked by nb_check_NAME, on cpu->threads threads (`#pragma omp parallel for num_threads(cpu->threads)` in
  * its own loops); nb_cpu_NAME_scratch_bytes says what scratch it needs. A result is the same at any number of threads:
  * a thread computes whole rows or whole fixed tiles, and partial sums over tiles are added in order. */

@@ -1,5 +1,5 @@
-/* The device: memory, copies, streams, events, and one function an op. Three devices implement the table: cpu (the readable
- * specification), dry (counts, for planning) and later cuda.
+/* The device: memory, copies, streams, events, and one function an op. The table's implementations: cpu (the readable
+ * specification) and dry (counts, for planning).
  *
  * Rules for every op
  *   - It only enqueues on `stream`: no allocation, no synchronization, no host read of device memory. The args struct is copied.
@@ -367,6 +367,7 @@ struct nb_cpu_options {
     uint64_t deferred_seed;
 };
 
+/* Destroy with nb_device_destroy. Errors: NB_MEMORY. */
 nb_status nb_cpu_device_create(const struct nb_cpu_options *options, struct nb_device **device);
 
 /* The profile nb_cpu_device_create would have. */
@@ -388,8 +389,11 @@ struct nb_dry_counts {
 };
 
 /* A device of `target`'s kind that owns no memory and runs nothing: addresses are invented, ops are checked (nb_check_*) and
- * counted, scratch_bytes is the target kind's. Uploads and downloads touch no host memory. */
+ * counted, scratch_bytes is the target kind's. Uploads and downloads touch no host memory. Destroy with nb_device_destroy. Errors:
+ * NB_UNSUPPORTED for a target that is not a CPU, NB_MEMORY. */
 nb_status nb_dry_device_create(const struct nb_device_profile *target, struct nb_device **device);
+
+/* `device` is a dry one. Valid while it is. */
 const struct nb_dry_counts *nb_dry_device_counts(const struct nb_device *device);
 
 #endif

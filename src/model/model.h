@@ -37,17 +37,20 @@ struct nb_model;
  * when they are used in 4 bits. Errors: NB_UNSUPPORTED. */
 nb_status nb_model_create(struct nb_device *device, const struct nb_checkpoint *checkpoint, const struct nb_model_options *options,
                           struct nb_model **model);
+
+/* Takes NULL; nulls the handle. Device memory stays its arena's. */
 void nb_model_destroy(struct nb_model **model);
 
 const struct nb_model_config *nb_model_config_of(const struct nb_model *model);
 struct nb_device *nb_model_device(const struct nb_model *model);
 
-/* Takes the units' memory and the rope tables (positions_max rows) from the arena. */
+/* Takes the units' memory and the rope tables (positions_max rows) from the arena, once. Errors: NB_MEMORY. */
 nb_status nb_model_allocate(struct nb_model *model, struct nb_arena *arena, int positions_max);
 
 /* Reads every weight from the checkpoint into its unit: bf16 sources are quantized on the device, 4-bit ones copied as they are
  * (their own maps). `arena` gives the transient scratch. On a dry device only the memory is counted. Never more than two
- * tensors of host memory besides. `progress` (may be NULL) is started, kept up and finished here. Waits for the stream. */
+ * tensors of host memory besides. `progress` (may be NULL) is started, kept up and finished here. Waits for the stream. Errors:
+ * NB_FORMAT for a tensor that is missing, of another shape or not finite, NB_IO, NB_MEMORY. */
 nb_status nb_model_load(struct nb_model *model, struct nb_stream *stream, struct nb_arena *arena, struct nb_progress *progress);
 
 /* ---- micro-batches ---- */
@@ -102,15 +105,18 @@ nb_status nb_pass_set_batch(struct nb_pass *pass, int slot, const struct nb_micr
 
 /* Enqueue layers first .. last (inclusive) for a slot. The head's forward computes the loss of every trained row, adds their sum
  * to step->loss_sum and, unless NB_KEEP_NOTHING, leaves dX of its input; backward ranges then run from the head's successor
- * down: nb_pass_backward(pass, slot, L, 0) with first >= last. Block 1 computes no dX unless something below it trains. */
+ * down: nb_pass_backward(pass, slot, L, 0) with first >= last. Block 1 computes no dX unless something below it trains. Errors: NB_USAGE
+ * for a slot or a range that the pass does not have. */
 nb_status nb_pass_forward(struct nb_pass *pass, int slot, int first, int last);
 nb_status nb_pass_backward(struct nb_pass *pass, int slot, int first, int last);
 
-/* Enqueues the download of the slot's losses, fp32 [trained rows], in the order of trained_row. */
+/* Enqueues the download of the slot's losses, fp32 [trained rows], in the order of trained_row. `losses` is host memory that copies
+ * can reach (host_take's), valid once the stream has been waited for. */
 nb_status nb_pass_download_losses(struct nb_pass *pass, int slot, float *losses);
 
 /* Enqueues the logits of one token row of the slot (after a forward of layers 0 .. L) into the pass's logits row, [vocab] in the
- * activation dtype; and their address. For generation and tests. */
+ * activation dtype; and their address, which holds until the next call. For generation and tests. Errors: NB_USAGE with a pass that
+ * trains, or for a token that the slot does not have. */
 nb_status nb_pass_logits(struct nb_pass *pass, int slot, int token, nb_dptr *logits);
 
 #endif

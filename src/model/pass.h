@@ -38,6 +38,7 @@ struct nb_pass {
     struct nb_weight_access *schedule;
 };
 
+/* For micro-batches up to the limits. */
 void nb_batch_lay_out(const struct nb_batch_limits *limits, struct nb_batch_layout *layout);
 
 /* The slot's struct nb_slot on the device. */

@@ -35,14 +35,16 @@ struct nb_weight_store;
 /* Lays out the units; takes no device memory. `config` is copied. Errors: NB_UNSUPPORTED for sizes that the ops do not take. */
 nb_status nb_weight_store_create(struct nb_device *device, const struct nb_model_config *config,
                                  const struct nb_model_options *options, struct nb_weight_store **store);
+
+/* Takes NULL; nulls the handle. The slabs stay their arena's. */
 void nb_weight_store_destroy(struct nb_weight_store **store);
 
-/* Takes the units' slabs from the arena. */
+/* Takes the units' slabs from the arena, once. Errors: NB_MEMORY. */
 nb_status nb_weight_store_allocate(struct nb_weight_store *store, struct nb_arena *arena);
 
 int nb_weight_store_units(const struct nb_weight_store *store);
 
-/* The tensors of a unit in the order in which they lie in it; returns how many. */
+/* The tensors of a unit in the order in which they lie in it, the store's own list; returns how many. */
 int nb_weight_store_tensors(const struct nb_weight_store *store, int unit, const struct nb_tensor_spec **tensors);
 
 /* The unit that holds the head's matrix: the last, or the embedding's when they are tied. */

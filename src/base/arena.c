@@ -54,7 +54,7 @@ nb_status nb_arena_create(const char *name, uint64_t base, uint64_t capacity, st
 {
     struct nb_arena *a = calloc(1, sizeof *a);
     if (!a)
-        return nb_fail(NB_MEMORY, "arena %s: out of host memory", name);
+        return nb_fail(NB_MEMORY, "arena %s: no memory for its list", name);
     snprintf(a->name, sizeof a->name, "%s", name);
     a->base = base;
     a->capacity = capacity;
@@ -113,13 +113,13 @@ nb_status nb_arena_take(struct nb_arena *arena, enum nb_category category, const
         return nb_fail(NB_MEMORY, "%s memory: %s needs %" PRIu64 " bytes, %" PRIu64 " of %" PRIu64 " are left", arena->name, name,
                        bytes, left, arena->capacity);
     if (!entries_reserve(&arena->entry, &arena->entries_capacity, arena->entries + 1))
-        return nb_fail(NB_MEMORY, "arena %s: out of host memory", arena->name);
+        return nb_fail(NB_MEMORY, "arena %s: no memory for its list", arena->name);
     arena->entry[arena->entries++] = (struct entry){name, category, arena->used, bytes};
     *address = arena->base + arena->used;
     arena->used += rounded;
     arena->used_of[category] += rounded;
     if (arena->used > arena->high_water && !record_high_water(arena))
-        return nb_fail(NB_MEMORY, "arena %s: out of host memory", arena->name);
+        return nb_fail(NB_MEMORY, "arena %s: no memory for its list", arena->name);
     if (arena->mark)
         arena->mark(arena->mark_context, *address, bytes, true);
     return NB_OK;

@@ -58,7 +58,7 @@ nb_status nb_mapped_file_open(const char *path, struct nb_mapped_file *file)
     if (!copy) {
         if (data)
             munmap(data, (size_t)status.st_size);
-        return nb_fail(NB_MEMORY, "%s: out of memory", path);
+        return nb_fail(NB_MEMORY, "%s: no memory to read it", path);
     }
     *file = (struct nb_mapped_file){.data = data, .bytes = (uint64_t)status.st_size, .path = copy};
     return NB_OK;
@@ -101,12 +101,12 @@ static nb_status growing_append(struct growing *growing, const void *data, size_
         size_t capacity = growing->capacity;
         while (bytes >= capacity - growing->bytes) {
             if (capacity > SIZE_MAX / 2)
-                return nb_fail(NB_MEMORY, "%s: out of memory", growing->path);
+                return nb_fail(NB_MEMORY, "%s: no memory to read it", growing->path);
             capacity *= 2;
         }
         char *larger = realloc(growing->data, capacity);
         if (!larger)
-            return nb_fail(NB_MEMORY, "%s: out of memory: %zu bytes were asked for", growing->path, capacity);
+            return nb_fail(NB_MEMORY, "%s: no memory to read it: %zu bytes were asked for", growing->path, capacity);
         growing->data = larger;
         growing->capacity = capacity;
     }
@@ -155,7 +155,7 @@ static nb_status inflate_chunk(z_stream *stream, bool *inside, struct growing *t
         stream->avail_out = sizeof output;
         int code = inflate(stream, Z_NO_FLUSH);
         if (code == Z_MEM_ERROR)
-            return nb_fail(NB_MEMORY, "%s: out of memory", text->path);
+            return nb_fail(NB_MEMORY, "%s: no memory to read it", text->path);
         if (code != Z_OK && code != Z_STREAM_END && code != Z_BUF_ERROR)
             return nb_fail(NB_FORMAT, "%s: damaged gzip data after %zu unpacked bytes: %s", text->path, text->bytes,
                 stream->msg ? stream->msg : "not a deflate stream");
@@ -169,7 +169,7 @@ static nb_status read_gzip(int descriptor, unsigned char *input, size_t got, str
 {
     z_stream stream = {0};
     if (inflateInit2(&stream, 16 + MAX_WBITS) != Z_OK)
-        return nb_fail(NB_MEMORY, "%s: out of memory", text->path);
+        return nb_fail(NB_MEMORY, "%s: no memory to read it", text->path);
     nb_status status = NB_OK;
     bool inside = true;
     while (got && status == NB_OK) {
@@ -199,7 +199,7 @@ nb_status nb_file_read(const char *path, uint64_t limit, bool gunzip, char **dat
     if (S_ISREG(status.st_mode) && status.st_size >= CHUNK_BYTES && (uint64_t)status.st_size <= limit)
         text.capacity = (size_t)status.st_size + 1;
     text.data = malloc(text.capacity);
-    nb_status result = text.data ? NB_OK : nb_fail(NB_MEMORY, "%s: out of memory", path);
+    nb_status result = text.data ? NB_OK : nb_fail(NB_MEMORY, "%s: no memory to read it", path);
     if (result == NB_OK)
         result = read_chunk(descriptor, path, input, &got);
     if (result == NB_OK && gunzip && got >= 2 && input[0] == 0x1f && input[1] == 0x8b)
@@ -265,7 +265,7 @@ nb_status nb_writer_open(const char *path, struct nb_writer **writer)
         return nb_fail(NB_IO, "%s: is a folder, so no file of that name can be written", path);
     struct nb_writer *w = calloc(1, sizeof *w);
     if (!w)
-        return nb_fail(NB_MEMORY, "%s: out of memory", path);
+        return nb_fail(NB_MEMORY, "%s: no memory to write it", path);
     w->descriptor = -1;
     w->crc = (uint32_t)crc32_z(0, NULL, 0);
     w->path = nb_format("%s", path);

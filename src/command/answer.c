@@ -48,7 +48,7 @@ static nb_status keep(struct nb_answer *answer, const char *text, size_t bytes)
 {
     char *grown = realloc(answer->text, answer->text_bytes + bytes + 1);
     if (!grown)
-        return nb_fail(NB_MEMORY, "out of host memory for the answer");
+        return nb_fail(NB_MEMORY, "no memory for the answer");
     memcpy(grown + answer->text_bytes, text, bytes);
     answer->text = grown;
     answer->text_bytes += bytes;
@@ -73,7 +73,7 @@ static nb_status show_token(const struct nb_tokenizer *tokenizer, int32_t id, st
         return NB_OK;
     char *text = malloc(NB_STREAM_DECODER_BYTES(bytes));
     if (!text)
-        return nb_fail(NB_MEMORY, "out of host memory for the answer");
+        return nb_fail(NB_MEMORY, "no memory for the answer");
     size_t written = nb_stream_decoder_put(decoder, raw, bytes, text);
     nb_status status = emit(answer, text, written);
     free(text);

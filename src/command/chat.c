@@ -38,7 +38,7 @@ static nb_status add_message(struct conversation *conversation, const char *role
         conversation->messages = grown;
     if (!grown || !copy) {
         free(copy);
-        return nb_fail(NB_MEMORY, "out of host memory for the conversation");
+        return nb_fail(NB_MEMORY, "no memory for the conversation");
     }
     memcpy(copy, content, bytes);
     copy[bytes] = 0;
@@ -59,7 +59,7 @@ static nb_status render(const struct conversation *conversation, bool prompt, st
 {
     struct nb_chat_message *views = calloc(conversation->count + 1, sizeof *views);
     if (!views)
-        return nb_fail(NB_MEMORY, "out of host memory for the conversation");
+        return nb_fail(NB_MEMORY, "no memory for the conversation");
     for (size_t i = 0; i < conversation->count; i++)
         views[i] = (struct nb_chat_message){conversation->messages[i].role, conversation->messages[i].content,
                                             strlen(conversation->messages[i].content)};
@@ -79,7 +79,7 @@ static nb_status append_rest(struct conversation *conversation, struct nb_genera
     if (status == NB_OK && nb_generator_tokens(generator) + (int64_t)list.count >= conversation->context)
         status = nb_fail(NB_USAGE, "the conversation has filled the context of %d tokens; /new begins another", conversation->context);
     if (status == NB_OK && !(ids = calloc(list.count + 1, sizeof *ids)))
-        status = nb_fail(NB_MEMORY, "out of host memory for the conversation");
+        status = nb_fail(NB_MEMORY, "no memory for the conversation");
     for (size_t i = 0; status == NB_OK && i < list.count; i++)
         ids[i] = list.tokens[i].id;
     if (status == NB_OK)

@@ -68,7 +68,7 @@ static nb_status write_report(const char *path, const struct nb_dataset *data, c
     char *text = report ? json_dumps(report, JSON_INDENT(1) | JSON_REAL_PRECISION(17)) : NULL;
     json_decref(report);
     if (!text)
-        return nb_fail(NB_MEMORY, "%s: out of host memory for the report of %u rows", path, evaluation->rows);
+        return nb_fail(NB_MEMORY, "%s: no memory for the report of %u rows", path, evaluation->rows);
     char *lines = nb_format("%s\n", text);
     nb_status status = nb_file_write(path, lines, strlen(lines));
     free(lines);

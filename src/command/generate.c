@@ -34,7 +34,7 @@ static nb_status parse_ids(const char *text, const struct nb_run *run, struct re
     int vocabulary = nb_checkpoint_config(run->checkpoint)->vocab;
     request->ids = calloc(strlen(text) + 1, sizeof *request->ids);
     if (!request->ids)
-        return nb_fail(NB_MEMORY, "out of host memory for the prompt");
+        return nb_fail(NB_MEMORY, "no memory for the prompt");
     for (const char *at = text; *at;) {
         char *end;
         errno = 0;
@@ -55,7 +55,7 @@ static nb_status encode_text(const struct nb_run *run, const char *text, size_t 
     if (status == NB_OK) {
         request->ids = calloc(list.count + 1, sizeof *request->ids);
         if (!request->ids)
-            status = nb_fail(NB_MEMORY, "out of host memory for the prompt");
+            status = nb_fail(NB_MEMORY, "no memory for the prompt");
     }
     if (status == NB_OK) {
         if (adds_bos)

@@ -34,7 +34,7 @@ static nb_status read_ids(json_t *line, int32_t **ids, size_t *count)
     *count = json_array_size(array);
     *ids = calloc(*count + 1, sizeof **ids);
     if (!*ids)
-        return nb_fail(NB_MEMORY, "out of host memory for %zu ids", *count);
+        return nb_fail(NB_MEMORY, "no memory for %zu ids", *count);
     for (size_t i = 0; i < *count; i++) {
         json_t *id = json_array_get(array, i);
         json_int_t value = json_integer_value(id);

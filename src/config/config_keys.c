@@ -101,11 +101,11 @@ nb_status nb_strings_add(struct nb_config_strings *strings, const char *text)
 {
     char **items = realloc(strings->items, (strings->count + 1) * sizeof *items);
     if (!items)
-        return nb_fail(NB_MEMORY, "out of memory");
+        return nb_fail(NB_MEMORY, "no memory for the config");
     strings->items = items;
     items[strings->count] = strdup(text);
     if (!items[strings->count])
-        return nb_fail(NB_MEMORY, "out of memory");
+        return nb_fail(NB_MEMORY, "no memory for the config");
     strings->count++;
     return NB_OK;
 }
@@ -149,7 +149,7 @@ nb_status nb_key_reset(struct nb_config *config, const struct nb_key *key)
     switch (key->type) {
     case NB_KEY_STRING:
         if (key->fallback && !(*(char **)field = strdup(key->fallback)))
-            return nb_fail(NB_MEMORY, "out of memory");
+            return nb_fail(NB_MEMORY, "no memory for the config");
         break;
     case NB_KEY_BOOL:
         *(bool *)field = key->fallback && strcmp(key->fallback, "true") == 0;

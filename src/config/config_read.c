@@ -79,7 +79,7 @@ static nb_status apply_override(struct nb_config *config, const char *override, 
         return nb_fail(NB_USAGE, "--set %s: key=value is expected", override);
     char *name = strndup(override, (size_t)(equals - override));
     if (!name)
-        return nb_fail(NB_MEMORY, "out of memory");
+        return nb_fail(NB_MEMORY, "no memory for the config");
     struct nb_yaml_source source = {.name = name, .is_override = true};
     struct nb_yaml_node key = {.kind = NB_YAML_SCALAR, .text = name, .line = 1, .column = 1};
     struct nb_yaml_node nothing = {.kind = NB_YAML_SCALAR, .text = name + strlen(name), .plain = true, .line = 1, .column = 1};
@@ -127,7 +127,7 @@ nb_status nb_config_parse(const char *text, size_t bytes, const char *name, cons
 {
     NB_TRY(nb_config_defaults(config));
     config->source = strdup(name);
-    nb_status status = config->source ? NB_OK : nb_fail(NB_MEMORY, "out of memory");
+    nb_status status = config->source ? NB_OK : nb_fail(NB_MEMORY, "no memory for the config");
     if (status == NB_OK)
         status = apply_text(config, text, bytes, name);
     if (status == NB_OK)

@@ -27,7 +27,7 @@ static nb_status wrong(const struct nb_yaml_source *source, const struct nb_yaml
 
 static nb_status out_of_memory(const struct nb_yaml_source *source)
 {
-    return nb_yaml_fail(source, NULL, NB_MEMORY, "out of memory");
+    return nb_yaml_fail(source, NULL, NB_MEMORY, "no memory for the config");
 }
 
 /* Writes "nf4, fp4" into a buffer. */

@@ -156,7 +156,7 @@ static nb_status write_config(const struct nb_config *config, FILE *stream)
     struct writer writer = {.failed = false};
     yaml_event_t event;
     if (!yaml_emitter_initialize(&writer.emitter))
-        return nb_fail(NB_MEMORY, "out of memory");
+        return nb_fail(NB_MEMORY, "no memory for the config");
     yaml_emitter_set_output(&writer.emitter, write_part, stream);
     yaml_emitter_set_unicode(&writer.emitter, 1);
     yaml_emitter_set_width(&writer.emitter, -1);
@@ -188,10 +188,10 @@ nb_status nb_config_format(const struct nb_config *config, char **text, size_t *
     *bytes = 0;
     FILE *stream = open_memstream(text, bytes);
     if (!stream)
-        return nb_fail(NB_MEMORY, "out of memory");
+        return nb_fail(NB_MEMORY, "no memory for the config");
     nb_status status = write_config(config, stream);
     if (fclose(stream) != 0 && status == NB_OK)
-        status = nb_fail(NB_MEMORY, "out of memory");
+        status = nb_fail(NB_MEMORY, "no memory for the config");
     if (status != NB_OK) {
         free(*text);
         *text = NULL;

@@ -136,7 +136,7 @@ static nb_status add_node(struct builder *builder, const yaml_event_t *event, en
         return nb_yaml_fail(source, &place, NB_USAGE, "nested deeper than %d levels: this is no config", NB_YAML_DEPTH_MAX);
     struct nb_yaml_node *node = malloc(sizeof *node);
     if (!node)
-        return nb_yaml_fail(source, &place, NB_MEMORY, "out of memory");
+        return nb_yaml_fail(source, &place, NB_MEMORY, "no memory for the config");
     *node = place;
     node->kind = kind;
     if (kind == NB_YAML_SCALAR) {
@@ -147,7 +147,7 @@ static nb_status add_node(struct builder *builder, const yaml_event_t *event, en
         node->text = strndup(value, length);
         if (!node->text || strlen(node->text) != length) {
             nb_status status = node->text ? nb_yaml_fail(source, &place, NB_USAGE, "a text holds a zero byte")
-                                          : nb_yaml_fail(source, &place, NB_MEMORY, "out of memory");
+                                          : nb_yaml_fail(source, &place, NB_MEMORY, "no memory for the config");
             nb_yaml_destroy(&node);
             return status;
         }
@@ -189,7 +189,7 @@ static nb_status parser_failure(const yaml_parser_t *parser, const struct nb_yam
     struct nb_yaml_node place = {.line = parser->problem_mark.line + 1, .column = parser->problem_mark.column + 1};
     const char *problem = parser->problem ? parser->problem : "cannot be read";
     if (parser->error == YAML_MEMORY_ERROR)
-        return nb_yaml_fail(source, NULL, NB_MEMORY, "out of memory");
+        return nb_yaml_fail(source, NULL, NB_MEMORY, "no memory for the config");
     if (parser->error == YAML_READER_ERROR) { /* it gives a byte offset, and no mark */
         size_t end = parser->problem_offset < bytes ? parser->problem_offset : bytes, line_start = 0;
         place.line = 1;
@@ -212,7 +212,7 @@ nb_status nb_yaml_parse(const struct nb_yaml_source *source, const char *text, s
         return nb_yaml_fail(source, NULL, NB_USAGE, "longer than %d bytes: this is no config", NB_YAML_BYTES_MAX);
     yaml_parser_t parser;
     if (!yaml_parser_initialize(&parser))
-        return nb_yaml_fail(source, NULL, NB_MEMORY, "out of memory");
+        return nb_yaml_fail(source, NULL, NB_MEMORY, "no memory for the config");
     yaml_parser_set_input_string(&parser, (const unsigned char *)text, bytes);
     struct builder builder = {.source = source};
     nb_status status = NB_OK;

@@ -28,7 +28,7 @@ static nb_status take_memory(struct nb_generator *g, const struct nb_adapter *ad
     g->ids = calloc((size_t)chunk, sizeof *g->ids);
     g->positions = calloc((size_t)chunk, sizeof *g->positions);
     if (!g->ids || !g->positions)
-        return nb_fail(NB_MEMORY, "out of host memory for the generator");
+        return nb_fail(NB_MEMORY, "no memory for the generator");
     NB_TRY(device->host_take(device, sizeof *g->id, (void **)&g->id));
     NB_TRY(nb_work_take(&g->work, NB_CATEGORY_BATCH, "step", sizeof(struct nb_step), &step));
     NB_TRY(device->fill_zero(device, g->work.stream, step, sizeof(struct nb_step)));
@@ -51,7 +51,7 @@ nb_status nb_generator_create(struct nb_model *model, const struct nb_adapter *a
         return nb_fail(NB_USAGE, "a generator for %d tokens in pieces of %d is not possible", options->context_max, options->prompt_chunk);
     struct nb_generator *g = calloc(1, sizeof *g);
     if (!g)
-        return nb_fail(NB_MEMORY, "out of host memory for the generator");
+        return nb_fail(NB_MEMORY, "no memory for the generator");
     g->model = model;
     g->options = *options;
     if (g->options.prompt_chunk > options->context_max)

@@ -109,7 +109,7 @@ static nb_status load_rope(const struct loader *l, const struct nb_rope_table *t
     int half = config->head_dim / 2;
     float *inverse_frequency = malloc((size_t)half * sizeof *inverse_frequency);
     if (!inverse_frequency)
-        return nb_fail(NB_MEMORY, "out of host memory for the rotation's tables");
+        return nb_fail(NB_MEMORY, "no memory for the rotation's tables");
     nb_rope_inverse_frequencies(&config->rope, config->head_dim, inverse_frequency);
     uint64_t row_bytes = (uint64_t)half * sizeof(float);
     int rows = (int)(staging_bytes / 2 / row_bytes);

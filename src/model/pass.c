@@ -143,7 +143,7 @@ static nb_status make_lists(struct nb_pass *pass)
         if (ok && pass->options.keep == NB_KEEP_EVERYTHING)
             ok = (s->kept = calloc(layers, sizeof *s->kept)) != NULL;
     }
-    return ok ? NB_OK : nb_fail(NB_MEMORY, "out of host memory for the pass");
+    return ok ? NB_OK : nb_fail(NB_MEMORY, "no memory for the pass");
 }
 
 nb_status nb_pass_create(struct nb_model *model, const struct nb_adapter *adapter, const struct nb_pass_options *options,
@@ -152,7 +152,7 @@ nb_status nb_pass_create(struct nb_model *model, const struct nb_adapter *adapte
     NB_TRY(check_options(model, adapter, options));
     struct nb_pass *p = calloc(1, sizeof *p);
     if (!p)
-        return nb_fail(NB_MEMORY, "out of host memory for the pass");
+        return nb_fail(NB_MEMORY, "no memory for the pass");
     p->model = model;
     p->adapter = adapter;
     p->options = *options;

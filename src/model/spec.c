@@ -45,13 +45,13 @@ nb_status nb_model_create(struct nb_device *device, const struct nb_checkpoint *
     NB_TRY(check_stored_format(checkpoint, options));
     struct nb_model *m = calloc(1, sizeof *m);
     if (!m)
-        return nb_fail(NB_MEMORY, "out of host memory for the model's description");
+        return nb_fail(NB_MEMORY, "no memory for the model's description");
     m->device = device;
     m->checkpoint = checkpoint;
     m->config = *nb_checkpoint_config(checkpoint);
     m->options = *options;
     m->layer = calloc((size_t)m->config.layers, sizeof *m->layer);
-    nb_status status = m->layer ? NB_OK : nb_fail(NB_MEMORY, "out of host memory for the model's description");
+    nb_status status = m->layer ? NB_OK : nb_fail(NB_MEMORY, "no memory for the model's description");
     if (status == NB_OK) {
         describe_layers(m);
         status = nb_weight_store_create(device, &m->config, options, &m->store);

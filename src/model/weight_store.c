@@ -106,12 +106,12 @@ nb_status nb_weight_store_create(struct nb_device *device, const struct nb_model
     NB_TRY(check_sizes(config));
     struct nb_weight_store *s = calloc(1, sizeof *s);
     if (!s)
-        return nb_fail(NB_MEMORY, "out of host memory for the weight store");
+        return nb_fail(NB_MEMORY, "no memory for the weight store");
     s->device = device;
     s->nested = options->nested;
     lay_out(s, config, options->linear_format);
     s->unit = calloc((size_t)s->units, sizeof *s->unit);
-    nb_status status = s->unit ? NB_OK : nb_fail(NB_MEMORY, "out of host memory for the weight store");
+    nb_status status = s->unit ? NB_OK : nb_fail(NB_MEMORY, "no memory for the weight store");
     for (int i = 0; status == NB_OK && i < s->units; i++) {
         s->unit[i].layout = i == 0 ? &s->embedding : i == s->units - 1 ? &s->head : &s->block;
         status = device->event_create(device, &s->unit[i].written);

@@ -20,7 +20,7 @@ static nb_status read_items(const char *path, struct nb_messages *messages)
         return nb_fail(NB_FORMAT, "%s: not a JSON array of messages, such as [{\"role\": \"user\", \"content\": \"...\"}]", path);
     messages->items = calloc(messages->count, sizeof *messages->items);
     if (!messages->items)
-        return nb_fail(NB_MEMORY, "%s: out of host memory", path);
+        return nb_fail(NB_MEMORY, "%s: no memory to read it", path);
     for (size_t i = 0; i < messages->count; i++) {
         json_t *message = json_array_get(messages->array, i);
         json_t *role = json_object_get(message, "role"), *content = json_object_get(message, "content");
@@ -44,7 +44,7 @@ nb_status nb_messages_read(const char *path, struct nb_messages **out)
         messages->array = json_loadb(text, bytes, JSON_ALLOW_NUL, &error);
     free(text);
     if (!messages)
-        return nb_fail(NB_MEMORY, "%s: out of host memory", path);
+        return nb_fail(NB_MEMORY, "%s: no memory to read it", path);
     nb_status status = messages->array ? read_items(path, messages)
                                        : nb_fail(NB_FORMAT, "%s:%d:%d: not JSON: %s", path, error.line, error.column, error.text);
     if (status != NB_OK)

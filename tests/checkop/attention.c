@@ -153,13 +153,9 @@ void checkop_attention(struct checkop *c)
         {.queries = {150}, .heads = 1, .kv_heads = 1, .head_dim = 64, .magnitude = 100},
     };
     if (checkop_wants_bench(c)) {
-        for (size_t k = 0; k < sizeof benches / sizeof *benches; k++)
-            for (int dtype = NB_DTYPE_F32; dtype <= NB_DTYPE_BF16; dtype++)
-                bench(c, &benches[k], (enum nb_dtype)dtype);
+        CHECKOP_EACH(c, benches, bench);
         return;
     }
     refusals(c);
-    for (size_t k = 0; k < sizeof cases / sizeof *cases; k++)
-        for (int dtype = NB_DTYPE_F32; dtype <= NB_DTYPE_BF16; dtype++)
-            one(c, &cases[k], (enum nb_dtype)dtype);
+    CHECKOP_EACH(c, cases, one);
 }

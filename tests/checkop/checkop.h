@@ -28,6 +28,7 @@
 #define NB_TESTS_CHECKOP_H
 
 #include <stdbool.h>
+#include <stddef.h>
 #include <stdint.h>
 
 #include "base/bfloat.h"
@@ -62,6 +63,12 @@ double *checkop_scratch(struct checkop *c, uint64_t count);
 
 /* "f32", "bf16", "u8", "i32" */
 const char *checkop_dtype_name(enum nb_dtype dtype);
+
+/* check(c, &cases[k], dtype) for every case of an array, in both activation dtypes. */
+#define CHECKOP_EACH(c, cases, check)                                              \
+    for (size_t k_ = 0; k_ < sizeof(cases) / sizeof *(cases); k_++)                \
+        for (int dtype_ = NB_DTYPE_F32; dtype_ <= NB_DTYPE_BF16; dtype_++)         \
+            (check)((c), &(cases)[k_], (enum nb_dtype)dtype_)
 
 /* ---- buffers: an image on the host, allocated anew on each device for each run ---- */
 

@@ -201,13 +201,9 @@ void checkop_linear(struct checkop *c)
          .nested = true},
     };
     if (checkop_wants_bench(c)) {
-        for (size_t k = 0; k < sizeof benches / sizeof *benches; k++)
-            for (int dtype = NB_DTYPE_F32; dtype <= NB_DTYPE_BF16; dtype++)
-                bench(c, &benches[k], (enum nb_dtype)dtype);
+        CHECKOP_EACH(c, benches, bench);
         return;
     }
     refusals(c);
-    for (size_t k = 0; k < sizeof cases / sizeof *cases; k++)
-        for (int dtype = NB_DTYPE_F32; dtype <= NB_DTYPE_BF16; dtype++)
-            one(c, &cases[k], (enum nb_dtype)dtype);
+    CHECKOP_EACH(c, cases, one);
 }

@@ -397,13 +397,9 @@ void checkop_linear_backward(struct checkop *c)
         {.tokens = 0, .tokens_max = 8, .in = 64, .out = {8}, .parts = 1, .rank = 4, .format = NB_WEIGHT_BF16},
     };
     if (checkop_wants_bench(c)) {
-        for (size_t k = 0; k < sizeof benches / sizeof *benches; k++)
-            for (int dtype = NB_DTYPE_F32; dtype <= NB_DTYPE_BF16; dtype++)
-                bench(c, &benches[k], (enum nb_dtype)dtype);
+        CHECKOP_EACH(c, benches, bench);
         return;
     }
     refusals(c);
-    for (size_t k = 0; k < sizeof cases / sizeof *cases; k++)
-        for (int dtype = NB_DTYPE_F32; dtype <= NB_DTYPE_BF16; dtype++)
-            one(c, &cases[k], (enum nb_dtype)dtype);
+    CHECKOP_EACH(c, cases, one);
 }

@@ -7,7 +7,7 @@
 static const struct nb_option options[] = {
     NB_OPTION_SET,
     {.name = "resume", .type = NB_OPTION_TEXT, .value = "DIR", .optional_value = true,
-     .help = "go on from a checkpoint folder; without DIR from the newest good one in output_dir"},
+     .help = "go on from a checkpoint, or a run's newest good one; without DIR from output_dir"},
     {0},
 };
 

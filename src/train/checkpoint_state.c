@@ -258,15 +258,14 @@ nb_status nb_checkpoint_state_check_config(const char *checkpoint_folder, const 
     return status;
 }
 
-static nb_status find_newest(
-    const struct nb_run_folder *folder, char **checkpoint_folder, struct nb_trainer_state *state)
+static nb_status find_newest(const char *run_folder, char **checkpoint_folder, struct nb_trainer_state *state)
 {
     int64_t *steps = NULL;
     int count = 0;
-    NB_TRY(nb_run_folder_checkpoints(folder, &steps, &count));
+    NB_TRY(nb_run_checkpoints_in(run_folder, &steps, &count));
     nb_status status = NB_OK;
     for (int i = count - 1; i >= 0; i--) {
-        char *path = nb_run_folder_checkpoint(folder, steps[i]);
+        char *path = nb_run_checkpoint_in(run_folder, steps[i]);
         status = nb_checkpoint_state_read(path, state);
         if (status == NB_OK) {
             *checkpoint_folder = path;
@@ -286,7 +285,16 @@ nb_status nb_checkpoint_state_find(const struct nb_run_folder *folder, const cha
     *checkpoint_folder = NULL;
     *state = (struct nb_trainer_state){0};
     if (!named)
-        return find_newest(folder, checkpoint_folder, state);
+        return find_newest(nb_run_folder_path(folder), checkpoint_folder, state);
+    if (!nb_path_is_folder(named))
+        return nb_fail(NB_IO, "--resume %s: no such folder; name a checkpoint, or a run's folder for its newest", named);
+    char *inside = nb_path_join(named, "trainer_state.json");
+    bool is_checkpoint = nb_path_exists(inside);
+    free(inside);
+    if (!is_checkpoint) {
+        NB_TRY(find_newest(named, checkpoint_folder, state));
+        return *checkpoint_folder ? NB_OK : nb_fail(NB_IO, "--resume %s: neither a checkpoint nor a folder with some", named);
+    }
     NB_TRY(nb_checkpoint_state_read(named, state));
     *checkpoint_folder = nb_format("%s", named);
     return NB_OK;

@@ -38,9 +38,9 @@ nb_status nb_checkpoint_state_load(struct nb_session *session, const char *check
  * where the schedule does not depend on the run's length. Errors: NB_USAGE naming the key. */
 nb_status nb_checkpoint_state_check_config(const char *checkpoint_folder, const struct nb_config *config);
 
-/* The checkpoint to resume from: `named` (a folder; must be good), or the newest good one of the folder, with a warning for each
- * damaged one on the way. *checkpoint_folder (the caller frees it) is NULL and *state zero where there is none yet.
- * Errors: NB_FORMAT when there are some and all are damaged. */
+/* The checkpoint to resume from: `named` (a checkpoint, which must be good, or a run's folder with some), else the newest good one of
+ * the folder, with a warning for each damaged one on the way. *checkpoint_folder (the caller frees it) is NULL and *state zero where
+ * there is none yet and none was named. Errors: NB_FORMAT when there are some and all are damaged; NB_IO where `named` holds none. */
 nb_status nb_checkpoint_state_find(const struct nb_run_folder *folder, const char *named, char **checkpoint_folder,
                                    struct nb_trainer_state *state);
 

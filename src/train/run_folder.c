@@ -183,8 +183,13 @@ static int ascending(const void *a, const void *b)
 
 nb_status nb_run_folder_checkpoints(const struct nb_run_folder *folder, int64_t **steps, int *count)
 {
+    return nb_run_checkpoints_in(folder->path, steps, count);
+}
+
+nb_status nb_run_checkpoints_in(const char *path, int64_t **steps, int *count)
+{
     struct step_list list = {0};
-    nb_status status = each_name(folder->path, collect_step, &list);
+    nb_status status = each_name(path, collect_step, &list);
     if (status != NB_OK) {
         free(list.steps);
         list = (struct step_list){0};
@@ -198,7 +203,12 @@ nb_status nb_run_folder_checkpoints(const struct nb_run_folder *folder, int64_t 
 
 char *nb_run_folder_checkpoint(const struct nb_run_folder *folder, int64_t step)
 {
-    return nb_format("%s/%s%" PRId64, folder->path, checkpoint_prefix, step);
+    return nb_run_checkpoint_in(folder->path, step);
+}
+
+char *nb_run_checkpoint_in(const char *path, int64_t step)
+{
+    return nb_format("%s/%s%" PRId64, path, checkpoint_prefix, step);
 }
 
 char *nb_run_folder_unfinished(const struct nb_run_folder *folder, int64_t step)

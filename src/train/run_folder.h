@@ -31,6 +31,10 @@ nb_status nb_run_folder_checkpoints(const struct nb_run_folder *folder, int64_t 
 char *nb_run_folder_checkpoint(const struct nb_run_folder *folder, int64_t step);
 char *nb_run_folder_unfinished(const struct nb_run_folder *folder, int64_t step);
 
+/* The same of a run's folder that is not opened, by its path. */
+nb_status nb_run_checkpoints_in(const char *path, int64_t **steps, int *count);
+char *nb_run_checkpoint_in(const char *path, int64_t step);
+
 /* Gives an unfinished checkpoint folder, whose files are synced, its name; an older one of that name goes first. */
 nb_status nb_run_folder_publish(const struct nb_run_folder *folder, int64_t step);
 

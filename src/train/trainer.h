@@ -10,7 +10,7 @@
 
 struct nb_train_options {
     bool resume;
-    const char *resume_from; /* with resume: a checkpoint folder; NULL: the newest good one of output_dir */
+    const char *resume_from; /* with resume: a checkpoint, or a run's folder; NULL: the newest good one of output_dir */
     /* Set to nonzero by the caller's signal handler: the step at work is finished, a checkpoint saved, NB_INTERRUPTED returned.
      * May be NULL. (A second signal is the handler's business: it ends the process.) */
     const volatile sig_atomic_t *stop;

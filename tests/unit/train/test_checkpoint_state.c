@@ -219,6 +219,16 @@ static void the_newest_good_checkpoint_is_found(void **state)
     bench_fails(nb_checkpoint_state_find(place.folder, named, &found, &read), NB_FORMAT,
         "checkpoint-100/optimizer.safetensors");
     free(named);
+    const char *run = nb_run_folder_path(place.folder);
+    bench_ok(nb_checkpoint_state_find(place.folder, run, &found, &read));
+    assert_int_equal(read.step, 10);
+    free(found);
+    char *empty = nb_path_join(run, "empty"), *nowhere = nb_path_join(run, "nowhere");
+    bench_ok(nb_make_folder(empty));
+    bench_fails(nb_checkpoint_state_find(place.folder, empty, &found, &read), NB_IO, "neither a checkpoint");
+    bench_fails(nb_checkpoint_state_find(place.folder, nowhere, &found, &read), NB_IO, "no such folder");
+    free(empty);
+    free(nowhere);
     damage(&place, 10);
     damage(&place, 9);
     bench_fails(nb_checkpoint_state_find(place.folder, NULL, &found, &read), NB_FORMAT, "damaged");

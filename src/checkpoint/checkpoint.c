@@ -96,8 +96,7 @@ static nb_status open_path(struct nb_checkpoint *c)
     if (length > 5 && strcmp(c->path + length - 5, ".json") == 0)
         return read_config(c->path, &c->config, nb_model_config_parse);
     if (!nb_path_exists(c->path))
-        return nb_fail(NB_IO,
-            "%s: no such file or folder. A model is a Hugging Face folder, a .gguf file or a config's .json.", c->path);
+        return nb_fail_errno("%s: cannot open this model (a Hugging Face folder, a .gguf file or a config's .json)", c->path);
     NB_TRY(nb_gguf_open(c->path, &c->gguf));
     return nb_model_config_from_gguf(c->gguf, &c->config);
 }

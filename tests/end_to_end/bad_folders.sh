@@ -27,6 +27,8 @@ absent "$watched/new"
 forbidden=$work/forbidden
 mkdir "$forbidden"
 chmod 755 "$work"
+cp -r "$models/llama" "$work/readable" # the checkout may be closed to others
+chmod -R a+rX "$work/readable"
 chmod 555 "$forbidden"
 as=()
 [ "$(id -u)" -ne 0 ] || as=(setpriv --reuid=65534 --regid=65534 --clear-groups)
@@ -37,8 +39,8 @@ if "${as[@]}" "$nibble" --version >/dev/null 2>&1; then
   nibble=$work/nobody watched=$forbidden
   refuses 1 "$forbidden" 'Permission denied' -- train "$config" --set output_dir="$forbidden/run"
   refuses 1 "$forbidden" 'Permission denied' 'output_dir' -- train "$config" --set output_dir="$forbidden"
-  refuses 1 "$forbidden" 'Permission denied' -- quantize "$models/llama" --output "$forbidden/quantized"
-  refuses 1 "$forbidden" 'Permission denied' -- evaluate "$models/llama" --data "$work/rows.jsonl" $fp32 --report "$forbidden/report.json"
+  refuses 1 "$forbidden" 'Permission denied' -- quantize "$work/readable" --output "$forbidden/quantized"
+  refuses 1 "$forbidden" 'Permission denied' -- evaluate "$work/readable" --data "$work/rows.jsonl" $fp32 --report "$forbidden/report.json"
   nibble=$program
 else
   echo "the checks of permissions are left out: the program cannot be run as another user here"

@@ -13,7 +13,7 @@ struct nb_checkpoint;
 
 struct nb_bnb_write {
     const struct nb_checkpoint *source;
-    const char *folder; /* must not exist */
+    const char *folder; /* must not exist, or be empty */
     enum nb_quant_type type;
     bool nested;
     uint64_t shard_bytes; /* files are cut before this; 0: 5 GB, as transformers does */

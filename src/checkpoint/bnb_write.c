@@ -1,5 +1,6 @@
 #include "checkpoint/bnb.h"
 
+#include <dirent.h>
 #include <inttypes.h>
 #include <jansson.h>
 #include <stdio.h>
@@ -253,14 +254,23 @@ static nb_status write_all(struct job *job)
         NB_TRY(write_shard(job, i));
     NB_TRY(write_index(job));
     NB_TRY(nb_sync_folder(job->folder));
-    if (nb_path_exists(job->args->folder))
-        return nb_fail(NB_USAGE, "%s: exists already; name another output folder or remove it", job->args->folder);
     if (rename(job->folder, job->args->folder) != 0)
         return nb_fail_errno("%s: renaming to %s", job->folder, job->args->folder);
     return NB_OK;
 }
 
-/* The temporary folder stands beside the final one, so that the rename stays within one file system. */
+static bool is_empty_folder(const char *path)
+{
+    DIR *folder = opendir(path);
+    int names = 0;
+    while (folder && names <= 2 && readdir(folder)) /* "." and ".." */
+        names++;
+    if (folder)
+        closedir(folder);
+    return folder && names <= 2;
+}
+
+/* Renaming replaces an empty folder, and fails on any other. The temporary folder stands beside the final one, so that the rename stays within one file system. */
 static char *temporary_folder(const char *folder)
 {
     size_t length = strlen(folder);
@@ -272,7 +282,7 @@ static char *temporary_folder(const char *folder)
 nb_status nb_bnb_write(const struct nb_bnb_write *args)
 {
     const struct nb_model_config *config = nb_checkpoint_config(args->source);
-    if (nb_path_exists(args->folder))
+    if (nb_path_exists(args->folder) && !is_empty_folder(args->folder))
         return nb_fail(NB_USAGE, "%s: exists already; name another output folder or remove it", args->folder);
     if (config->quantized)
         return nb_fail(NB_USAGE, "%s: is quantized already; start from the full-precision model",

@@ -9,7 +9,7 @@
 #include "command/open.h"
 
 static const struct nb_option options[] = {
-    {.name = "output", .type = NB_OPTION_TEXT, .value = "DIR", .help = "the folder to write; must not exist"},
+    {.name = "output", .type = NB_OPTION_TEXT, .value = "DIR", .help = "the folder to write; new or empty"},
     {.name = "type", .type = NB_OPTION_TEXT, .value = "nf4|fp4", .help = "the 4-bit code (default nf4)"},
     {.name = "single", .type = NB_OPTION_FLAG, .help = "keep the scales in fp32: 4.5 bits a weight instead of 4.13"},
     NB_OPTION_SET,

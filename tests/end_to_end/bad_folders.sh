@@ -15,10 +15,13 @@ refuses '[12]' "$watched/file" -- quantize "$models/llama" --output "$watched/fi
 token_rows 4 >"$work/rows.jsonl"
 refuses 1 "$watched/file/report.json" -- evaluate "$models/llama" --data "$work/rows.jsonl" $fp32 --report "$watched/file/report.json"
 
-# quantize never writes into a folder that exists.
+# quantize never writes into a folder that holds something.
 mkdir "$watched/folder"
 echo precious >"$watched/folder/config.json"
 refuses '[12]' "$watched/folder" 'exist' -- quantize "$models/llama" --output "$watched/folder"
+mkdir "$work/empty"
+succeeds quantize "$models/llama" --output "$work/empty/"
+exists "$work/empty/model.safetensors"
 refuses 2 'type' 'nf5' 'nf4' -- quantize "$models/llama" --output "$watched/new" --type nf5
 refuses 2 'output' -- quantize "$models/llama"
 absent "$watched/new"

@@ -23,11 +23,10 @@ static void choose_device(struct nb_run *run)
 const char *nb_run_precision_note(const struct nb_run *run)
 {
     if (run->config->bf16 == NB_CONFIG_BF16_AUTO && run->model.activation == NB_DTYPE_F32)
-        return "bf16: auto is fp32 here, because this CPU has no bf16 arithmetic (avx512_bf16 or AMX)";
+        return "bf16: auto is fp32 here, because there is no bf16 arithmetic (it takes avx512_bf16 or AMX, and oneDNN)";
     if (run->config->bf16 == NB_CONFIG_BF16_TRUE && !run->profile.bf16)
-        return "bf16: true, but this CPU has no bf16 arithmetic (avx512_bf16 or AMX): products run in fp32 and are "
-               "rounded; "
-               "bf16: false is faster here";
+        return "bf16: true, but there is no bf16 arithmetic here (it takes avx512_bf16 or AMX, and oneDNN): products run in fp32 "
+               "and are rounded; bf16: false is faster";
     return NULL;
 }
 

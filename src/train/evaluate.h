@@ -27,7 +27,8 @@ struct nb_evaluate_args {
 };
 
 /* Makes a forward-only pass in the session's arena for run->eval_limits and releases it. A row's loss depends on the row alone, not on
- * how rows are grouped. On a dry device one group is enqueued. Errors: NB_NUMERIC naming a row whose loss is not finite. */
+ * how rows are grouped, but for the last bits of fp32 products: there a row's place in its tile decides the order of sums. On a dry
+ * device one group is enqueued. Errors: NB_NUMERIC naming a row whose loss is not finite. */
 nb_status nb_evaluate(const struct nb_evaluate_args *args, struct nb_evaluation *evaluation);
 
 void nb_evaluation_free(struct nb_evaluation *evaluation);

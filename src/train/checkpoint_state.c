@@ -223,8 +223,9 @@ static bool replace(char **to, const char *from)
 /* Whether the learning rate of a step depends on how many there will be. */
 static bool depends_on_length(const struct nb_config *config)
 {
+    bool warmup_is_a_share = config->warmup_steps < 0 || (config->warmup_steps == 0 && config->warmup_ratio > 0);
     return config->lr_scheduler != NB_CONFIG_SCHEDULER_CONSTANT &&
-           !(config->lr_scheduler == NB_CONFIG_SCHEDULER_CONSTANT_WITH_WARMUP && config->warmup_steps >= 0);
+           !(config->lr_scheduler == NB_CONFIG_SCHEDULER_CONSTANT_WITH_WARMUP && !warmup_is_a_share);
 }
 
 nb_status nb_checkpoint_state_check_config(const char *checkpoint_folder, const struct nb_config *config)

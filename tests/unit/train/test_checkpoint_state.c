@@ -299,13 +299,11 @@ static void with_config(const char *folder, const char *changes, nb_status want,
     free(text);
 }
 
-static void a_run_goes_on_with_the_config_it_began_with(void **state)
+static void store_config(const char *folder, const char *changes)
 {
-    (void)state;
     struct nb_config config;
-    char *text = NULL, *folder = bench_folder();
     size_t bytes = 0;
-    char *stored = nb_format("%slr_scheduler: constant\n", base);
+    char *text = NULL, *stored = nb_format("%s%s", base, changes);
     bench_ok(nb_config_parse(stored, strlen(stored), "test.yml", NULL, 0, &config));
     bench_ok(nb_config_validate_train(&config));
     bench_ok(nb_config_format(&config, &text, &bytes));
@@ -313,12 +311,25 @@ static void a_run_goes_on_with_the_config_it_began_with(void **state)
     nb_config_destroy(&config);
     free(text);
     free(stored);
+}
+
+static void a_run_goes_on_with_the_config_it_began_with(void **state)
+{
+    (void)state;
+    char *folder = bench_folder();
+    store_config(folder, "lr_scheduler: constant\n");
     with_config(folder, "lr_scheduler: constant\n", NB_OK, NULL);
     with_config(folder, "lr_scheduler: constant\nlogging_steps: 7\nsave_steps: 3\nsave_total_limit: 2\nthreads: 3\n"
                         "base_model_name: another/name\n", NB_OK, NULL);
     with_config(folder, "lr_scheduler: constant\nseed: 1234\n", NB_USAGE, "seed");
     with_config(folder, "lr_scheduler: constant\nweight_decay: 0.3\n", NB_USAGE, "weight_decay");
     with_config(folder, "lr_scheduler: linear\n", NB_USAGE, "lr_scheduler");
+    /* More epochs: only where they leave the learning rates behind them as they were. */
+    store_config(folder, "lr_scheduler: constant_with_warmup\nwarmup_steps: 2\n");
+    with_config(folder, "lr_scheduler: constant_with_warmup\nwarmup_steps: 2\nnum_epochs: 3\n", NB_OK, NULL);
+    store_config(folder, "lr_scheduler: constant_with_warmup\nwarmup_steps: 0\nwarmup_ratio: 0.5\n");
+    with_config(folder, "lr_scheduler: constant_with_warmup\nwarmup_steps: 0\nwarmup_ratio: 0.5\nnum_epochs: 3\n", NB_USAGE,
+        "num_epochs");
     bench_ok(nb_remove_folder(folder));
     free(folder);
 }

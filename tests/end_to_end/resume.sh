@@ -55,12 +55,14 @@ succeeds train "$work/whole.yml"
 exists "$work/whole/adapter_model.safetensors"
 
 kills=0 while_writing=0 round=0
-while :; do
+
+# Starts or resumes the run and, until there were enough of them, kills it. Returns 1 when the run came to its own end.
+run_round() {
   round=$((round + 1))
   "$nibble" train "$work/killed.yml" --resume >"$work/out" 2>"$work/err" </dev/null &
-  run_id=$!
-  if [ $kills -lt $kills_wanted ]; then
-    before=$(lines)
+  local run_id=$! before status
+  before=$(lines)
+  if ! is_enough; then
     case $((round % 3)) in
       0) sleep "$(random_seconds 120)" ;;                          # anywhere: in set-up, loading, resuming
       1) await_progress $run_id "$before"; sleep "$(random_seconds 30)" ;;  # in steps, evaluation, saving
@@ -74,34 +76,45 @@ while :; do
   fi
   wait $run_id 2>/dev/null
   status=$?
-  if [ $status -ne 137 ]; then
+  [ $status -ne 137 ] || return 0
+  if [ $status -ne 0 ]; then
     command_line="nibble train killed.yml --resume (round $round)"
-    if [ $status -ne 0 ]; then
-      problem "round $round ended with $status"
-      show_output
-    fi
-    break
+    problem "round $round ended with $status"
+    show_output
   fi
-  [ $round -lt 200 ] || { problem "no end after $round rounds"; break; }
-done
-printf '%s kills in %s rounds, %s of them while a checkpoint was written\n' $kills $round $while_writing
-checks=$((checks + 2))
-[ $kills -ge 20 ] || problem "only $kills kills before the run was done"
-[ $while_writing -ge 1 ] || problem "no kill while a checkpoint was written"
+  return 1
+}
+
+is_enough() { [ $kills -ge $kills_wanted ] && [ $while_writing -ge 1 ]; }
 
 same_file() {
   checks=$((checks + 1))
   cmp "$work/whole/$1" "$work/killed/$1" || problem "$1 differs from the uninterrupted run's"
 }
-same_file adapter_model.safetensors
-same_file adapter_config.json
 without_times() { sed -E 's/"(seconds|tokens_per_second|memory_bytes)":[^,}]*//g' "$work/$1/metrics.jsonl"; }
-equal metrics.jsonl "$(without_times killed)" "$(without_times whole)"
-equal "checkpoints" "$(cd "$work/killed" && echo checkpoint-*)" "$(cd "$work/whole" && echo checkpoint-*)"
-for checkpoint in "$work"/whole/checkpoint-*; do
-  same_file "${checkpoint##*/}/optimizer.safetensors"
+
+same_runs() {
+  same_file adapter_model.safetensors
+  same_file adapter_config.json
+  equal metrics.jsonl "$(without_times killed)" "$(without_times whole)"
+  equal "checkpoints" "$(cd "$work/killed" && echo checkpoint-*)" "$(cd "$work/whole" && echo checkpoint-*)"
+  for checkpoint in "$work"/whole/checkpoint-*; do
+    same_file "${checkpoint##*/}/optimizer.safetensors"
+  done
+  absent "$work"/killed/*.tmp*
+}
+
+# How many kills a run takes before its end depends on the machine, so there are as many runs as are needed.
+runs=0
+while [ $runs -lt 40 ] && ! is_enough; do
+  rm -rf "$work/killed"
+  runs=$((runs + 1))
+  while run_round; do :; done
+  same_runs
 done
-absent "$work"/killed/*.tmp*
+printf '%s kills in %s rounds of %s runs, %s of them while a checkpoint was written\n' $kills $round $runs $while_writing
+checks=$((checks + 1))
+is_enough || problem "only $kills kills, $while_writing of them while a checkpoint was written"
 
 # A damaged newest checkpoint is passed over with a warning, and the end is the same.
 newest=$(cd "$work/killed" && printf '%s\n' checkpoint-* | sort -t- -k2n | tail -1)

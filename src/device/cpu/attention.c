@@ -59,13 +59,16 @@ NB_CPU_INLINE void exponentials_of(const struct row *row, void *weights, int64_t
 {
     const struct row r = *row;
     float *restrict scores = r.scores, lane[16] = {0};
-    for (int j = 0; j < r.padded; j++)
+    int reach = r.end <= 0 ? 0 : nb_round_up(r.end, 16); /* behind it a diagonal tile is all zeros */
+    for (int j = 0; j < reach; j++)
         scores[j] = j >= r.begin && j < r.end ? nb_expf(scores[j] - r.maximum) : 0.0f;
-    for (int j = 0; j < r.padded; j += 16)
+    for (int j = 0; j < reach; j += 16)
         for (int l = 0; l < 16; l++)
             lane[l] += scores[j + l];
-    for (int j = 0; j < r.padded; j++)
+    for (int j = 0; j < reach; j++)
         nb_cpu_put(weights, dtype, at + j, scores[j]);
+    uint64_t bytes = nb_dtype_bytes(dtype);
+    memset((char *)weights + (uint64_t)(at + reach) * bytes, 0, (uint64_t)(r.padded - reach) * bytes);
     *sum += nb_sum16(lane);
 }
 

@@ -294,7 +294,8 @@ struct nb_dequantize {
 /* next[0] = the id chosen from logits [vocabulary] (one row). temperature 0: the largest, the lowest id on a tie. Otherwise from
  * softmax(logits / temperature) among the top_k largest (0: all) and, of these, the smallest set whose share reaches top_p (1: all),
  * larger logits first, lower ids first on a tie. The chosen set is walked by rising id until the running probability, in double,
- * exceeds uniform * total; uniform: nb_random_uniform(seed, NB_RANDOM_SAMPLE, 0, slot->sample_index). */
+ * exceeds uniform * total; uniform: nb_random_uniform(seed, NB_RANDOM_SAMPLE, 0, slot->sample_index).
+ * -1 where a logit is NaN or plus infinity: there is nothing to choose by. */
 struct nb_sample {
     nb_dptr logits, next, slot;
     int vocabulary, top_k;

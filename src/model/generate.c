@@ -162,6 +162,9 @@ nb_status nb_generator_next(struct nb_generator *generator, int32_t *id)
     }
     NB_TRY(sample(g));
     g->sampled++;
+    if (!g->work.device->dry && *g->id < 0)
+        return nb_fail(NB_NUMERIC, "token %d: the model's logits are not finite; its weights or the adapter's are damaged, or too "
+            "large for this arithmetic (try bf16=false)", nb_generator_tokens(g) + 1);
     g->pending_id = g->work.device->dry ? 0 : *g->id;
     g->pending = true;
     *id = g->pending_id;

@@ -30,7 +30,8 @@ void nb_generator_destroy(struct nb_generator **generator);
  * an id outside the vocabulary. */
 nb_status nb_generator_append(struct nb_generator *generator, const int32_t *ids, int count);
 
-/* The next token, which is appended. Waits for the stream. Errors: NB_USAGE when the context is full or the sequence empty. */
+/* The next token, which is appended. Waits for the stream. Errors: NB_USAGE when the context is full or the sequence empty;
+ * NB_NUMERIC when the logits are not finite. */
 nb_status nb_generator_next(struct nb_generator *generator, int32_t *id);
 
 /* Tokens of the sequence so far. */

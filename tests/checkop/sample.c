@@ -70,6 +70,26 @@ static void one(struct checkop *c, struct variant k, enum nb_dtype dtype, enum c
     checkop_end(c);
 }
 
+/* One logit that is no number to choose by, wherever it stands. */
+static void spoiled(struct checkop *c, struct variant k, double spoil, uint64_t at)
+{
+    checkop_case(c, "vocabulary %d, temperature %g, logit %d is %g", k.vocabulary, (double)k.temperature, (int)at, spoil);
+    struct checkop_buffer *logits = checkop_input(c, "logits", NB_DTYPE_F32, (uint64_t)k.vocabulary);
+    struct checkop_buffer *next = checkop_output(c, "next", NB_DTYPE_I32, 1);
+    checkop_fill_normal(c, logits, 2.0);
+    checkop_set(logits, at, spoil);
+    struct nb_sample args = {.vocabulary = k.vocabulary, .top_k = k.top_k, .temperature = k.temperature, .top_p = k.top_p,
+                             .activation = NB_DTYPE_F32};
+    double want = -1;
+    checkop_bind(c, &args.logits, logits);
+    checkop_bind(c, &args.next, next);
+    checkop_bind(c, &args.slot, checkop_slot(c, &(struct nb_slot){.sample_index = 1}));
+    checkop_bind_scratch(c, &args.scratch);
+    checkop_run(c, CHECKOP_sample, &args);
+    checkop_expect(c, next, 0, 1, &want, (struct checkop_tolerance){0});
+    checkop_end(c);
+}
+
 static void bench(struct checkop *c, float temperature, float top_p)
 {
     enum { VOCABULARY = 49152 };
@@ -112,4 +132,9 @@ void checkop_sample(struct checkop *c)
             one(c, variants[i], NB_DTYPE_F32, CHECKOP_SUBNORMAL, index);
             one(c, variants[i], NB_DTYPE_F32, CHECKOP_ZERO, index);
         }
+    for (size_t i = 1; i < 6; i++) {
+        spoiled(c, variants[i], NAN, 0);
+        spoiled(c, variants[i], NAN, (uint64_t)variants[i].vocabulary - 1);
+        spoiled(c, variants[i], INFINITY, 17);
+    }
 }

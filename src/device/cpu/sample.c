@@ -70,13 +70,18 @@ static sort_key last_chosen(const struct nb_sample *a)
     return key[count - 1];
 }
 
+/* The id of the largest logit, -1 if one is NaN or plus infinity. */
 static int32_t largest_of(const struct nb_sample *a)
 {
     const void *logits = nb_cpu_pointer(a->logits);
     int32_t best = 0;
-    for (int32_t i = 1; i < a->vocabulary; i++)
-        if (nb_cpu_get(logits, a->activation, i) > nb_cpu_get(logits, a->activation, best))
+    for (int32_t i = 0; i < a->vocabulary; i++) {
+        float logit = nb_cpu_get(logits, a->activation, i);
+        if (!(logit < INFINITY))
+            return -1;
+        if (logit > nb_cpu_get(logits, a->activation, best))
             best = i;
+    }
     return best;
 }
 
@@ -93,7 +98,7 @@ void nb_cpu_run_sample(struct nb_cpu *cpu, const struct nb_sample *a)
     const void *logits = nb_cpu_pointer(a->logits);
     int32_t *next = nb_cpu_pointer(a->next), best = largest_of(a);
     *next = best;
-    if (a->temperature <= 0)
+    if (a->temperature <= 0 || best < 0)
         return;
     sort_key last = last_chosen(a);
     float largest = nb_cpu_get(logits, a->activation, best);

@@ -156,10 +156,13 @@ uint64_t nb_arena_high_water_of(const struct nb_arena *arena, enum nb_category c
     return arena->high_water_of[category];
 }
 
-static int by_bytes_descending(const void *a, const void *b)
+/* Larger first; equal ones side by side. */
+static int by_bytes_and_name(const void *a, const void *b)
 {
-    uint64_t x = ((const struct entry *)a)->bytes, y = ((const struct entry *)b)->bytes;
-    return x < y ? 1 : x > y ? -1 : 0;
+    const struct entry *x = a, *y = b;
+    if (x->bytes != y->bytes)
+        return x->bytes < y->bytes ? 1 : -1;
+    return x->category != y->category ? (int)x->category - (int)y->category : strcmp(x->name, y->name);
 }
 
 void nb_arena_print(const struct nb_arena *arena, FILE *out)
@@ -168,9 +171,13 @@ void nb_arena_print(const struct nb_arena *arena, FILE *out)
     if (!sorted)
         return;
     memcpy(sorted, arena->high_entry, arena->high_entries * sizeof *sorted);
-    qsort(sorted, arena->high_entries, sizeof *sorted, by_bytes_descending);
+    qsort(sorted, arena->high_entries, sizeof *sorted, by_bytes_and_name);
     fprintf(out, "%s memory, %" PRIu64 " bytes at most:\n", arena->name, arena->high_water);
-    for (size_t i = 0; i < arena->high_entries; i++)
-        fprintf(out, "  %14" PRIu64 "  %-24s %s\n", sorted[i].bytes, nb_category_name(sorted[i].category), sorted[i].name);
+    for (size_t i = 0, same; i < arena->high_entries; i += same) {
+        for (same = 1; i + same < arena->high_entries && by_bytes_and_name(&sorted[i], &sorted[i + same]) == 0; same++)
+            ;
+        fprintf(out, "  %4zu x %14" PRIu64 "  %-24s %s\n", same, sorted[i].bytes, nb_category_name(sorted[i].category),
+            sorted[i].name);
+    }
     free(sorted);
 }

@@ -63,7 +63,7 @@ uint64_t nb_arena_high_water(const struct nb_arena *arena);
 /* Bytes of a category at the moment of the high-water mark, alignment included: the categories add up to it. */
 uint64_t nb_arena_high_water_of(const struct nb_arena *arena, enum nb_category category);
 
-/* The allocations that stood at the high-water mark, largest first: bytes, category, name. */
+/* The allocations that stood at the high-water mark, largest first, alike ones in one line: count, bytes of each, category, name. */
 void nb_arena_print(const struct nb_arena *arena, FILE *out);
 
 #endif

@@ -5,10 +5,11 @@
 static const struct nb_option options[] = {
     NB_OPTION_SET,
     {.name = "json", .type = NB_OPTION_FLAG, .help = "one JSON object instead of a table"},
+    {.name = "allocations", .type = NB_OPTION_FLAG, .help = "also every allocation that stands at the peak, largest first"},
     {0},
 };
 
-static nb_status print_plan(const struct nb_config *config, bool json)
+static nb_status print_plan(const struct nb_config *config, bool json, bool allocations)
 {
     struct nb_run *opened = NULL;
     struct nb_plan plan = {0};
@@ -19,6 +20,8 @@ static nb_status print_plan(const struct nb_config *config, bool json)
             status = nb_plan_print_json(&plan, stdout);
         else
             nb_plan_print(opened, &plan, stdout);
+        if (allocations && !json)
+            fputs(plan.allocations, stdout);
     }
     nb_plan_destroy(&plan);
     nb_run_destroy(&opened);
@@ -29,7 +32,8 @@ static nb_status run(const struct nb_arguments *arguments)
 {
     struct nb_config config;
     NB_TRY(nb_open_training_config(arguments, &config));
-    nb_status status = print_plan(&config, arguments->given[nb_option_index(&nb_command_plan, "json")]);
+    nb_status status = print_plan(&config, arguments->given[nb_option_index(&nb_command_plan, "json")],
+        arguments->given[nb_option_index(&nb_command_plan, "allocations")]);
     nb_config_destroy(&config);
     return status;
 }

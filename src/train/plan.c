@@ -77,6 +77,16 @@ static void count_data(const struct nb_run *run, struct nb_plan *plan)
     plan->rows_per_step = (int)(run->config->micro_batch_size * run->config->gradient_accumulation_steps);
 }
 
+static nb_status list_allocations(const struct nb_arena *arena, struct nb_plan *plan)
+{
+    size_t bytes;
+    FILE *out = open_memstream(&plan->allocations, &bytes);
+    if (!out)
+        return nb_fail_errno("the plan's list of allocations");
+    nb_arena_print(arena, out);
+    return fclose(out) == 0 ? NB_OK : nb_fail_errno("the plan's list of allocations");
+}
+
 nb_status nb_plan_make(const struct nb_run *run, struct nb_plan *plan)
 {
     struct nb_session_args args = {.dry = true, .positions_max = run->sequence_len};
@@ -93,6 +103,7 @@ nb_status nb_plan_make(const struct nb_run *run, struct nb_plan *plan)
         plan->parameters = (uint64_t)nb_model_config_parameters(nb_model_config_of(session->model));
         count_data(run, plan);
         collect_notes(run, plan);
+        status = list_allocations(session->arena, plan);
     }
     nb_session_close(&session);
     return status;
@@ -102,5 +113,6 @@ void nb_plan_destroy(struct nb_plan *plan)
 {
     for (int i = 0; i < plan->notes; i++)
         free(plan->note[i]);
+    free(plan->allocations);
     *plan = (struct nb_plan){0};
 }

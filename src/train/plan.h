@@ -20,6 +20,7 @@ struct nb_plan {
     int64_t steps_per_epoch, steps, warmup_steps;
     int rows_per_step;                       /* bins with sample_packing */
     double step_flops;                       /* at most: of a step with every buffer full */
+    char *allocations;                       /* the table of nb_arena_print: what stood at the peak; owned */
     char *note[NB_PLAN_NOTES_MAX];           /* sentences; owned */
     int notes;
 };

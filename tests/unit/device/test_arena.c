@@ -191,9 +191,11 @@ static void the_table_lists_the_mark_largest_first(void **state)
     size_t bytes = 0;
     assert_int_equal(nb_arena_take(arena, NB_CATEGORY_MASTERS, "small", 10, &address), NB_OK);
     assert_int_equal(nb_arena_take(arena, NB_CATEGORY_LOSS, "large", 1000, &address), NB_OK);
+    assert_int_equal(nb_arena_take(arena, NB_CATEGORY_MASTERS, "small", 10, &address), NB_OK);
     FILE *out = open_memstream(&text, &bytes);
     nb_arena_print(arena, out);
     fclose(out);
+    assert_non_null(strstr(text, "   2 x             10  adapter masters"));
     const char *large = strstr(text, "large"), *small = strstr(text, "small");
     assert_non_null(large);
     assert_non_null(small);

@@ -1,4 +1,4 @@
-/* How fast 4-bit weights become bf16 and fp32, beside a plain copy of as many output bytes. One thread, as an op's worker runs it:
+/* How fast 4-bit weights become bf16, beside a plain copy of as many output bytes. One thread, as an op's worker runs it:
  * tiles of 128 rows decoded into scratch that stays in cache ("tile"), and a whole matrix written to memory ("matrix").
  * usage: bench_dequantize [ROWS COLUMNS]   default 4096 4096 */
 #include <inttypes.h>
@@ -16,7 +16,6 @@ enum { RUNS = 9, TILE_ROWS = 128 };
 enum subject {
     COPY, /* memcpy of the output's bytes */
     BF16,
-    F32,
 };
 
 struct bench {
@@ -39,10 +38,8 @@ static uint64_t pass(const struct bench *bench, enum subject subject, uint64_t t
         uint64_t count = (rows - row < tile_rows ? rows - row : tile_rows) * columns;
         if (subject == COPY)
             memcpy(bench->out, bench->source, count * element_bytes);
-        else if (subject == BF16)
-            nb_dequantize_bf16(&bench->matrix, row * columns, count, bench->out);
         else
-            nb_dequantize_f32_of_bf16(&bench->matrix, row * columns, count, bench->out);
+            nb_dequantize_bf16(&bench->matrix, row * columns, count, bench->out);
         __asm__ volatile("" : : "r"(bench->out) : "memory"); /* the bytes count as read */
         done += count * element_bytes;
     }
@@ -80,12 +77,8 @@ static void measure_all(const struct bench *bench)
     printf("GB/s of output             min   median      max  of copy\n");
     double copy = measure(bench, "copy, tile", COPY, tile, 2, 0.0);
     measure(bench, "bf16, tile", BF16, tile, 2, copy);
-    copy = measure(bench, "copy fp32, tile", COPY, tile, 4, 0.0);
-    measure(bench, "fp32 of bf16, tile", F32, tile, 4, copy);
     copy = measure(bench, "copy, matrix", COPY, bench->matrix.rows, 2, 0.0);
     measure(bench, "bf16, matrix", BF16, bench->matrix.rows, 2, copy);
-    copy = measure(bench, "copy fp32, matrix", COPY, bench->matrix.rows, 4, 0.0);
-    measure(bench, "fp32 of bf16, matrix", F32, bench->matrix.rows, 4, copy);
 }
 
 /* Quantizing, all threads: bf16 bytes read a second. */

@@ -33,14 +33,6 @@ static void dequantize_within_block(const struct nb_quant_matrix *matrix, uint64
     }
 }
 
-static void widen_within_block(const struct nb_quant_matrix *matrix, uint64_t begin, uint64_t count, float *out)
-{
-    nb_bf16 narrow[NB_QUANT_BLOCK];
-    dequantize_within_block(matrix, begin, count, narrow);
-    for (uint64_t i = 0; i < count; i++)
-        out[i] = nb_bf16_to_float(narrow[i]);
-}
-
 static struct nb_dequantize_functions fastest(void)
 {
     struct nb_dequantize_functions functions;
@@ -79,23 +71,4 @@ void nb_dequantize_bf16(const struct nb_quant_matrix *matrix, uint64_t begin, ui
         range.blocks -= run;
     }
     dequantize_within_block(matrix, begin, range.tail, out);
-}
-
-void nb_dequantize_f32_of_bf16(const struct nb_quant_matrix *matrix, uint64_t begin, uint64_t count, float *out)
-{
-    struct nb_dequantize_functions functions = fastest();
-    struct range range = cut(begin, count);
-    float absmax[NB_QUANT_SUPERBLOCK];
-    widen_within_block(matrix, begin, range.head, out);
-    begin += range.head;
-    out += range.head;
-    while (range.blocks > 0) {
-        uint64_t run = range.blocks < NB_QUANT_SUPERBLOCK ? range.blocks : NB_QUANT_SUPERBLOCK;
-        nb_dequantize_absmax(matrix, begin / NB_QUANT_BLOCK, run, absmax);
-        functions.f32_of_bf16(matrix->packed + begin / 2, matrix->codebook, absmax, (int64_t)run, out);
-        begin += run * NB_QUANT_BLOCK;
-        out += run * NB_QUANT_BLOCK;
-        range.blocks -= run;
-    }
-    widen_within_block(matrix, begin, range.tail, out);
 }

@@ -22,19 +22,6 @@ static void plain_bf16(const uint8_t *packed, const float *codebook, const float
     }
 }
 
-static void plain_f32_of_bf16(const uint8_t *packed, const float *codebook, const float *absmax, int64_t blocks, float *out)
-{
-    for (int64_t block = 0; block < blocks; block++) {
-        float table[NB_QUANT_CODES];
-        for (int code = 0; code < NB_QUANT_CODES; code++)
-            table[code] = nb_bf16_to_float(nb_bf16_from_float(codebook[code] * absmax[block]));
-        for (int i = 0; i < NB_QUANT_BLOCK / 2; i++) {
-            *out++ = table[*packed >> 4];
-            *out++ = table[*packed++ & 15];
-        }
-    }
-}
-
 #ifdef HAVE_X86
 
 #define AVX2 __attribute__((target("avx2")))
@@ -97,21 +84,6 @@ AVX2 static void avx2_bf16(const uint8_t *packed, const float *codebook, const f
     }
 }
 
-AVX2 static void avx2_f32_of_bf16(const uint8_t *packed, const float *codebook, const float *absmax, int64_t blocks, float *out)
-{
-    for (int64_t block = 0; block < blocks; block++) {
-        struct byte_tables tables = tables_avx2(codebook, absmax[block]);
-        for (int part = 0; part < 2; part++, packed += 16) {
-            __m128i words[4];
-            look_up_avx2(tables, packed, words);
-            for (int i = 0; i < 4; i++, out += 8) {
-                __m256i wide = _mm256_slli_epi32(_mm256_cvtepu16_epi32(words[i]), 16);
-                _mm256_storeu_ps(out, _mm256_castsi256_ps(wide));
-            }
-        }
-    }
-}
-
 AVX512 static inline __m512i round_to_bf16_avx512(__m512 value)
 {
     __m512i bits = _mm512_castps_si512(value);
@@ -138,39 +110,24 @@ AVX512 static void avx512_bf16(const uint8_t *packed, const float *codebook, con
     }
 }
 
-/* The same with 32-bit entries: a byte widened to 64 bits, indices of which 4 bits are read. */
-AVX512 static void avx512_f32_of_bf16(const uint8_t *packed, const float *codebook, const float *absmax, int64_t blocks, float *out)
-{
-    __m512 values = _mm512_loadu_ps(codebook);
-    for (int64_t block = 0; block < blocks; block++) {
-        __m512i rounded = round_to_bf16_avx512(_mm512_mul_ps(values, _mm512_set1_ps(absmax[block])));
-        __m512 table = _mm512_castsi512_ps(_mm512_slli_epi32(rounded, 16));
-        for (int part = 0; part < 4; part++, packed += 8, out += 16) {
-            __m512i bytes = _mm512_cvtepu8_epi64(_mm_loadl_epi64((const __m128i *)(const void *)packed));
-            __m512i codes = _mm512_or_si512(_mm512_srli_epi64(bytes, 4), _mm512_slli_epi64(bytes, 32));
-            _mm512_storeu_ps(out, _mm512_permutexvar_ps(codes, table));
-        }
-    }
-}
-
 #endif
 
 bool nb_dequantize_path(enum nb_dequantize_path path, struct nb_dequantize_functions *functions)
 {
     switch (path) {
     case NB_DEQUANTIZE_PLAIN:
-        *functions = (struct nb_dequantize_functions){plain_bf16, plain_f32_of_bf16};
+        *functions = (struct nb_dequantize_functions){plain_bf16};
         return true;
 #ifdef HAVE_X86
     case NB_DEQUANTIZE_AVX2:
         if (!__builtin_cpu_supports("avx2"))
             return false;
-        *functions = (struct nb_dequantize_functions){avx2_bf16, avx2_f32_of_bf16};
+        *functions = (struct nb_dequantize_functions){avx2_bf16};
         return true;
     case NB_DEQUANTIZE_AVX512:
         if (!__builtin_cpu_supports("avx512f") || !__builtin_cpu_supports("avx512bw"))
             return false;
-        *functions = (struct nb_dequantize_functions){avx512_bf16, avx512_f32_of_bf16};
+        *functions = (struct nb_dequantize_functions){avx512_bf16};
         return true;
 #endif
     default:

@@ -19,7 +19,6 @@ enum nb_dequantize_path {
  * that suits the element. */
 struct nb_dequantize_functions {
     void (*bf16)(const uint8_t *packed, const float *codebook, const float *absmax, int64_t blocks, nb_bf16 *out);
-    void (*f32_of_bf16)(const uint8_t *packed, const float *codebook, const float *absmax, int64_t blocks, float *out);
 };
 
 /* False where this processor or compiler lacks the path; `functions` is then left alone. */

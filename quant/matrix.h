@@ -81,9 +81,6 @@ void nb_quantize_scales(const float *absmax, uint64_t blocks, float offset, uint
  * Results below 2^-126 are kept. */
 void nb_dequantize_bf16(const struct nb_quant_matrix *matrix, uint64_t begin, uint64_t count, nb_bf16 *out);
 
-/* The same bf16 values, widened to fp32, for those who multiply whole matrices in fp32 (the ops here widen a tile in cache). */
-void nb_dequantize_f32_of_bf16(const struct nb_quant_matrix *matrix, uint64_t begin, uint64_t count, float *out);
-
 /* The scales of blocks [begin, begin + count), fp32, nested or plain. */
 void nb_dequantize_absmax(const struct nb_quant_matrix *matrix, uint64_t begin, uint64_t count, float *absmax);
 

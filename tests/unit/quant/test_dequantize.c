@@ -44,23 +44,16 @@ static void check_path(enum nb_dequantize_path path)
     for (int i = 0; i < COUNT / 2; i++)
         packed[i] = (uint8_t)(i * 37 + i / 256);
     static nb_bf16 narrow[COUNT + 2 * GUARD], want_narrow[COUNT];
-    static float wide[COUNT + 2 * GUARD], want_wide[COUNT];
     float codebook[17];
     for (enum nb_quant_type type = NB_QUANT_NF4; type <= NB_QUANT_FP4; type++) {
         memcpy(codebook + 1, nb_quant_codebook(type), 16 * sizeof *codebook);
         memset(narrow, 0x5a, sizeof narrow);
-        memset(wide, 0x5a, sizeof wide);
         plain.bf16(packed, codebook + 1, scales, BLOCKS, want_narrow);
-        plain.f32_of_bf16(packed, codebook + 1, scales, BLOCKS, want_wide);
         functions.bf16(packed, codebook + 1, scales, BLOCKS, narrow + GUARD + 1);
-        functions.f32_of_bf16(packed, codebook + 1, scales, BLOCKS, wide + GUARD + 1);
         assert_memory_equal(narrow + GUARD + 1, want_narrow, sizeof want_narrow);
-        assert_memory_equal(wide + GUARD + 1, want_wide, sizeof want_wide);
         for (int i = 0; i < GUARD - 1; i++) {
             assert_int_equal(narrow[i], 0x5a5a);
             assert_int_equal(narrow[GUARD + 1 + COUNT + i], 0x5a5a);
-            assert_int_equal(nb_float_bits(wide[i]), 0x5a5a5a5a);
-            assert_int_equal(nb_float_bits(wide[GUARD + 1 + COUNT + i]), 0x5a5a5a5a);
         }
     }
 }
@@ -72,18 +65,15 @@ static void test_plain_path(void **state)
     struct nb_dequantize_functions plain;
     uint8_t packed[COUNT / 2];
     static nb_bf16 narrow[COUNT];
-    static float wide[COUNT];
     const float *codebook = nb_quant_codebook(NB_QUANT_NF4);
     assert_true(nb_dequantize_path(NB_DEQUANTIZE_PLAIN, &plain));
     for (int i = 0; i < COUNT / 2; i++)
         packed[i] = (uint8_t)(i * 37 + i / 256);
     plain.bf16(packed, codebook, scales, BLOCKS, narrow);
-    plain.f32_of_bf16(packed, codebook, scales, BLOCKS, wide);
     for (int i = 0; i < COUNT; i++) {
         int code = i % 2 ? packed[i / 2] & 15 : packed[i / 2] >> 4;
         nb_bf16 want = nb_bf16_from_float(codebook[code] * scales[i / NB_QUANT_BLOCK]);
         assert_int_equal(narrow[i], want);
-        assert_int_equal(nb_float_bits(wide[i]), (uint32_t)want << 16);
     }
 }
 
@@ -142,19 +132,12 @@ static nb_bf16 weight_at(const struct nb_quant_matrix *m, uint64_t i)
 static void check_range(const struct nb_quant_matrix *matrix, const nb_bf16 *whole, uint64_t begin, uint64_t count)
 {
     nb_bf16 *narrow = allocate((count + 2) * sizeof *narrow);
-    float *wide = allocate((count + 2) * sizeof *wide);
     narrow[0] = narrow[count + 1] = 0x1234;
-    wide[0] = wide[count + 1] = 1234.0f;
     nb_dequantize_bf16(matrix, begin, count, narrow + 1);
-    nb_dequantize_f32_of_bf16(matrix, begin, count, wide + 1);
     if (count > 0)
         assert_memory_equal(narrow + 1, whole + begin, count * sizeof *narrow);
-    for (uint64_t i = 0; i < count; i++)
-        assert_int_equal(nb_float_bits(wide[1 + i]), (uint32_t)whole[begin + i] << 16);
     assert_true(narrow[0] == 0x1234 && narrow[count + 1] == 0x1234);
-    assert_true(wide[0] == 1234.0f && wide[count + 1] == 1234.0f);
     free(narrow);
-    free(wide);
 }
 
 /* One weight; less than a block; odd counts; rows that straddle blocks; several second-level blocks (16,384 weights each). */

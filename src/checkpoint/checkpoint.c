@@ -5,6 +5,7 @@
 #include <string.h>
 
 #include "base/file.h"
+#include "base/log.h"
 #include "checkpoint/bnb_read.h"
 #include "checkpoint/family.h"
 #include "checkpoint/gguf.h"
@@ -57,6 +58,23 @@ static nb_status read_config(const char *path, struct nb_model_config *config,
     return status;
 }
 
+/* A tensor that the family has no place for, such as a bias, is what another kind of model would compute with. */
+static void warn_of_strangers(const struct nb_checkpoint *c)
+{
+    const char *first = NULL;
+    size_t strangers = 0;
+    for (size_t i = 0; c->safetensors && i < nb_safetensors_count(c->safetensors); i++) {
+        const char *name = nb_safetensors_at(c->safetensors, i)->name;
+        if (nb_family_knows_tensor(&c->config, name))
+            continue;
+        first = first ? first : name;
+        strangers++;
+    }
+    if (strangers)
+        nb_warn("%s: %zu tensor%s no part of a %s model and %s left out, the first is %.100s", c->path, strangers,
+            strangers == 1 ? " is" : "s are", c->config.family->name, strangers == 1 ? "is" : "are", first);
+}
+
 static nb_status open_weights(struct nb_checkpoint *c)
 {
     char *whole = nb_path_join(c->path, "model.safetensors");
@@ -83,6 +101,8 @@ static nb_status open_folder(struct nb_checkpoint *c)
         status = read_config(generation, &c->config, nb_model_config_parse_generation);
     if (status == NB_OK)
         status = open_weights(c);
+    if (status == NB_OK)
+        warn_of_strangers(c);
     free(config);
     free(generation);
     return status;

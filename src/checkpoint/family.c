@@ -110,3 +110,35 @@ const char *nb_tensor_module(const struct nb_tensor_spec *spec, int layer, char 
     snprintf(out, NB_TENSOR_NAME_BYTES, "model.layers.%d.%s", layer, spec->tensor->module);
     return out;
 }
+
+/* The rest of `name` after "model.layers.N.", N a layer of the model; NULL for another name. */
+static const char *within_layer(const struct nb_model_config *config, const char *name)
+{
+    int layer = -1, length = 0;
+    if (sscanf(name, "model.layers.%9d.%n", &layer, &length) != 1 || length == 0 || layer < 0 || layer >= config->layers)
+        return NULL;
+    return name + length;
+}
+
+/* Whether `name` is the tensor, or a part of it in a 4-bit file. */
+static bool is_part(const char *name, const char *tensor)
+{
+    size_t length = strlen(tensor);
+    return strncmp(name, tensor, length) == 0 && (name[length] == 0 || name[length] == '.');
+}
+
+bool nb_family_knows_tensor(const struct nb_model_config *config, const char *name)
+{
+    const char *rest = within_layer(config, name);
+    if (!rest) {
+        struct nb_tensor_spec spec;
+        for (int role = NB_TENSOR_EMBEDDING; role < NB_TENSOR_ROLES; role++)
+            if (nb_family_outer_tensor(config, (enum nb_tensor_role)role, &spec) && is_part(name, spec.tensor->name))
+                return true;
+        return config->tied && strcmp(name, "lm_head.weight") == 0;
+    }
+    for (int i = 0; i < config->family->tensor_count; i++)
+        if (is_part(rest, config->family->tensors[i].name))
+            return true;
+    return strcmp(rest, "self_attn.rotary_emb.inv_freq") == 0;
+}

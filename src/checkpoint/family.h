@@ -91,6 +91,10 @@ bool nb_family_outer_tensor(const struct nb_model_config *config, enum nb_tensor
 
 enum { NB_TENSOR_NAME_BYTES = 128 };
 
+/* Whether a tensor of a Hugging Face file belongs to such a model: by its whole name, as a part of a 4-bit matrix
+ * ("...weight.absmax"), or as something older files hold besides (a tied head, the rotation's frequencies). */
+bool nb_family_knows_tensor(const struct nb_model_config *config, const char *name);
+
 /* The whole Hugging Face name, the whole GGUF name, and a linear's module path ("model.layers.0.self_attn.q_proj", what PEFT puts
  * after "base_model.model."). `layer` is ignored outside layers. Returns `out`. */
 const char *nb_tensor_name(const struct nb_tensor_spec *spec, int layer, char out[NB_TENSOR_NAME_BYTES]);

@@ -253,6 +253,25 @@ static void float_types_are_rounded_to_bf16(void **state)
     free(temporary);
 }
 
+static void strangers_are_told_from_a_models_own(void **state)
+{
+    (void)state;
+    struct nb_checkpoint *c = NULL;
+    assert_int_equal(nb_checkpoint_open("tests/golden/models/llama_tied", &c), NB_OK);
+    const struct nb_model_config *config = nb_checkpoint_config(c);
+    static const char *const own[] = {"model.embed_tokens.weight", "model.norm.weight", "lm_head.weight",
+        "model.layers.1.self_attn.q_proj.weight", "model.layers.0.mlp.up_proj.weight.quant_state.bitsandbytes__nf4",
+        "model.layers.0.self_attn.rotary_emb.inv_freq"};
+    static const char *const strange[] = {"model.layers.0.self_attn.q_proj.bias", "model.layers.2.self_attn.q_proj.weight",
+        "model.layers.-1.self_attn.q_proj.weight", "model.layers.0.self_attn.q_proj.weights", "model.layers.0",
+        "model.layers.0.self_attn.q_norm.weight", "lm_head.bias", ""};
+    for (size_t i = 0; i < sizeof own / sizeof *own; i++)
+        assert_true(nb_family_knows_tensor(config, own[i]));
+    for (size_t i = 0; i < sizeof strange / sizeof *strange; i++)
+        assert_false(nb_family_knows_tensor(config, strange[i]));
+    nb_checkpoint_close(&c);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -262,6 +281,7 @@ int main(void)
         cmocka_unit_test_setup_teardown(plain_and_fp4_forms_round_trip, nb_test_make_folder, nb_test_remove_folder),
         cmocka_unit_test_setup_teardown(a_config_alone_opens, nb_test_make_folder, nb_test_remove_folder),
         cmocka_unit_test(wrong_tensors_are_refused),
+        cmocka_unit_test(strangers_are_told_from_a_models_own),
         cmocka_unit_test_setup_teardown(float_types_are_rounded_to_bf16, nb_test_make_folder, nb_test_remove_folder),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);

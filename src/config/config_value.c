@@ -62,7 +62,7 @@ static nb_status check_range(const struct nb_key *key, double value, const struc
 {
     bool low = key->above_minimum ? value <= key->minimum : value < key->minimum;
     if (low || value > key->maximum)
-        return nb_yaml_fail(source, node, NB_USAGE, "%s: %s is out of range: it must be %s %.15g and at most %.15g", key->name,
+        return nb_yaml_fail(source, node, NB_USAGE, "%s: %s is out of range: it must be %s %.16g and at most %.16g", key->name,
             node->text, key->above_minimum ? "above" : "at least", key->minimum, key->maximum);
     if (key->whole_from_one && value >= 1 && value != floor(value))
         return nb_yaml_fail(source, node, NB_USAGE, "%s: %s: from 1 on it must be a whole number", key->name, node->text);

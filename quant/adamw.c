@@ -21,8 +21,8 @@ struct nb_adamw_factors nb_adamw_factors(const struct nb_adamw_settings *setting
 }
 
 NB_CLONES
-void nb_adamw_block(const struct nb_adamw_factors *factors, int64_t count, const float *restrict gradient, float *restrict p,
-                    float *restrict m, float *restrict v)
+void nb_adamw_block(const struct nb_adamw_factors *factors, int64_t count, const float *restrict gradient,
+    float *restrict p, float *restrict m, float *restrict v)
 {
     const struct nb_adamw_factors f = *factors;
     for (int64_t i = 0; i < count; i++) {
@@ -39,8 +39,8 @@ void nb_adamw8_coders_init(struct nb_adamw8_coders *coders)
     nb_dynamic_coder_init(false, &coders->second);
 }
 
-void nb_adamw8_block(const struct nb_adamw_factors *factors, const struct nb_adamw8_coders *coders,
-                     const struct nb_adamw8_block *block)
+void nb_adamw8_block(
+    const struct nb_adamw_factors *factors, const struct nb_adamw8_coders *coders, const struct nb_adamw8_block *block)
 {
     float m[NB_DYNAMIC_BLOCK], v[NB_DYNAMIC_BLOCK];
     nb_dynamic_dequantize_block(coders->first.map, block->m_codes, block->count, *block->m_absmax, m);

@@ -24,7 +24,7 @@ static void plain_bf16(const uint8_t *packed, const float *codebook, const float
 
 #ifdef HAVE_X86
 
-#define AVX2 __attribute__((target("avx2")))
+#define AVX2   __attribute__((target("avx2")))
 #define AVX512 __attribute__((target("avx512f,avx512bw")))
 
 /* nb_bf16_from_float in 8 lanes, the result in the low half of each. The processor's own instruction would flush subnormals. */
@@ -50,7 +50,8 @@ AVX2 static inline struct byte_tables tables_avx2(const float *codebook, float a
     __m256 scale = _mm256_set1_ps(absmax);
     __m256i first = round_to_bf16_avx2(_mm256_mul_ps(_mm256_loadu_ps(codebook), scale));
     __m256i second = round_to_bf16_avx2(_mm256_mul_ps(_mm256_loadu_ps(codebook + 8), scale));
-    __m256i words = _mm256_permute4x64_epi64(_mm256_packus_epi32(first, second), 0xd8); /* undoes the interleaving of halves */
+    __m256i words =
+        _mm256_permute4x64_epi64(_mm256_packus_epi32(first, second), 0xd8); /* undoes the interleaving of halves */
     __m128i a = _mm256_castsi256_si128(words), b = _mm256_extracti128_si256(words, 1), mask = _mm_set1_epi16(0xff);
     return (struct byte_tables){
         .low = _mm_packus_epi16(_mm_and_si128(a, mask), _mm_and_si128(b, mask)),
@@ -71,7 +72,8 @@ AVX2 static inline void look_up_avx2(struct byte_tables tables, const uint8_t *p
     }
 }
 
-AVX2 static void avx2_bf16(const uint8_t *packed, const float *codebook, const float *absmax, int64_t blocks, nb_bf16 *out)
+AVX2 static void avx2_bf16(
+    const uint8_t *packed, const float *codebook, const float *absmax, int64_t blocks, nb_bf16 *out)
 {
     for (int64_t block = 0; block < blocks; block++) {
         struct byte_tables tables = tables_avx2(codebook, absmax[block]);
@@ -91,16 +93,19 @@ AVX512 static inline __m512i round_to_bf16_avx512(__m512 value)
     __m512i odd = _mm512_and_si512(upper, _mm512_set1_epi32(1));
     __m512i bias = _mm512_add_epi32(odd, _mm512_set1_epi32(0x7fff));
     __m512i rounded = _mm512_srli_epi32(_mm512_add_epi32(bits, bias), 16);
-    return _mm512_mask_or_epi32(rounded, _mm512_cmp_ps_mask(value, value, _CMP_UNORD_Q), upper, _mm512_set1_epi32(0x40));
+    return _mm512_mask_or_epi32(
+        rounded, _mm512_cmp_ps_mask(value, value, _CMP_UNORD_Q), upper, _mm512_set1_epi32(0x40));
 }
 
 /* A byte widened to 32 bits becomes two 16-bit indices at once: v >> 4 below and v above. The permutation reads 5 bits of an
  * index, so the table stands in the register twice and the fifth bit does not matter. */
-AVX512 static void avx512_bf16(const uint8_t *packed, const float *codebook, const float *absmax, int64_t blocks, nb_bf16 *out)
+AVX512 static void avx512_bf16(
+    const uint8_t *packed, const float *codebook, const float *absmax, int64_t blocks, nb_bf16 *out)
 {
     __m512 values = _mm512_loadu_ps(codebook);
     for (int64_t block = 0; block < blocks; block++) {
-        __m256i rounded = _mm512_cvtepi32_epi16(round_to_bf16_avx512(_mm512_mul_ps(values, _mm512_set1_ps(absmax[block]))));
+        __m256i rounded =
+            _mm512_cvtepi32_epi16(round_to_bf16_avx512(_mm512_mul_ps(values, _mm512_set1_ps(absmax[block]))));
         __m512i table = _mm512_broadcast_i64x4(rounded);
         for (int part = 0; part < 2; part++, packed += 16, out += 32) {
             __m512i bytes = _mm512_cvtepu8_epi32(_mm_loadu_si128((const __m128i *)(const void *)packed));

@@ -8,8 +8,8 @@
 
 enum {
     DECADES = 7,
-    BUCKET_SHIFT = 16,                          /* keeps sign, exponent and the top 7 bits of the mantissa */
-    BUCKET_BASE = (127 - 24) << 23,             /* 2^-24, below every midpoint but those around zero */
+    BUCKET_SHIFT = 16,              /* keeps sign, exponent and the top 7 bits of the mantissa */
+    BUCKET_BASE = (127 - 24) << 23, /* 2^-24, below every midpoint but those around zero */
     INFINITY_BITS = 0x7f800000,
 };
 
@@ -98,7 +98,8 @@ static float absolute_maximum(const float *x, int count)
     return nb_float_from_bits((uint32_t)maximum);
 }
 
-void nb_dynamic_quantize_block(const struct nb_dynamic_coder *coder, const float *x, int count, uint8_t *codes, float *absmax)
+void nb_dynamic_quantize_block(
+    const struct nb_dynamic_coder *coder, const float *x, int count, uint8_t *codes, float *absmax)
 {
     float maximum = absolute_maximum(x, count);
     float inverse = 1.0f / maximum;

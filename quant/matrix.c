@@ -18,13 +18,13 @@ static uint64_t place(struct nb_quant_layout *layout, uint64_t bytes)
     return offset;
 }
 
-nb_status nb_quant_matrix_layout(enum nb_quant_type type, bool nested, uint64_t rows, uint64_t columns,
-                                 struct nb_quant_layout *layout)
+nb_status nb_quant_matrix_layout(
+    enum nb_quant_type type, bool nested, uint64_t rows, uint64_t columns, struct nb_quant_layout *layout)
 {
     const uint64_t limit = UINT64_C(1) << 48;
     if (rows == 0 || columns == 0 || rows > limit / columns)
-        return nb_fail(NB_UNSUPPORTED, "a quantized matrix of %" PRIu64 " x %" PRIu64 " weights; 1 to 2^48 are supported", rows,
-                       columns);
+        return nb_fail(NB_UNSUPPORTED,
+            "a quantized matrix of %" PRIu64 " x %" PRIu64 " weights; 1 to 2^48 are supported", rows, columns);
     uint64_t count = rows * columns, blocks = nb_quant_blocks(count);
     *layout = (struct nb_quant_layout){
         .type = type,

@@ -89,7 +89,8 @@ static uint64_t first_bad(const float x[NB_QUANT_BLOCK], uint64_t block)
 }
 
 /* Packs and scales one superblock's range of blocks; returns the index of its first bad weight, or UINT64_MAX. */
-static uint64_t quantize_range(const struct source *source, uint64_t begin, uint64_t end, uint8_t *packed, float *absmax)
+static uint64_t quantize_range(
+    const struct source *source, uint64_t begin, uint64_t end, uint8_t *packed, float *absmax)
 {
     for (uint64_t block = begin; block < end; block++) {
         float x[NB_QUANT_BLOCK];
@@ -135,7 +136,7 @@ void nb_quantize_scales(const float *absmax, uint64_t blocks, float offset, uint
 }
 
 static nb_status quantize(enum nb_quant_type type, bool nested, struct source *source, uint64_t rows, uint64_t columns,
-                          struct nb_quant_parts *parts)
+    struct nb_quant_parts *parts)
 {
     struct nb_quant_layout layout; /* checks the shape */
     NB_TRY(nb_quant_matrix_layout(type, nested, rows, columns, &layout));
@@ -152,8 +153,10 @@ static nb_status quantize(enum nb_quant_type type, bool nested, struct source *s
         bad = found < bad ? found : bad;
     }
     if (bad != UINT64_MAX)
-        return nb_fail(NB_FORMAT, "the weight in row %" PRIu64 ", column %" PRIu64 " (element %" PRIu64 ") is not a finite number; "
-                       "the checkpoint is damaged or its training diverged", bad / columns, bad % columns, bad);
+        return nb_fail(NB_FORMAT,
+            "the weight in row %" PRIu64 ", column %" PRIu64 " (element %" PRIu64 ") is not a finite number; "
+            "the checkpoint is damaged or its training diverged",
+            bad / columns, bad % columns, bad);
     parts->nested_offset = 0.0f;
     if (nested) {
         nb_dynamic_map(true, parts->nested_map);
@@ -164,14 +167,14 @@ static nb_status quantize(enum nb_quant_type type, bool nested, struct source *s
 }
 
 nb_status nb_quantize(enum nb_quant_type type, bool nested, const nb_bf16 *w, uint64_t rows, uint64_t columns,
-                      struct nb_quant_parts *parts)
+    struct nb_quant_parts *parts)
 {
     struct source source = {.narrow = w};
     return quantize(type, nested, &source, rows, columns, parts);
 }
 
-nb_status nb_quantize_f32(enum nb_quant_type type, bool nested, const float *w, uint64_t rows, uint64_t columns,
-                          struct nb_quant_parts *parts)
+nb_status nb_quantize_f32(
+    enum nb_quant_type type, bool nested, const float *w, uint64_t rows, uint64_t columns, struct nb_quant_parts *parts)
 {
     struct source source = {.wide = w};
     return quantize(type, nested, &source, rows, columns, parts);

@@ -104,9 +104,9 @@ static nb_status refuse_unsupported(const char *path, json_t *root)
         if (is_empty(value) || is_understood(key))
             continue;
         return refuse(path, key, value,
-                      strcmp(key, "use_dora") == 0          ? "DoRA adapters are not supported"
-                      : strcmp(key, "modules_to_save") == 0 ? "adapters that hold whole modules are not supported"
-                                                            : "adapters that use this are not supported");
+            strcmp(key, "use_dora") == 0          ? "DoRA adapters are not supported"
+            : strcmp(key, "modules_to_save") == 0 ? "adapters that hold whole modules are not supported"
+                                                  : "adapters that use this are not supported");
     }
     return NB_OK;
 }
@@ -270,7 +270,7 @@ static nb_status check_tensor(const struct nb_safetensors_tensor *tensor, const 
     if (tensor->dtype != NB_SAFETENSORS_F32 && tensor->dtype != NB_SAFETENSORS_F16 &&
         tensor->dtype != NB_SAFETENSORS_BF16)
         return nb_fail(NB_UNSUPPORTED, "%s: tensor %s is %s; adapters are F32, F16 or BF16", tensor->path, tensor->name,
-                       nb_safetensors_dtype_name(tensor->dtype));
+            nb_safetensors_dtype_name(tensor->dtype));
     return NB_OK;
 }
 
@@ -300,7 +300,7 @@ static nb_status load_tensors(
         const struct nb_safetensors_tensor *tensor = nb_safetensors_find(file, t->name);
         if (!tensor)
             return nb_fail(NB_USAGE, "%s: tensor %s is missing, which adapter_config.json and the base model ask for",
-                           count ? nb_safetensors_at(file, 0)->path : "adapter_model.safetensors", t->name);
+                count ? nb_safetensors_at(file, 0)->path : "adapter_model.safetensors", t->name);
         NB_TRY(check_tensor(tensor, t));
         if (!adapter->device->dry)
             NB_TRY(read_values(tensor, staging));

@@ -119,7 +119,7 @@ static nb_status save_config(const struct nb_adapter *adapter, const char *base_
 }
 
 nb_status nb_peft_save(const struct nb_adapter *adapter, struct nb_stream *stream, void *staging, const char *folder,
-                       const char *base_model_name)
+    const char *base_model_name)
 {
     if (adapter->device->dry)
         return NB_OK; /* saving takes no memory but the staging */

@@ -78,8 +78,8 @@ static bool target_add(struct nb_adapter *adapter, const char *name)
 }
 
 /* The targets that will be written to adapter_config.json: target_linear spelled out, as PEFT does with "all-linear". */
-static nb_status collect_targets(struct nb_adapter *adapter, const struct nb_model_config *config,
-                                 const struct nb_adapter_options *options)
+static nb_status collect_targets(
+    struct nb_adapter *adapter, const struct nb_model_config *config, const struct nb_adapter_options *options)
 {
     struct linear linear[NB_TENSOR_LAYER_ROLES];
     adapter->options.target_modules = NULL;

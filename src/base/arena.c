@@ -105,13 +105,14 @@ static bool record_high_water(struct nb_arena *arena)
     return true;
 }
 
-nb_status nb_arena_take(struct nb_arena *arena, enum nb_category category, const char *name, uint64_t bytes, uint64_t *address)
+nb_status nb_arena_take(
+    struct nb_arena *arena, enum nb_category category, const char *name, uint64_t bytes, uint64_t *address)
 {
     uint64_t left = arena->capacity - arena->used;
     uint64_t rounded = (bytes + ALIGNMENT - 1) / ALIGNMENT * ALIGNMENT + RED_ZONE;
     if (rounded < bytes || rounded > left)
-        return nb_fail(NB_MEMORY, "%s memory: %s needs %" PRIu64 " bytes, %" PRIu64 " of %" PRIu64 " are left", arena->name, name,
-                       bytes, left, arena->capacity);
+        return nb_fail(NB_MEMORY, "%s memory: %s needs %" PRIu64 " bytes, %" PRIu64 " of %" PRIu64 " are left",
+            arena->name, name, bytes, left, arena->capacity);
     if (!entries_reserve(&arena->entry, &arena->entries_capacity, arena->entries + 1))
         return nb_fail(NB_MEMORY, "arena %s: no memory for its list", arena->name);
     arena->entry[arena->entries++] = (struct entry){name, category, arena->used, bytes};

@@ -180,8 +180,9 @@ static nb_status read_gzip(int descriptor, unsigned char *input, size_t got, str
             status = read_chunk(descriptor, text->path, input, &got);
     }
     if (status == NB_OK && inside)
-        status = nb_fail(NB_FORMAT, "%s: the gzip data ends early, after %zu unpacked bytes. The download may be incomplete",
-            text->path, text->bytes);
+        status =
+            nb_fail(NB_FORMAT, "%s: the gzip data ends early, after %zu unpacked bytes. The download may be incomplete",
+                text->path, text->bytes);
     inflateEnd(&stream);
     return status;
 }

@@ -35,11 +35,17 @@ void nb_progress_start(struct nb_progress *progress, const char *label, const ch
     nb_progress_start_on(progress, label, unit, total, stderr, nb_log_is_terminal());
 }
 
-void nb_progress_start_on(struct nb_progress *progress, const char *label, const char *unit, uint64_t total, FILE *stream, bool terminal)
+void nb_progress_start_on(
+    struct nb_progress *progress, const char *label, const char *unit, uint64_t total, FILE *stream, bool terminal)
 {
     double now = nb_clock_seconds();
-    *progress = (struct nb_progress){
-        .label = label, .unit = unit, .total = total, .started = now, .shown = now, .terminal = terminal, .stream = stream};
+    *progress = (struct nb_progress){.label = label,
+        .unit = unit,
+        .total = total,
+        .started = now,
+        .shown = now,
+        .terminal = terminal,
+        .stream = stream};
 }
 
 /* "120/400 rows" or "12.5/92.0 MiB"; without a total only the first number. */
@@ -121,7 +127,8 @@ void nb_progress_finish(struct nb_progress *progress)
     progress->total = total;
     format_rate(progress, seconds, rate, sizeof rate);
     nb_format_seconds(seconds, took);
-    fprintf(progress->stream, "%s%s: %s in %s, %s\n", progress->terminal ? "\r\033[K" : "", progress->label, amount, took, rate);
+    fprintf(progress->stream, "%s%s: %s in %s, %s\n", progress->terminal ? "\r\033[K" : "", progress->label, amount,
+        took, rate);
     fflush(progress->stream);
 }
 

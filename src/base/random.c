@@ -4,7 +4,8 @@ uint32_t nb_random_u32(uint64_t seed, enum nb_random_use use, uint64_t stream, u
 {
     uint64_t block = index / 4;
     /* The use goes into the top byte of the block number, which no stream here reaches. */
-    uint32_t counter[4] = {(uint32_t)block, (uint32_t)(block >> 32) | (uint32_t)use << 24, (uint32_t)stream, (uint32_t)(stream >> 32)};
+    uint32_t counter[4] = {
+        (uint32_t)block, (uint32_t)(block >> 32) | (uint32_t)use << 24, (uint32_t)stream, (uint32_t)(stream >> 32)};
     uint32_t key[2] = {(uint32_t)seed, (uint32_t)(seed >> 32)};
     return nb_philox(counter, key).word[index % 4];
 }

@@ -29,14 +29,15 @@ static nb_status check_counts(const struct nb_pass *pass, const struct nb_slot *
     const struct nb_batch_limits *limits = &pass->options.limits;
     if (counts->tokens < 1 || counts->tokens > (uint32_t)limits->tokens || counts->sequences < 1 ||
         counts->sequences > (uint32_t)limits->sequences || counts->trained_rows > (uint32_t)limits->trained_rows)
-        return nb_fail(NB_USAGE, "a micro-batch of %u tokens in %u sequences with %u trained tokens exceeds the limits %d, %d, %d",
-                       counts->tokens, counts->sequences, counts->trained_rows, limits->tokens, limits->sequences,
-                       limits->trained_rows);
+        return nb_fail(NB_USAGE,
+            "a micro-batch of %u tokens in %u sequences with %u trained tokens exceeds the limits %d, %d, %d",
+            counts->tokens, counts->sequences, counts->trained_rows, limits->tokens, limits->sequences,
+            limits->trained_rows);
     uint64_t cached = (uint64_t)counts->cache_tokens + counts->tokens;
     if (pass->cache ? cached > (uint64_t)pass->options.cache_tokens || counts->key_tokens != cached
                     : counts->cache_tokens != 0 || counts->key_tokens != counts->tokens)
-        return nb_fail(NB_USAGE, "a micro-batch sees %u keys, %u of them from a cache of %d: that does not fit", counts->key_tokens,
-                       counts->cache_tokens, pass->options.cache_tokens);
+        return nb_fail(NB_USAGE, "a micro-batch sees %u keys, %u of them from a cache of %d: that does not fit",
+            counts->key_tokens, counts->cache_tokens, pass->options.cache_tokens);
     return NB_OK;
 }
 
@@ -47,20 +48,22 @@ static nb_status check_arrays(const struct nb_pass *pass, const struct nb_micro_
         if (batch->ids[i] < 0 || batch->ids[i] >= vocab)
             return nb_fail(NB_USAGE, "token %d of a micro-batch is %d; the vocabulary has %d", i, batch->ids[i], vocab);
         if (batch->positions[i] < 0 || batch->positions[i] >= pass->model->positions_max)
-            return nb_fail(NB_USAGE, "token %d of a micro-batch stands at position %d; the tables have %d", i, batch->positions[i],
-                           pass->model->positions_max);
+            return nb_fail(NB_USAGE, "token %d of a micro-batch stands at position %d; the tables have %d", i,
+                batch->positions[i], pass->model->positions_max);
     }
     int last = -1;
     for (uint32_t i = 0; i < batch->counts.trained_rows; i++) {
-        if (batch->trained_row[i] <= last || batch->trained_row[i] >= tokens || batch->label[i] < 0 || batch->label[i] >= vocab)
-            return nb_fail(NB_USAGE, "trained row %u of a micro-batch is token %d of %d with label %d", i, batch->trained_row[i], tokens,
-                           batch->label[i]);
+        if (batch->trained_row[i] <= last || batch->trained_row[i] >= tokens || batch->label[i] < 0 ||
+            batch->label[i] >= vocab)
+            return nb_fail(NB_USAGE, "trained row %u of a micro-batch is token %d of %d with label %d", i,
+                batch->trained_row[i], tokens, batch->label[i]);
         last = batch->trained_row[i];
     }
     for (uint32_t i = 0; i < batch->counts.sequences; i++) {
         int length = batch->starts[i + 1] - batch->starts[i];
         if (length < 0 || length > pass->options.limits.longest)
-            return nb_fail(NB_USAGE, "sequence %u of a micro-batch has %d tokens, more than %d", i, length, pass->options.limits.longest);
+            return nb_fail(NB_USAGE, "sequence %u of a micro-batch has %d tokens, more than %d", i, length,
+                pass->options.limits.longest);
     }
     if (batch->starts[0] != 0 || batch->starts[batch->counts.sequences] != tokens)
         return nb_fail(NB_USAGE, "the sequences of a micro-batch do not cover its %d tokens", tokens);

@@ -15,7 +15,8 @@ static enum nb_dtype activation_of(const struct nb_block *b)
 static struct reach find_reach(const struct nb_block *b, bool input_gradient)
 {
     struct reach reach;
-    reach.q_k_v = input_gradient || nb_block_rank(b, NB_TENSOR_Q) || nb_block_rank(b, NB_TENSOR_K) || nb_block_rank(b, NB_TENSOR_V);
+    reach.q_k_v = input_gradient || nb_block_rank(b, NB_TENSOR_Q) || nb_block_rank(b, NB_TENSOR_K) ||
+                  nb_block_rank(b, NB_TENSOR_V);
     reach.o = reach.q_k_v || nb_block_rank(b, NB_TENSOR_O);
     reach.gate_up = reach.o || nb_block_rank(b, NB_TENSOR_GATE) || nb_block_rank(b, NB_TENSOR_UP);
     return reach;
@@ -49,8 +50,8 @@ static nb_status run_linear_backward(const struct nb_block *b, const struct nb_b
 }
 
 /* gradient += the norm's share. */
-static nb_status add_norm_backward(const struct nb_block *b, enum nb_tensor_role role, nb_dptr x, nb_dptr rms, nb_dptr dy,
-                                   nb_dptr gradient)
+static nb_status add_norm_backward(
+    const struct nb_block *b, enum nb_tensor_role role, nb_dptr x, nb_dptr rms, nb_dptr dy, nb_dptr gradient)
 {
     struct nb_rmsnorm_backward args = {
         .x = x,
@@ -85,8 +86,8 @@ static nb_status run_swiglu_backward(const struct nb_block *b, const struct nb_b
 }
 
 /* From the gradient of the block's output to that of mid, in args->gradient. */
-static nb_status mlp_backward(const struct nb_block *b, const struct nb_block_backward *args, struct nb_block_kept *kept,
-                              const struct reach *reach)
+static nb_status mlp_backward(const struct nb_block *b, const struct nb_block_backward *args,
+    struct nb_block_kept *kept, const struct reach *reach)
 {
     static const enum nb_tensor_role gate_up[2] = {NB_TENSOR_GATE, NB_TENSOR_UP}, down[1] = {NB_TENSOR_DOWN};
     const struct nb_model_config *c = &b->model->config;
@@ -116,8 +117,8 @@ static nb_status mlp_backward(const struct nb_block *b, const struct nb_block_ba
     return reach->o ? add_norm_backward(b, NB_TENSOR_POST_NORM, kept->mid, kept->rms2, dn, args->gradient) : NB_OK;
 }
 
-static nb_status run_attention_backward(const struct nb_block *b, const struct nb_block_kept *kept, nb_dptr d_o,
-                                        const nb_dptr d_q_k_v[3])
+static nb_status run_attention_backward(
+    const struct nb_block *b, const struct nb_block_kept *kept, nb_dptr d_o, const nb_dptr d_q_k_v[3])
 {
     const struct nb_model_config *c = &b->model->config;
     int query = c->heads * c->head_dim, key = c->kv_heads * c->head_dim;
@@ -157,8 +158,8 @@ static nb_status run_attention_backward(const struct nb_block *b, const struct n
 }
 
 /* In place, from after the rotation (and head norm) to before it. */
-static nb_status run_rope_backward(const struct nb_block *b, enum nb_tensor_role norm, nb_dptr x, nb_dptr rms, nb_dptr gradient,
-                                   int heads)
+static nb_status run_rope_backward(
+    const struct nb_block *b, enum nb_tensor_role norm, nb_dptr x, nb_dptr rms, nb_dptr gradient, int heads)
 {
     const struct nb_layer_spec *layer = &b->model->layer[b->index];
     const struct nb_rope_table *table = &b->model->rope[layer->rope_table];
@@ -185,8 +186,8 @@ static nb_status run_rope_backward(const struct nb_block *b, enum nb_tensor_role
 }
 
 /* From the gradient of mid to that of the block's input, in args->gradient. */
-static nb_status attention_backward(const struct nb_block *b, const struct nb_block_backward *args, const struct nb_block_kept *kept,
-                                    const struct reach *reach)
+static nb_status attention_backward(const struct nb_block *b, const struct nb_block_backward *args,
+    const struct nb_block_kept *kept, const struct reach *reach)
 {
     static const enum nb_tensor_role input[3] = {NB_TENSOR_Q, NB_TENSOR_K, NB_TENSOR_V}, output[1] = {NB_TENSOR_O};
     const struct nb_model_config *c = &b->model->config;

@@ -24,13 +24,15 @@ float nb_block_attention_scale(const struct nb_block *block)
     return (float)(1 / sqrt((double)config_of(block)->head_dim));
 }
 
-static nb_status take(const struct nb_block *b, enum nb_category category, const char *name, int64_t columns, nb_dptr *address)
+static nb_status take(
+    const struct nb_block *b, enum nb_category category, const char *name, int64_t columns, nb_dptr *address)
 {
     struct nb_matrix_shape shape = {b->tokens_max, columns, activation_of(b)};
     return nb_work_take_matrix(b->work, category, name, shape, address);
 }
 
-static nb_status take_rows(const struct nb_block *b, enum nb_category category, const char *name, int columns, nb_dptr *address)
+static nb_status take_rows(
+    const struct nb_block *b, enum nb_category category, const char *name, int columns, nb_dptr *address)
 {
     struct nb_matrix_shape shape = {b->tokens_max, columns, NB_DTYPE_F32};
     return nb_work_take_matrix(b->work, category, name, shape, address);
@@ -44,7 +46,8 @@ static nb_status take_t(const struct nb_block *b, enum nb_category category, enu
 }
 
 /* `lse` is for the backward pass; forward-only work leaves it out and puts the raw q where o comes later. */
-static nb_status take_attention(const struct nb_block *b, enum nb_category category, bool backward, struct nb_block_kept *kept)
+static nb_status take_attention(
+    const struct nb_block *b, enum nb_category category, bool backward, struct nb_block_kept *kept)
 {
     const struct nb_model_config *c = config_of(b);
     int query = c->heads * c->head_dim, key = c->kv_heads * c->head_dim;
@@ -157,7 +160,8 @@ static nb_status run_linear(const struct nb_block *b, const struct nb_block_line
     return nb_work_linear(b->work, &args);
 }
 
-static nb_status run_rope(const struct nb_block *b, enum nb_tensor_role norm, nb_dptr x, nb_dptr y, nb_dptr rms, int heads)
+static nb_status run_rope(
+    const struct nb_block *b, enum nb_tensor_role norm, nb_dptr x, nb_dptr y, nb_dptr rms, int heads)
 {
     const struct nb_layer_spec *layer = &b->model->layer[b->index];
     const struct nb_rope_table *table = &b->model->rope[layer->rope_table];
@@ -246,7 +250,8 @@ nb_status nb_block_attention(const struct nb_block *block, nb_dptr x, nb_dptr n,
 {
     static const enum nb_tensor_role input[Q_K_V] = {NB_TENSOR_Q, NB_TENSOR_K, NB_TENSOR_V}, output[1] = {NB_TENSOR_O};
     const nb_dptr q_k_v[Q_K_V] = {kept->q_raw, kept->k_raw, kept->v};
-    const struct nb_block_linear in = {input, Q_K_V, n, q_k_v, kept->t}, out = {output, 1, kept->o, &kept->mid, kept->t};
+    const struct nb_block_linear in = {input, Q_K_V, n, q_k_v, kept->t},
+                                 out = {output, 1, kept->o, &kept->mid, kept->t};
     NB_TRY(nb_block_norm(block, NB_TENSOR_INPUT_NORM, x, n, kept->rms1));
     NB_TRY(run_linear(block, &in, false));
     NB_TRY(run_rope(block, NB_TENSOR_Q_NORM, kept->q_raw, kept->q, kept->rms_q, config_of(block)->heads));
@@ -294,7 +299,8 @@ static nb_status forward_keeping(const struct nb_block *b, nb_dptr x, nb_dptr ou
     uint64_t frame = nb_arena_frame(b->work->arena);
     NB_TRY(nb_block_attention(b, x, kept->mid, kept));
     nb_dptr h;
-    NB_TRY(take(b, NB_CATEGORY_LIVE_SET, "MLP's inner values", c->hidden > c->intermediate ? c->hidden : c->intermediate, &h));
+    NB_TRY(take(
+        b, NB_CATEGORY_LIVE_SET, "MLP's inner values", c->hidden > c->intermediate ? c->hidden : c->intermediate, &h));
     NB_TRY(nb_block_gate_up(b, h, kept));
     NB_TRY(nb_block_swiglu(b, kept, h));
     NB_TRY(run_down(b, kept, h, out));
@@ -302,7 +308,8 @@ static nb_status forward_keeping(const struct nb_block *b, nb_dptr x, nb_dptr ou
     return NB_OK;
 }
 
-nb_status nb_block_forward(const struct nb_block *block, nb_dptr x, nb_dptr out, struct nb_block_kept *kept, nb_dptr down_t)
+nb_status nb_block_forward(
+    const struct nb_block *block, nb_dptr x, nb_dptr out, struct nb_block_kept *kept, nb_dptr down_t)
 {
     if (kept) {
         kept->t[NB_TENSOR_DOWN] = down_t;

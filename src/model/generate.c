@@ -9,14 +9,14 @@ struct nb_generator {
     struct nb_pass *pass;
     struct nb_generator_options options; /* prompt_chunk no larger than the context */
     struct nb_work work;
-    uint64_t frame;     /* of the arena, before the generator */
-    int cached;         /* tokens whose keys and values are in the cache */
-    bool pending;       /* one more token of the sequence waits to be run: the last one sampled */
+    uint64_t frame; /* of the arena, before the generator */
+    int cached;     /* tokens whose keys and values are in the cache */
+    bool pending;   /* one more token of the sequence waits to be run: the last one sampled */
     int32_t pending_id;
     uint32_t sampled;
-    int last_row;       /* of the slot: the sequence's newest token */
-    nb_dptr next;       /* i32 [1] */
-    int32_t *id;        /* pinned, [1] */
+    int last_row;             /* of the slot: the sequence's newest token */
+    nb_dptr next;             /* i32 [1] */
+    int32_t *id;              /* pinned, [1] */
     int32_t *ids, *positions; /* [prompt_chunk] */
 };
 
@@ -44,11 +44,13 @@ static nb_status take_memory(struct nb_generator *g, const struct nb_adapter *ad
     return nb_pass_create(g->model, adapter, &options, g->work.arena, g->work.stream, &g->pass);
 }
 
-nb_status nb_generator_create(struct nb_model *model, const struct nb_adapter *adapter, const struct nb_generator_options *options,
-                              struct nb_arena *arena, struct nb_stream *stream, struct nb_generator **generator)
+nb_status nb_generator_create(struct nb_model *model, const struct nb_adapter *adapter,
+    const struct nb_generator_options *options, struct nb_arena *arena, struct nb_stream *stream,
+    struct nb_generator **generator)
 {
     if (options->context_max < 1 || options->prompt_chunk < 1)
-        return nb_fail(NB_USAGE, "a generator for %d tokens in pieces of %d is not possible", options->context_max, options->prompt_chunk);
+        return nb_fail(NB_USAGE, "a generator for %d tokens in pieces of %d is not possible", options->context_max,
+            options->prompt_chunk);
     struct nb_generator *g = calloc(1, sizeof *g);
     if (!g)
         return nb_fail(NB_MEMORY, "no memory for the generator");
@@ -95,10 +97,10 @@ static nb_status run_tokens(struct nb_generator *g, int count)
         g->positions[i] = g->cached + i;
     struct nb_micro_batch batch = {
         .counts = {.tokens = (uint32_t)count,
-                   .sequences = 1,
-                   .key_tokens = (uint32_t)(g->cached + count),
-                   .cache_tokens = (uint32_t)g->cached,
-                   .sample_index = g->sampled},
+            .sequences = 1,
+            .key_tokens = (uint32_t)(g->cached + count),
+            .cache_tokens = (uint32_t)g->cached,
+            .sample_index = g->sampled},
         .ids = g->ids,
         .positions = g->positions,
         .starts = starts,
@@ -116,7 +118,8 @@ nb_status nb_generator_append(struct nb_generator *generator, const int32_t *ids
     struct nb_generator *g = generator;
     int used = nb_generator_tokens(g), taken = 0;
     if (count < 0 || count > g->options.context_max - used)
-        return nb_fail(NB_USAGE, "%d more tokens do not fit: the context holds %d, %d are used", count, g->options.context_max, used);
+        return nb_fail(NB_USAGE, "%d more tokens do not fit: the context holds %d, %d are used", count,
+            g->options.context_max, used);
     while (taken < count) {
         int filled = 0;
         if (g->pending)
@@ -163,8 +166,10 @@ nb_status nb_generator_next(struct nb_generator *generator, int32_t *id)
     NB_TRY(sample(g));
     g->sampled++;
     if (!g->work.device->dry && *g->id < 0)
-        return nb_fail(NB_NUMERIC, "token %d: the model's logits are not finite; its weights or the adapter's are damaged, or too "
-            "large for this arithmetic (try bf16=false)", nb_generator_tokens(g) + 1);
+        return nb_fail(NB_NUMERIC,
+            "token %d: the model's logits are not finite; its weights or the adapter's are damaged, or too "
+            "large for this arithmetic (try bf16=false)",
+            nb_generator_tokens(g) + 1);
     g->pending_id = g->work.device->dry ? 0 : *g->id;
     g->pending = true;
     *id = g->pending_id;

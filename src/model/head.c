@@ -9,11 +9,11 @@ struct rows {
 /* Memory of one chunk of C trained rows. */
 struct chunk {
     struct rows rows;
-    nb_dptr x, n;     /* [C, hidden]: gathered, normalized */
-    nb_dptr dn;       /* [C, hidden]: the gradient of n, then of x */
-    nb_dptr rms;      /* fp32 [C] */
-    nb_dptr logits;   /* [C, stride]: logits, then their gradient */
-    nb_dptr t;        /* [C, rank of the head's adapter] */
+    nb_dptr x, n;   /* [C, hidden]: gathered, normalized */
+    nb_dptr dn;     /* [C, hidden]: the gradient of n, then of x */
+    nb_dptr rms;    /* fp32 [C] */
+    nb_dptr logits; /* [C, stride]: logits, then their gradient */
+    nb_dptr t;      /* [C, rank of the head's adapter] */
 };
 
 int nb_head_logits_stride(const struct nb_model *model)
@@ -212,7 +212,8 @@ nb_status nb_head_run(const struct nb_head *head)
     for (; chunk.rows.begin < head->trained_rows_max; chunk.rows.begin += head->loss_rows)
         NB_TRY(run_chunk(head, &chunk));
     nb_arena_release_to(head->work->arena, frame);
-    struct nb_loss_sum sum = {.loss = head->losses, .step = head->step, .slot = head->slot, .rows_max = head->trained_rows_max};
+    struct nb_loss_sum sum = {
+        .loss = head->losses, .step = head->step, .slot = head->slot, .rows_max = head->trained_rows_max};
     return device->loss_sum(device, head->work->stream, &sum);
 }
 

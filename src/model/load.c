@@ -32,7 +32,7 @@ static nb_status load_four_bits(const struct loader *l, const char *name, const 
     enum nb_quant_type type = weight->format == NB_WEIGHT_NF4 ? NB_QUANT_NF4 : NB_QUANT_FP4;
     if (view.type != type || view.nested != weight->nested)
         return nb_fail(NB_FORMAT, "%s: %s is quantized in another way than the model's config.json says",
-                       nb_checkpoint_path(l->model->checkpoint), name);
+            nb_checkpoint_path(l->model->checkpoint), name);
     uint64_t count = view.rows * view.columns, blocks = nb_quant_blocks(count);
     NB_TRY(upload(l, weight->data, view.packed, nb_quant_packed_bytes(count)));
     NB_TRY(upload(l, weight->codebook, view.codebook, NB_QUANT_CODES * sizeof(float)));
@@ -49,7 +49,7 @@ static nb_status load_four_bits(const struct loader *l, const char *name, const 
 
 /* A tensor read as bf16, and quantized on the device where the unit holds it so. */
 static nb_status load_bf16(const struct loader *l, const char *name, const struct nb_tensor_spec *spec,
-                           const struct nb_weight *weight, nb_dptr vector)
+    const struct nb_weight *weight, nb_dptr vector)
 {
     uint64_t bytes = (uint64_t)spec->rows * (uint64_t)spec->columns * sizeof(nb_bf16);
     if (!l->work.device->dry)
@@ -70,13 +70,14 @@ static nb_status load_bf16(const struct loader *l, const char *name, const struc
     return status == NB_OK ? NB_OK : nb_fail_within(status, "%s: %s", nb_checkpoint_path(l->model->checkpoint), name);
 }
 
-static nb_status load_tensor(struct loader *l, int unit, const struct nb_tensor_spec *spec, const struct nb_unit_view *view)
+static nb_status load_tensor(
+    struct loader *l, int unit, const struct nb_tensor_spec *spec, const struct nb_unit_view *view)
 {
     char name[NB_TENSOR_NAME_BYTES];
     nb_tensor_name(spec, unit - 1, name);
     const struct nb_weight *weight = &view->matrix[spec->role];
     bool dry = l->work.device->dry, four_bits = weight->rows > 0 && weight->format != NB_WEIGHT_BF16 &&
-                                               nb_checkpoint_tensor_is_quantized(l->model->checkpoint, name);
+                                                nb_checkpoint_tensor_is_quantized(l->model->checkpoint, name);
     if (!four_bits)
         NB_TRY(load_bf16(l, name, spec, weight, view->vector[spec->role]));
     else if (!dry)
@@ -146,7 +147,8 @@ static void measure(const struct nb_model *model, uint64_t *largest, uint64_t *t
     }
 }
 
-nb_status nb_model_load(struct nb_model *model, struct nb_stream *stream, struct nb_arena *arena, struct nb_progress *progress)
+nb_status nb_model_load(
+    struct nb_model *model, struct nb_stream *stream, struct nb_arena *arena, struct nb_progress *progress)
 {
     struct loader l = {.model = model, .work = {model->device, stream, arena}, .progress = progress};
     uint64_t staging_bytes, total;

@@ -20,13 +20,15 @@ static int lowest_trained_block(const struct nb_model *model, const struct nb_ad
     return model->config.layers;
 }
 
-static nb_status check_options(const struct nb_model *model, const struct nb_adapter *adapter, const struct nb_pass_options *o)
+static nb_status check_options(
+    const struct nb_model *model, const struct nb_adapter *adapter, const struct nb_pass_options *o)
 {
     const struct nb_batch_limits *l = &o->limits;
     bool sizes = l->tokens >= 1 && l->sequences >= 1 && l->longest >= 1 && l->trained_rows >= 0 && o->slots >= 1;
     if (!sizes || l->loss_rows < 0 || l->loss_rows % NB_TILE_TOKENS != 0 || (l->trained_rows > 0 && l->loss_rows == 0))
-        return nb_fail(NB_USAGE, "a pass of %d tokens, %d sequences, %d slots and %d rows of logits at a time is not possible", l->tokens,
-                       l->sequences, o->slots, l->loss_rows);
+        return nb_fail(NB_USAGE,
+            "a pass of %d tokens, %d sequences, %d slots and %d rows of logits at a time is not possible", l->tokens,
+            l->sequences, o->slots, l->loss_rows);
     if (o->batches && o->batches < o->slots)
         return nb_fail(NB_USAGE, "a pass of %d slots needs as many batches, not %d", o->slots, o->batches);
     if (o->keep != NB_KEEP_NOTHING && (!adapter || !nb_adapter_options_of(adapter)->trains))
@@ -38,7 +40,8 @@ static nb_status check_options(const struct nb_model *model, const struct nb_ada
     return NB_OK;
 }
 
-static void set_block(const struct nb_pass *pass, int slot, int index, const struct nb_unit_view *weights, struct nb_block *block)
+static void set_block(
+    const struct nb_pass *pass, int slot, int index, const struct nb_unit_view *weights, struct nb_block *block)
 {
     const struct nb_pass_slot *s = &pass->slot[slot];
     bool cached = pass->cache != NULL;
@@ -86,7 +89,8 @@ static nb_status take_slot(struct nb_pass *pass, int slot)
     int layers = pass->model->config.layers;
     s->tokens_max = limits->tokens;
     NB_TRY(nb_work_take(&pass->work, NB_CATEGORY_BATCH, "micro-batch", pass->layout.bytes, &s->batch));
-    NB_TRY(nb_work_take(&pass->work, NB_CATEGORY_LOSS, "losses", (uint64_t)limits->trained_rows * sizeof(float), &s->losses));
+    NB_TRY(nb_work_take(
+        &pass->work, NB_CATEGORY_LOSS, "losses", (uint64_t)limits->trained_rows * sizeof(float), &s->losses));
     for (int i = 0; i <= layers; i++) {
         if (i == 0 || trains(pass))
             NB_TRY(nb_work_take_matrix(&pass->work, NB_CATEGORY_BLOCK_INPUTS, "a block's input", stream, &s->input[i]));
@@ -96,17 +100,19 @@ static nb_status take_slot(struct nb_pass *pass, int slot)
             NB_TRY(take_kept(pass, slot, i));
     }
     if (trains(pass))
-        NB_TRY(nb_work_take_matrix(&pass->work, NB_CATEGORY_LIVE_SET, "gradient of the residual stream", stream, &s->gradient));
+        NB_TRY(nb_work_take_matrix(
+            &pass->work, NB_CATEGORY_LIVE_SET, "gradient of the residual stream", stream, &s->gradient));
     return NB_OK;
 }
 
 static nb_status take_cache(struct nb_pass *pass)
 {
     const struct nb_model_config *c = &pass->model->config;
-    struct nb_matrix_shape shape = {pass->options.cache_tokens, (int64_t)c->kv_heads * c->head_dim, pass->model->options.activation};
+    struct nb_matrix_shape shape = {
+        pass->options.cache_tokens, (int64_t)c->kv_heads * c->head_dim, pass->model->options.activation};
     for (int i = 0; i < 2 * c->layers; i++)
-        NB_TRY(nb_work_take_matrix(&pass->work, NB_CATEGORY_CACHE, i % 2 ? "values of a layer" : "keys of a layer", shape,
-                                   &pass->cache[i]));
+        NB_TRY(nb_work_take_matrix(
+            &pass->work, NB_CATEGORY_CACHE, i % 2 ? "values of a layer" : "keys of a layer", shape, &pass->cache[i]));
     return NB_OK;
 }
 
@@ -146,8 +152,8 @@ static nb_status make_lists(struct nb_pass *pass)
     return ok ? NB_OK : nb_fail(NB_MEMORY, "no memory for the pass");
 }
 
-nb_status nb_pass_create(struct nb_model *model, const struct nb_adapter *adapter, const struct nb_pass_options *options,
-                         struct nb_arena *arena, struct nb_stream *stream, struct nb_pass **pass)
+nb_status nb_pass_create(struct nb_model *model, const struct nb_adapter *adapter,
+    const struct nb_pass_options *options, struct nb_arena *arena, struct nb_stream *stream, struct nb_pass **pass)
 {
     NB_TRY(check_options(model, adapter, options));
     struct nb_pass *p = calloc(1, sizeof *p);
@@ -215,7 +221,8 @@ static nb_status forward_block(const struct nb_pass *pass, int slot, int index, 
     const struct nb_pass_slot *s = &pass->slot[slot];
     struct nb_block block;
     set_block(pass, slot, index, weights, &block);
-    return nb_block_forward(&block, s->input[index], s->input[index + 1], s->kept ? &s->kept[index] : NULL, s->down_t[index]);
+    return nb_block_forward(
+        &block, s->input[index], s->input[index + 1], s->kept ? &s->kept[index] : NULL, s->down_t[index]);
 }
 
 static nb_status backward_block(const struct nb_pass *pass, int slot, int index, const struct nb_unit_view *weights)
@@ -234,8 +241,8 @@ static nb_status backward_block(const struct nb_pass *pass, int slot, int index,
 }
 
 /* `weights` is the last unit's view, `embedding` that of a tied head's matrix (else NULL). */
-static struct nb_head make_head(const struct nb_pass *pass, int slot, const struct nb_unit_view *weights,
-                                const struct nb_unit_view *embedding)
+static struct nb_head make_head(
+    const struct nb_pass *pass, int slot, const struct nb_unit_view *weights, const struct nb_unit_view *embedding)
 {
     const struct nb_pass_slot *s = &pass->slot[slot];
     const struct nb_batch_limits *limits = &pass->options.limits;
@@ -261,7 +268,8 @@ static struct nb_head make_head(const struct nb_pass *pass, int slot, const stru
 }
 
 /* Acquires what the head reads: the last unit and, tied, the embedding's. */
-static nb_status with_head(const struct nb_pass *pass, int slot, nb_status (*run)(const struct nb_head *, void *), void *context)
+static nb_status with_head(
+    const struct nb_pass *pass, int slot, nb_status (*run)(const struct nb_head *, void *), void *context)
 {
     struct nb_weight_store *store = pass->model->store;
     struct nb_stream *stream = pass->work.stream;
@@ -299,8 +307,8 @@ static void announce(const struct nb_pass *pass, int first, int last, enum nb_we
 static nb_status check_range(const struct nb_pass *pass, int slot, int low, int high, int top)
 {
     if (slot < 0 || slot >= pass->options.slots || low < 0 || low > high || high > top)
-        return nb_fail(NB_USAGE, "slot %d, layers %d to %d: the pass has %d slots and layers 0 to %d there", slot, low, high,
-                       pass->options.slots, top);
+        return nb_fail(NB_USAGE, "slot %d, layers %d to %d: the pass has %d slots and layers 0 to %d there", slot, low,
+            high, pass->options.slots, top);
     return NB_OK;
 }
 
@@ -350,7 +358,8 @@ nb_status nb_pass_download_losses(struct nb_pass *pass, int slot, float *losses)
     const struct nb_pass_slot *s = &pass->slot[slot];
     if (s->trained_rows == 0)
         return NB_OK;
-    return pass->work.device->download(pass->work.device, pass->work.stream, losses, s->losses, (uint64_t)s->trained_rows * 4);
+    return pass->work.device->download(
+        pass->work.device, pass->work.stream, losses, s->losses, (uint64_t)s->trained_rows * 4);
 }
 
 struct logits_of {

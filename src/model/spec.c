@@ -18,10 +18,11 @@ static nb_status check_stored_format(const struct nb_checkpoint *checkpoint, con
     enum nb_weight_format stored = config->quantized_fp4 ? NB_WEIGHT_FP4 : NB_WEIGHT_NF4;
     if (options->linear_format == stored && options->nested == config->quantized_nested)
         return NB_OK;
-    return nb_fail(NB_UNSUPPORTED, "%s holds %s weights %s double quantization and cannot be opened as %s %s it; set "
-                   "bnb_4bit_quant_type and bnb_4bit_use_double_quant to what it holds, or load_in_4bit to false",
-                   nb_checkpoint_path(checkpoint), format_name(stored), config->quantized_nested ? "with" : "without",
-                   format_name(options->linear_format), options->nested ? "with" : "without");
+    return nb_fail(NB_UNSUPPORTED,
+        "%s holds %s weights %s double quantization and cannot be opened as %s %s it; set "
+        "bnb_4bit_quant_type and bnb_4bit_use_double_quant to what it holds, or load_in_4bit to false",
+        nb_checkpoint_path(checkpoint), format_name(stored), config->quantized_nested ? "with" : "without",
+        format_name(options->linear_format), options->nested ? "with" : "without");
 }
 
 static void describe_layers(struct nb_model *model)
@@ -38,8 +39,8 @@ static void describe_layers(struct nb_model *model)
         };
 }
 
-nb_status nb_model_create(struct nb_device *device, const struct nb_checkpoint *checkpoint, const struct nb_model_options *options,
-                          struct nb_model **model)
+nb_status nb_model_create(struct nb_device *device, const struct nb_checkpoint *checkpoint,
+    const struct nb_model_options *options, struct nb_model **model)
 {
     NB_TRY(nb_device_require_all(device));
     NB_TRY(check_stored_format(checkpoint, options));

@@ -43,7 +43,8 @@ static uint64_t place_part(struct unit_layout *layout, uint64_t bytes)
     return begin;
 }
 
-static void place_tensor(struct unit_layout *layout, const struct nb_tensor_spec *spec, enum nb_weight_format linear_format, bool nested)
+static void place_tensor(
+    struct unit_layout *layout, const struct nb_tensor_spec *spec, enum nb_weight_format linear_format, bool nested)
 {
     uint64_t count = (uint64_t)spec->rows * (uint64_t)spec->columns, blocks = nb_quant_blocks(count);
     struct tensor_place *place = &layout->place[layout->tensors];
@@ -78,8 +79,8 @@ static nb_status check_sizes(const struct nb_model_config *config)
     };
     for (size_t i = 0; i < sizeof size / sizeof *size; i++)
         if (size[i].value % size[i].multiple != 0 || size[i].value > size[i].maximum)
-            return nb_fail(NB_UNSUPPORTED, "the model's %s is %lld; only multiples of %lld up to %lld are supported", size[i].name,
-                           (long long)size[i].value, (long long)size[i].multiple, (long long)size[i].maximum);
+            return nb_fail(NB_UNSUPPORTED, "the model's %s is %lld; only multiples of %lld up to %lld are supported",
+                size[i].name, (long long)size[i].value, (long long)size[i].multiple, (long long)size[i].maximum);
     return NB_OK;
 }
 
@@ -101,7 +102,7 @@ static void lay_out(struct nb_weight_store *store, const struct nb_model_config 
 }
 
 nb_status nb_weight_store_create(struct nb_device *device, const struct nb_model_config *config,
-                                 const struct nb_model_options *options, struct nb_weight_store **store)
+    const struct nb_model_options *options, struct nb_weight_store **store)
 {
     NB_TRY(check_sizes(config));
     struct nb_weight_store *s = calloc(1, sizeof *s);
@@ -147,8 +148,10 @@ nb_status nb_weight_store_allocate(struct nb_weight_store *store, struct nb_aren
     for (int i = 0; i < store->units; i++) {
         bool outer = i == 0 || i == store->units - 1;
         NB_TRY(nb_arena_take(arena, outer ? NB_CATEGORY_EMBEDDING : NB_CATEGORY_LINEAR_WEIGHTS,
-                             i == 0 ? "embedding" : outer ? "final norm and head" : "weights of a block",
-                             store->unit[i].layout->bytes, &store->unit[i].base.address));
+            i == 0  ? "embedding"
+            : outer ? "final norm and head"
+                    : "weights of a block",
+            store->unit[i].layout->bytes, &store->unit[i].base.address));
     }
     return NB_OK;
 }
@@ -205,12 +208,12 @@ static void fill_view(const struct nb_weight_store *store, const struct unit *un
 }
 
 nb_status nb_weight_store_acquire(struct nb_weight_store *store, int unit, enum nb_weight_direction direction,
-                                  struct nb_stream *stream, struct nb_unit_view *view)
+    struct nb_stream *stream, struct nb_unit_view *view)
 {
     if (store->next >= store->scheduled || store->schedule[store->next].unit != unit ||
         store->schedule[store->next].direction != direction)
-        return nb_fail(NB_UNSUPPORTED, "weight unit %d is acquired out of schedule (access %d of %d)", unit, store->next + 1,
-                       store->scheduled);
+        return nb_fail(NB_UNSUPPORTED, "weight unit %d is acquired out of schedule (access %d of %d)", unit,
+            store->next + 1, store->scheduled);
     store->next++;
     struct unit *u = &store->unit[unit];
     if (u->was_written)
@@ -225,7 +228,8 @@ nb_status nb_weight_store_release(struct nb_weight_store *store, int unit, struc
     return store->device->event_record(store->device, stream, store->unit[unit].released);
 }
 
-nb_status nb_weight_store_begin_write(struct nb_weight_store *store, int unit, struct nb_stream *stream, struct nb_unit_view *view)
+nb_status nb_weight_store_begin_write(
+    struct nb_weight_store *store, int unit, struct nb_stream *stream, struct nb_unit_view *view)
 {
     struct unit *u = &store->unit[unit];
     if (u->was_released)

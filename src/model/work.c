@@ -1,26 +1,28 @@
 #include "model/work.h"
 
-nb_status nb_work_take(const struct nb_work *work, enum nb_category category, const char *name, uint64_t bytes, nb_dptr *address)
+nb_status nb_work_take(
+    const struct nb_work *work, enum nb_category category, const char *name, uint64_t bytes, nb_dptr *address)
 {
     return nb_arena_take(work->arena, category, name, bytes, &address->address);
 }
 
-nb_status nb_work_take_matrix(const struct nb_work *work, enum nb_category category, const char *name, struct nb_matrix_shape shape,
-                              nb_dptr *address)
+nb_status nb_work_take_matrix(const struct nb_work *work, enum nb_category category, const char *name,
+    struct nb_matrix_shape shape, nb_dptr *address)
 {
     uint64_t bytes = (uint64_t)shape.rows * (uint64_t)shape.columns * nb_dtype_bytes(shape.dtype);
     return nb_work_take(work, category, name, bytes, address);
 }
 
-#define DEFINE_WITH_SCRATCH(name)                                                                                       \
-    nb_status nb_work_##name(const struct nb_work *work, struct nb_##name *args)                                        \
-    {                                                                                                                   \
-        uint64_t frame = nb_arena_frame(work->arena);                                                                   \
-        args->scratch.bytes = work->device->name##_scratch_bytes(&work->device->profile, args);                         \
-        NB_TRY(nb_work_take(work, NB_CATEGORY_SCRATCH, "scratch of " #name, args->scratch.bytes, &args->scratch.base)); \
-        nb_status status = work->device->name(work->device, work->stream, args);                                        \
-        nb_arena_release_to(work->arena, frame);                                                                        \
-        return status;                                                                                                  \
+#define DEFINE_WITH_SCRATCH(name)                                                                                    \
+    nb_status nb_work_##name(const struct nb_work *work, struct nb_##name *args)                                     \
+    {                                                                                                                \
+        uint64_t frame = nb_arena_frame(work->arena);                                                                \
+        args->scratch.bytes = work->device->name##_scratch_bytes(&work->device->profile, args);                      \
+        NB_TRY(                                                                                                      \
+            nb_work_take(work, NB_CATEGORY_SCRATCH, "scratch of " #name, args->scratch.bytes, &args->scratch.base)); \
+        nb_status status = work->device->name(work->device, work->stream, args);                                     \
+        nb_arena_release_to(work->arena, frame);                                                                     \
+        return status;                                                                                               \
     }
 
 DEFINE_WITH_SCRATCH(linear)

@@ -280,21 +280,23 @@ static nb_status find_newest(const char *run_folder, char **checkpoint_folder, s
     return status;
 }
 
-nb_status nb_checkpoint_state_find(const struct nb_run_folder *folder, const char *named, char **checkpoint_folder,
-                                   struct nb_trainer_state *state)
+nb_status nb_checkpoint_state_find(
+    const struct nb_run_folder *folder, const char *named, char **checkpoint_folder, struct nb_trainer_state *state)
 {
     *checkpoint_folder = NULL;
     *state = (struct nb_trainer_state){0};
     if (!named)
         return find_newest(nb_run_folder_path(folder), checkpoint_folder, state);
     if (!nb_path_is_folder(named))
-        return nb_fail(NB_IO, "--resume %s: no such folder; name a checkpoint, or a run's folder for its newest", named);
+        return nb_fail(
+            NB_IO, "--resume %s: no such folder; name a checkpoint, or a run's folder for its newest", named);
     char *inside = nb_path_join(named, "trainer_state.json");
     bool is_checkpoint = nb_path_exists(inside);
     free(inside);
     if (!is_checkpoint) {
         NB_TRY(find_newest(named, checkpoint_folder, state));
-        return *checkpoint_folder ? NB_OK : nb_fail(NB_IO, "--resume %s: neither a checkpoint nor a folder with some", named);
+        return *checkpoint_folder ? NB_OK
+                                  : nb_fail(NB_IO, "--resume %s: neither a checkpoint nor a folder with some", named);
     }
     NB_TRY(nb_checkpoint_state_read(named, state));
     *checkpoint_folder = nb_format("%s", named);

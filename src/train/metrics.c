@@ -39,7 +39,7 @@ nb_status nb_metrics_open(const char *path, uint64_t keep_bytes, int64_t first_s
     }
     if ((uint64_t)status.st_size < keep_bytes)
         nb_warn("%s: %" PRIu64 " bytes are missing that the checkpoint counts on; going on at its end", path,
-                keep_bytes - (uint64_t)status.st_size);
+            keep_bytes - (uint64_t)status.st_size);
     *metrics = m;
     return NB_OK;
 }

@@ -101,7 +101,7 @@ nb_status nb_optimizer_state_save(struct nb_session *session, const char *path)
 }
 
 static nb_status check_part(const struct nb_safetensors *file, const char *path, const struct part *part,
-                            const struct nb_safetensors_tensor **tensor)
+    const struct nb_safetensors_tensor **tensor)
 {
     *tensor = nb_safetensors_find(file, part->entry.name);
     if (!*tensor)

@@ -24,7 +24,7 @@ static void collect_notes(const struct nb_run *run, struct nb_plan *plan)
     if (config->optimizer == NB_CONFIG_OPTIMIZER_PAGED_ADAMW_8BIT ||
         config->optimizer == NB_CONFIG_OPTIMIZER_PAGED_ADAMW_32BIT)
         note(plan, nb_format("optimizer: %s: the moments stay in memory in this version; nothing is paged",
-                             nb_config_choice_name(config, "optimizer")));
+                       nb_config_choice_name(config, "optimizer")));
     if (run->length.warmup_steps >= run->length.steps && config->lr_scheduler != NB_CONFIG_SCHEDULER_CONSTANT)
         note(plan, nb_format("warm-up takes all %lld steps: the learning rate never reaches its peak",
                        (long long)run->length.steps));

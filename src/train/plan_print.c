@@ -23,9 +23,12 @@ static const char *with_commas(uint64_t value, char text[32])
 static const char *format_name(const struct nb_run *run)
 {
     switch (run->model.linear_format) {
-    case NB_WEIGHT_NF4: return run->model.nested ? "NF4, double-quantized" : "NF4";
-    case NB_WEIGHT_FP4: return run->model.nested ? "FP4, double-quantized" : "FP4";
-    case NB_WEIGHT_BF16: break;
+    case NB_WEIGHT_NF4:
+        return run->model.nested ? "NF4, double-quantized" : "NF4";
+    case NB_WEIGHT_FP4:
+        return run->model.nested ? "FP4, double-quantized" : "FP4";
+    case NB_WEIGHT_BF16:
+        break;
     }
     return "bf16";
 }
@@ -55,7 +58,7 @@ void nb_plan_print(const struct nb_run *run, const struct nb_plan *plan, FILE *o
 {
     print_run(run, plan, out);
     fprintf(out, "memory     %.1f MiB at the peak, of %.0f MiB\n", (double)plan->peak_bytes / mebibyte,
-            (double)plan->available_bytes / mebibyte);
+        (double)plan->available_bytes / mebibyte);
     for (int c = 0; c < NB_CATEGORY_COUNT; c++)
         if (plan->category_bytes[c])
             fprintf(out, "  %10.1f MiB  %s\n", (double)plan->category_bytes[c] / mebibyte,

@@ -25,7 +25,8 @@ const char *nb_run_precision_note(const struct nb_run *run)
     if (run->config->bf16 == NB_CONFIG_BF16_AUTO && run->model.activation == NB_DTYPE_F32)
         return "bf16: auto is fp32 here, because there is no bf16 arithmetic (it takes avx512_bf16 or AMX, and oneDNN)";
     if (run->config->bf16 == NB_CONFIG_BF16_TRUE && !run->profile.bf16)
-        return "bf16: true, but there is no bf16 arithmetic here (it takes avx512_bf16 or AMX, and oneDNN): products run in fp32 "
+        return "bf16: true, but there is no bf16 arithmetic here (it takes avx512_bf16 or AMX, and oneDNN): products "
+               "run in fp32 "
                "and are rounded; bf16: false is faster";
     return NULL;
 }
@@ -46,7 +47,7 @@ static nb_status choose_weights(struct nb_run *run)
                 path);
         if (nb_config_was_set(config, "bnb_4bit_quant_type") && fp4 != model->quantized_fp4)
             return nb_fail(NB_USAGE, "%s: holds %s weights, bnb_4bit_quant_type says %s; remove the key", path,
-                           model->quantized_fp4 ? "fp4" : "nf4", fp4 ? "fp4" : "nf4");
+                model->quantized_fp4 ? "fp4" : "nf4", fp4 ? "fp4" : "nf4");
         fp4 = model->quantized_fp4;
         run->model.nested = model->quantized_nested;
     }

@@ -9,9 +9,9 @@
 #include "text/lint.h"
 
 enum {
-    LOGITS_BYTES = 64 << 20,     /* a chunk of logits: large enough for the products to run at full speed */
-    GROUP_TOKENS_MIN = 1024,     /* an evaluation's group: fewer would dequantize each matrix for too little work */
-    GROUP_SEQUENCE_TOKENS = 8,   /* its sequences are counted on to have so many tokens */
+    LOGITS_BYTES = 64 << 20,   /* a chunk of logits: large enough for the products to run at full speed */
+    GROUP_TOKENS_MIN = 1024,   /* an evaluation's group: fewer would dequantize each matrix for too little work */
+    GROUP_SEQUENCE_TOKENS = 8, /* its sequences are counted on to have so many tokens */
     GROUP_SEQUENCES_MAX = 512,
 };
 
@@ -80,9 +80,10 @@ static void compare_with_context(const struct nb_run *run, const struct nb_datas
         longest = data->rows[i].count > longest ? data->rows[i].count : longest;
     }
     if (longer)
-        nb_warn("%s: %" PRIu32 " of %" PRIu32 " rows have more than the %" PRIu32 " tokens that %s was made for, up to %" PRIu32
-                "; sequence_len: %" PRIu32 " leaves them out",
-            data->sources[0].path, longer, data->row_count, context, nb_checkpoint_path(run->checkpoint), longest, context);
+        nb_warn("%s: %" PRIu32 " of %" PRIu32 " rows have more than the %" PRIu32
+                " tokens that %s was made for, up to %" PRIu32 "; sequence_len: %" PRIu32 " leaves them out",
+            data->sources[0].path, longer, data->row_count, context, nb_checkpoint_path(run->checkpoint), longest,
+            context);
 }
 
 static nb_status read_data(struct nb_run *run)
@@ -166,7 +167,7 @@ nb_status nb_setup_training_data(struct nb_run *run)
             bins = config->micro_batch_size * config->gradient_accumulation_steps;
     if (tokens > INT32_MAX / 2 || bins > INT32_MAX / 2)
         return nb_fail(NB_USAGE, "micro_batch_size: %" PRId64 " rows of %d tokens are more than a micro-batch can hold",
-                       config->micro_batch_size, run->sequence_len);
+            config->micro_batch_size, run->sequence_len);
     struct nb_batch_plan_options options = {
         .seed = (uint64_t)config->seed,
         .sequence_len = (uint32_t)run->sequence_len,

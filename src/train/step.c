@@ -33,7 +33,7 @@ static nb_status create(struct nb_stepper *s)
     s->down = down;
     NB_TRY(nb_batch_create(&session->run->limits, &s->batch));
     NB_TRY(nb_arena_take(session->arena, NB_CATEGORY_SCRATCH, "squares of the gradients", partials * sizeof(float),
-                         &s->partial.address));
+        &s->partial.address));
     return nb_pass_create(session->model, session->adapter, &pass, session->arena, session->stream, &s->pass);
 }
 

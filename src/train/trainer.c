@@ -28,8 +28,8 @@ struct trainer {
     struct nb_metrics *metrics;
     struct nb_schedule schedule;
     struct nb_trainer_state state;
-    int64_t saved_step;      /* of the newest checkpoint that this process wrote or began from */
-    double measured_from;    /* seconds of the monotonic clock: tokens_per_second counts from here */
+    int64_t saved_step;   /* of the newest checkpoint that this process wrote or began from */
+    double measured_from; /* seconds of the monotonic clock: tokens_per_second counts from here */
     uint64_t measured_tokens;
 };
 
@@ -147,14 +147,14 @@ static void name_rows(const struct nb_dataset *dataset, const struct nb_step_row
     for (uint32_t i = 0; i < rows->row_count && i < ROWS_NAMED && used < MESSAGE_BYTES; i++) {
         const struct nb_row *row = &dataset->rows[rows->rows[rows->bin_first[0] + i]];
         used += (size_t)snprintf(text + used, MESSAGE_BYTES - used, "%s%s:%" PRIu64, i ? ", " : "",
-                                 dataset->sources[row->source].path, row->line);
+            dataset->sources[row->source].path, row->line);
     }
     if (rows->row_count > ROWS_NAMED && used < MESSAGE_BYTES)
         snprintf(text + used, MESSAGE_BYTES - used, " and %u more", rows->row_count - ROWS_NAMED);
 }
 
-static nb_status fail_not_finite(const struct trainer *t, int64_t step, const struct nb_step_rows *rows,
-                                 const struct nb_step_result *result)
+static nb_status fail_not_finite(
+    const struct trainer *t, int64_t step, const struct nb_step_rows *rows, const struct nb_step_result *result)
 {
     char names[MESSAGE_BYTES], kept[MESSAGE_BYTES] = "no checkpoint was saved yet";
     name_rows(t->run->data, rows, names);

@@ -270,7 +270,8 @@ static bool is_empty_folder(const char *path)
     return folder && names <= 2;
 }
 
-/* Renaming replaces an empty folder, and fails on any other. The temporary folder stands beside the final one, so that the rename stays within one file system. */
+/* Renaming replaces an empty folder, and fails on any other. The temporary folder stands beside the final one, so that the rename
+ * stays within one file system. */
 static char *temporary_folder(const char *folder)
 {
     size_t length = strlen(folder);

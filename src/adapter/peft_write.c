@@ -109,7 +109,7 @@ static json_t *config_json(const struct nb_adapter_options *options, const char 
 static nb_status save_config(const struct nb_adapter *adapter, const char *base_model_name, const char *path)
 {
     json_t *root = config_json(&adapter->options, base_model_name);
-    char *text = json_dumps(root, JSON_INDENT(2) | JSON_SORT_KEYS);
+    char *text = json_dumps(root, JSON_INDENT(2) | JSON_SORT_KEYS | JSON_REAL_PRECISION(15));
     json_decref(root);
     if (!text)
         return nb_fail(NB_MEMORY, "%s: no memory to write it, or base_model_name is not UTF-8", path);

@@ -141,7 +141,8 @@ static nb_status read_turns(struct conversation *conversation, struct nb_session
     nb_status status = NB_OK;
     ssize_t length;
     while (status == NB_OK) {
-        fputs("> ", stderr);
+        if (nb_log_is_terminal())
+            fputs("> ", stderr);
         if ((length = getline(&line, &capacity, stdin)) < 0)
             break;
         while (length > 0 && (line[length - 1] == '\n' || line[length - 1] == '\r'))
@@ -152,6 +153,11 @@ static nb_status read_turns(struct conversation *conversation, struct nb_session
             status = begin_again(conversation, session, generator);
         else if (length > 0)
             status = answer_turn(conversation, session, *generator, line);
+        if (status == NB_USAGE || status == NB_FORMAT) { /* the line cannot be answered; what was said before stands */
+            nb_warn("%s", nb_status_message());
+            free(conversation->messages[--conversation->count].content);
+            status = NB_OK;
+        }
     }
     free(line);
     return status;

@@ -76,6 +76,16 @@ answer=$(cat "$work/out")
 printf 'Hello\n/new\nHello\n' | "$nibble" chat "$work/text" --max-tokens 8 $fp32 2>/dev/null >"$work/chat"
 equal "chat's answers" "$(cat "$work/chat")" "$answer"$'\n'"$answer"
 
+# A line that cannot be answered, too long for the context or not UTF-8, does not end the conversation.
+long=$(printf 'word %.0s' {1..60})
+printf '%s\nHello\n\377\nHello\n/new\nHello\n' "$long" |
+  "$nibble" chat "$work/text" --max-tokens 8 --set sequence_len=100 $fp32 2>"$work/err" >"$work/chat"
+equal "chat's exit status after lines without an answer" $? 0
+says err '^warning: .*filled the context of 100 tokens'
+says err '^warning: .*UTF-8'
+equal "chat's first answer after them" "$(head -1 "$work/chat")" "$answer"
+equal "chat's answer after /new" "$(tail -1 "$work/chat")" "$answer"
+
 # tokenize: SmolLM2's ids, and the text back.
 smollm2=$PWD/tests/golden/smollm2
 checks=$((checks + 1))

@@ -114,8 +114,8 @@ nb_status nb_evaluate(const struct nb_evaluate_args *args, struct nb_evaluation 
         status = nb_fail(NB_MEMORY, "no memory for the losses of %" PRIu32 " rows", e.count);
     if (status == NB_OK)
         status = run(&e);
-    if (status !=
-        NB_OK) /* there may be work left that reads what goes away here; the first error stays the one to report */
+    /* After an error there may be work left that reads what goes away here; the first error stays the one to report. */
+    if (status != NB_OK)
         device->stream_wait(device, args->session->stream);
     if (e.losses)
         device->host_give_back(device, e.losses);

@@ -168,14 +168,13 @@ static nb_status check_start(const struct nb_run *run, const struct nb_adapter_o
     return NB_OK;
 }
 
-static nb_status note_base_model(const struct nb_run *run)
+static void note_base_model(const struct nb_run *run)
 {
     const char *of = nb_peft_config_base_model(run->start), *here = run->config->base_model_name;
     if (!here)
         here = nb_checkpoint_path(run->checkpoint);
     if (*of && strcmp(of, here) != 0)
         nb_log("note: the adapter in %s was made for %s; it is used on %s", run->start_folder, of, here);
-    return NB_OK;
 }
 
 static nb_status choose_adapter(struct nb_run *run, const char *folder)
@@ -207,7 +206,8 @@ static nb_status choose_adapter(struct nb_run *run, const char *folder)
         if (nb_config_was_set(config, "lora_dropout"))
             run->adapter.dropout = (float)config->lora_dropout;
     }
-    return note_base_model(run);
+    note_base_model(run);
+    return NB_OK;
 }
 
 /* The registry is built once here for its errors alone: an unknown target must not wait for the data to be read. */

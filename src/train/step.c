@@ -76,8 +76,8 @@ void nb_stepper_destroy(struct nb_stepper **stepper)
     if (!s)
         return;
     struct nb_device *device = s->session->device;
-    device->stream_wait(
-        device, s->session->stream); /* after an error there may be work left that reads what goes away here */
+    /* After an error there may be work left that reads what goes away here. */
+    device->stream_wait(device, s->session->stream);
     nb_pass_destroy(&s->pass);
     nb_batch_destroy(&s->batch);
     if (s->up)

@@ -15,6 +15,10 @@
 
 #include "quant/dynamic_map.h"
 
+#ifdef __cplusplus
+extern "C" {
+#endif
+
 struct nb_adamw_settings {
     double learning_rate, beta1, beta2, epsilon, weight_decay;
 };
@@ -56,5 +60,9 @@ struct nb_adamw8_block {
 /* The parameters move by the moments as they are before they are quantized again. */
 void nb_adamw8_block(const struct nb_adamw_factors *factors, const struct nb_adamw8_coders *coders,
                      const struct nb_adamw8_block *block);
+
+#ifdef __cplusplus
+}
+#endif
 
 #endif

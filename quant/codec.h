@@ -5,6 +5,10 @@
 
 #include <stdint.h>
 
+#ifdef __cplusplus
+extern "C" {
+#endif
+
 enum nb_quant_type {
     NB_QUANT_NF4,
     NB_QUANT_FP4,
@@ -43,5 +47,9 @@ static inline uint64_t nb_quant_superblocks(uint64_t blocks)
 {
     return blocks / NB_QUANT_SUPERBLOCK + (blocks % NB_QUANT_SUPERBLOCK != 0);
 }
+
+#ifdef __cplusplus
+}
+#endif
 
 #endif

@@ -6,6 +6,10 @@
 #include <stdbool.h>
 #include <stdint.h>
 
+#ifdef __cplusplus
+extern "C" {
+#endif
+
 enum {
     NB_DYNAMIC_BLOCK = 256,  /* values that share one fp32 scale */
     NB_DYNAMIC_BUCKETS = 3072, /* 24 binades below 1 and, cut by their top 7 mantissa bits, 128 buckets in each */
@@ -32,5 +36,9 @@ void nb_dynamic_quantize_block(const struct nb_dynamic_coder *coder, const float
 
 /* x[i] = map[codes[i]] * absmax, count <= 256. */
 void nb_dynamic_dequantize_block(const float map[256], const uint8_t *codes, int count, float absmax, float *x);
+
+#ifdef __cplusplus
+}
+#endif
 
 #endif

@@ -14,6 +14,10 @@
 #include "base/status.h"
 #include "quant/codec.h"
 
+#ifdef __cplusplus
+extern "C" {
+#endif
+
 /* A view: owns nothing. The bytes are read only and must outlive it. Counts: n = rows * columns, b = nb_quant_blocks(n). */
 struct nb_quant_matrix {
     enum nb_quant_type type;
@@ -83,5 +87,9 @@ void nb_dequantize_bf16(const struct nb_quant_matrix *matrix, uint64_t begin, ui
 
 /* The scales of blocks [begin, begin + count), fp32, nested or plain. */
 void nb_dequantize_absmax(const struct nb_quant_matrix *matrix, uint64_t begin, uint64_t count, float *absmax);
+
+#ifdef __cplusplus
+}
+#endif
 
 #endif

@@ -2,6 +2,10 @@
 #ifndef NB_BASE_LOG_H
 #define NB_BASE_LOG_H
 
+#ifdef __cplusplus
+extern "C" {
+#endif
+
 /* A line of information; a newline is added. Erases a redrawn progress line first. */
 void nb_log(const char *format, ...) __attribute__((format(printf, 1, 2)));
 
@@ -13,5 +17,9 @@ void nb_log_error(void);
 
 /* Whether stderr is a terminal, where lines may be redrawn. */
 int nb_log_is_terminal(void);
+
+#ifdef __cplusplus
+}
+#endif
 
 #endif

@@ -5,11 +5,22 @@
 
 #include <stdint.h>
 
+/* Before a function of a header that kernels call too. */
+#ifdef __CUDACC__
+#define NB_DEVICE_FUNCTION static inline __host__ __device__
+#else
+#define NB_DEVICE_FUNCTION static inline
+#endif
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
 struct nb_philox {
     uint32_t word[4];
 };
 
-static inline struct nb_philox nb_philox(const uint32_t counter[4], const uint32_t key[2])
+NB_DEVICE_FUNCTION struct nb_philox nb_philox(const uint32_t counter[4], const uint32_t key[2])
 {
     uint32_t c0 = counter[0], c1 = counter[1], c2 = counter[2], c3 = counter[3], k0 = key[0], k1 = key[1];
     for (int round = 0; round < 10; round++) {
@@ -21,7 +32,8 @@ static inline struct nb_philox nb_philox(const uint32_t counter[4], const uint32
         k0 += 0x9E3779B9u;
         k1 += 0xBB67AE85u;
     }
-    return (struct nb_philox){{c0, c1, c2, c3}};
+    struct nb_philox number = {{c0, c1, c2, c3}};
+    return number;
 }
 
 /* What a stream of numbers is for; part of the key, so that two uses of one seed never share numbers. */
@@ -48,5 +60,9 @@ void nb_random_shuffle(uint64_t seed, enum nb_random_use use, uint64_t stream, u
 
 /* FNV-1a of a name, 64 bits: a module's identity in the dropout counters and in the adapter's initial values. */
 uint64_t nb_name_hash(const char *name);
+
+#ifdef __cplusplus
+}
+#endif
 
 #endif

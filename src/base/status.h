@@ -2,6 +2,10 @@
 #ifndef NB_BASE_STATUS_H
 #define NB_BASE_STATUS_H
 
+#ifdef __cplusplus
+extern "C" {
+#endif
+
 /* What a function that can fail returns. Everything but NB_OK leaves a message in nb_status_message. */
 typedef enum nb_status {
     NB_OK = 0,
@@ -34,5 +38,9 @@ const char *nb_status_message(void);
         if (nb_try_status_ != NB_OK)         \
             return nb_try_status_;           \
     } while (0)
+
+#ifdef __cplusplus
+}
+#endif
 
 #endif

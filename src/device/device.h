@@ -1,5 +1,5 @@
 /* The device: memory, copies, streams, events, and one function an op. The table's implementations: cpu (the readable
- * specification) and dry (counts, for planning).
+ * specification), cuda (the fast one) and dry (counts, for planning).
  *
  * Rules for every op
  *   - It only enqueues on `stream`: no allocation, no synchronization, no host read of device memory. The args struct is copied.
@@ -16,9 +16,14 @@
 #include "base/status.h"
 #include "device/types.h"
 
+#ifdef __cplusplus
+extern "C" {
+#endif
+
 struct nb_device;
 struct nb_stream; /* work in order */
 struct nb_event;  /* a point in a stream's work */
+struct nb_graph;  /* recorded work that is enqueued as one */
 
 /* ---- tokens in, tokens out ---- */
 
@@ -66,6 +71,31 @@ struct nb_rmsnorm {
  * accumulating. */
 struct nb_rmsnorm_backward {
     nb_dptr x, w, rms, dy, dx, slot;
+    int tokens_max, width;
+    bool accumulate;
+    enum nb_dtype activation;
+    enum nb_row_count rows_from;
+    int row_begin;
+};
+
+/* y = w * (x - mean(x)) / sqrt(variance(x) + epsilon) + b, row by row, variance the mean of the squared deviations; rounded once, at
+ * the end. Source: Ba et al. 2016, arXiv 1607.06450, eq. 4.
+ *   x, y, w, rows as in nb_rmsnorm;  b [width] bf16 or null;  moments [tokens, 2] fp32: mean and 1/sqrt(variance + epsilon) of each
+ *   row, for the backward pass. y may be x. Sums in 16 fixed lanes; the variance from the deviations, in a second pass. */
+struct nb_layernorm {
+    nb_dptr x, w, b, y, moments, slot;
+    int tokens_max, width;
+    float epsilon;
+    enum nb_dtype activation;
+    enum nb_row_count rows_from;
+    int row_begin;
+};
+
+/* dx = (accumulate ? dx : 0) + the gradient of nb_layernorm with respect to x, rounded once. With n = (x - mean) * scale, scale =
+ * 1/sqrt(variance + epsilon), d = w * dy: scale * (d - mean(d) - n * mean(d * n)). w and b are frozen. dx may be dy when not
+ * accumulating. */
+struct nb_layernorm_backward {
+    nb_dptr x, w, moments, dy, dx, slot;
     int tokens_max, width;
     bool accumulate;
     enum nb_dtype activation;
@@ -134,6 +164,8 @@ struct nb_linear {
     enum nb_row_count rows_from;
     int row_begin_chunk;
     nb_dptr rows; /* i32 [trained rows] of a chunk: which token each is, for dropout's counters. Null: row i is token i */
+    int site_tokens; /* what tokens_max is before a caller cuts its tokens into chunks: the choice of the way to multiply goes by it, so
+                        that no chunk takes another way (0: tokens_max) */
     struct nb_linear_part part[NB_LINEAR_PARTS];
     struct nb_scratch scratch;
 };
@@ -152,6 +184,7 @@ struct nb_linear_backward {
     enum nb_row_count rows_from;
     int row_begin_chunk;
     nb_dptr rows; /* i32 [trained rows] of a chunk: which token each is, for dropout's counters. Null: row i is token i */
+    int site_tokens; /* as in nb_linear */
     struct nb_linear_part part[NB_LINEAR_PARTS];
     struct nb_scratch scratch;
 };
@@ -208,6 +241,22 @@ struct nb_swiglu {
 /* With s = 1 / (1 + exp(-gate)): d_up = dy * round(silu(gate)), d_gate = dy * up * s * (1 + gate * (1 - s)).
  * d_gate may be gate, d_up may be up. */
 struct nb_swiglu_backward {
+    nb_dptr gate, up, dy, d_gate, d_up, slot;
+    int tokens_max, width;
+    enum nb_dtype activation;
+};
+
+/* y = gelu(gate) * up with the tanh form, gelu(g) = g/2 * (1 + tanh(sqrt(2/pi) * (g + 0.044715 g^3))), rounded to the activation dtype
+ * before the product. Layout and aliasing as in nb_swiglu. Source: Shazeer 2020, and Hendrycks and Gimpel 2016, arXiv 1606.08415. */
+struct nb_geglu {
+    nb_dptr gate, up, y, slot;
+    int tokens_max, width;
+    enum nb_dtype activation;
+};
+
+/* d_up = dy * round(gelu(gate)), d_gate = dy * up * gelu'(gate), gelu' the derivative of the tanh form. d_gate may be gate, d_up may
+ * be up. */
+struct nb_geglu_backward {
     nb_dptr gate, up, dy, d_gate, d_up, slot;
     int tokens_max, width;
     enum nb_dtype activation;
@@ -308,9 +357,10 @@ struct nb_sample {
 /* Every op, in the order of this header. One line an op: the table, the dry device, the check functions and the tests' coverage
  * list come from it. */
 #define NB_OPS(OP)                                                                                                          \
-    OP(embedding) OP(gather_rows) OP(scatter_rows) OP(rmsnorm) OP(rmsnorm_backward) OP(rope) OP(rope_backward) OP(linear)   \
-    OP(linear_backward) OP(attention) OP(attention_backward) OP(kv_append) OP(swiglu) OP(swiglu_backward) OP(add)           \
-    OP(cross_entropy) OP(loss_sum) OP(square_sum) OP(clip_scale) OP(adamw) OP(cast) OP(quantize) OP(dequantize) OP(sample)
+    OP(embedding) OP(gather_rows) OP(scatter_rows) OP(rmsnorm) OP(rmsnorm_backward) OP(layernorm) OP(layernorm_backward)    \
+    OP(rope) OP(rope_backward) OP(linear) OP(linear_backward) OP(attention) OP(attention_backward) OP(kv_append)            \
+    OP(swiglu) OP(swiglu_backward) OP(geglu) OP(geglu_backward) OP(add) OP(cross_entropy) OP(loss_sum) OP(square_sum)       \
+    OP(clip_scale) OP(adamw) OP(cast) OP(quantize) OP(dequantize) OP(sample)
 
 /* The table. An op that is NULL is unsupported there and reported before a run starts (nb_device_require_all). */
 struct nb_device {
@@ -337,6 +387,20 @@ struct nb_device {
     nb_status (*download)(struct nb_device *, struct nb_stream *, void *to, nb_dptr from, uint64_t bytes);
     nb_status (*copy)(struct nb_device *, struct nb_stream *, nb_dptr to, nb_dptr from, uint64_t bytes);
     nb_status (*fill_zero)(struct nb_device *, struct nb_stream *, nb_dptr to, uint64_t bytes);
+
+    /* Before the arena is taken: loads every kernel, and chooses and runs once each library's algorithm for these products (what the dry
+     * device saw: nb_dry_device_sites), so that no memory is taken behind the plan's back later. NULL where there is nothing to do. */
+    nb_status (*prepare)(struct nb_device *, const struct nb_product_site *sites, int count);
+    /* Bytes that memory_take could give now. NULL on a CPU: profile.memory_bytes. */
+    nb_status (*memory_available)(struct nb_device *, uint64_t *bytes);
+
+    /* What is enqueued on `stream` between begin and end is recorded, not run; launch enqueues all of it, to read and write the same
+     * addresses. Between begin and end nothing may be waited for, and an event counts only if it was recorded between them. A graph
+     * that launches wait for must outlive them. All NULL where a device has no graphs. */
+    nb_status (*graph_begin)(struct nb_device *, struct nb_stream *);
+    nb_status (*graph_end)(struct nb_device *, struct nb_stream *, struct nb_graph **);
+    nb_status (*graph_launch)(struct nb_device *, struct nb_stream *, struct nb_graph *);
+    void (*graph_destroy)(struct nb_device *, struct nb_graph **);
 
     /* The ops, and what scratch each asks for with these args: plain C, reads shapes and the profile alone, callable without the
      * device. Pointers in the args may be null there. */
@@ -396,5 +460,13 @@ nb_status nb_dry_device_create(const struct nb_device_profile *target, struct nb
 
 /* `device` is a dry one. Valid while it is. */
 const struct nb_dry_counts *nb_dry_device_counts(const struct nb_device *device);
+
+/* The different matrix products that a dry device of a CUDA target saw, in the order of their first call; *count of them. Valid while the
+ * device is, until its next op. */
+const struct nb_product_site *nb_dry_device_sites(const struct nb_device *device, int *count);
+
+#ifdef __cplusplus
+}
+#endif
 
 #endif

@@ -17,17 +17,18 @@ struct nb_dropout {
 };
 
 /* 0 <= dropout < 1. */
-static inline struct nb_dropout nb_dropout(
+NB_DEVICE_FUNCTION struct nb_dropout nb_dropout(
     float dropout, uint64_t module, uint32_t random_step, const uint32_t seed[2], uint32_t token)
 {
     uint32_t threshold = (uint32_t)(dropout * 0x1p24f); /* the product is exact */
     threshold += (float)threshold < dropout * 0x1p24f;
-    return (struct nb_dropout){
+    struct nb_dropout d = {
         token, random_step, (uint32_t)module, {seed[0] ^ (uint32_t)(module >> 32), seed[1]}, threshold};
+    return d;
 }
 
 /* Whether a feature is kept. */
-static inline bool nb_dropout_keep(const struct nb_dropout *d, uint32_t feature)
+NB_DEVICE_FUNCTION bool nb_dropout_keep(const struct nb_dropout *d, uint32_t feature)
 {
     uint32_t counter[4] = {feature / 4, d->token, d->random_step, d->module};
     return nb_philox(counter, d->key).word[feature % 4] >> 8 >= d->threshold;
@@ -35,7 +36,7 @@ static inline bool nb_dropout_keep(const struct nb_dropout *d, uint32_t feature)
 
 /* Features 4 * block to 4 * block + 3 at once: byte i is 1 where 4 * block + i is kept, else 0; byte 0 is the lowest. A
  * loop over blocks vectorizes. */
-static inline uint32_t nb_dropout_keep_block(const struct nb_dropout *d, uint32_t block)
+NB_DEVICE_FUNCTION uint32_t nb_dropout_keep_block(const struct nb_dropout *d, uint32_t block)
 {
     uint32_t counter[4] = {block, d->token, d->random_step, d->module};
     struct nb_philox number = nb_philox(counter, d->key);

@@ -21,7 +21,8 @@ typedef struct nb_dptr {
 
 static inline nb_dptr nb_dptr_at(nb_dptr base, uint64_t offset_bytes)
 {
-    return (nb_dptr){base.address ? base.address + offset_bytes : 0};
+    nb_dptr pointer = {base.address ? base.address + offset_bytes : 0};
+    return pointer;
 }
 
 static inline bool nb_dptr_is_null(nb_dptr pointer)
@@ -38,15 +39,22 @@ static inline uint64_t nb_aligned(uint64_t bytes)
     return (bytes + NB_ALIGNMENT - 1) / NB_ALIGNMENT * NB_ALIGNMENT;
 }
 
+enum nb_device_kind { NB_DEVICE_CPU, NB_DEVICE_CUDA };
+
+struct nb_product_table; /* device/cuda/plan.h */
+struct nb_product_site;
+
 /* What planning needs to know of a device, without the device (configs/devices/NAME.yml, or read off the running machine). */
 struct nb_device_profile {
     char name[64];
-    enum nb_device_kind { NB_DEVICE_CPU, NB_DEVICE_CUDA } kind;
+    enum nb_device_kind kind;
     uint64_t memory_bytes;
     int compute_capability; /* 80, 86, 89, 90, 120; 0 on a CPU */
     int multiprocessors;    /* threads on a CPU: the scratch of some ops grows with it */
     bool bf16;              /* multiplies bf16 in hardware */
     float bf16_tflops, memory_gb_per_s, link_gb_per_s;
+    int cublaslt_version;   /* cublasLtGetVersion's number; 0: products run on nibble's own kernels alone */
+    const struct nb_product_table *products; /* which path each matrix takes; NULL: the defaults. Must outlive the device; not owned */
 };
 
 /* Fixed tiles, in tokens, of every sum over tokens: partial sums over absolute tiles, added in order, so that neither chunking nor

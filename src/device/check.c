@@ -74,6 +74,39 @@ nb_status nb_check_rmsnorm_backward(const struct nb_rmsnorm_backward *a)
     return a->accumulate ? nb_check_apart(op, "dy", a->dy, "dx", a->dx) : NB_OK;
 }
 
+nb_status nb_check_layernorm(const struct nb_layernorm *a)
+{
+    const char *op = "layernorm";
+    NB_TRY(nb_check_activation(op, a->activation));
+    NB_TRY(nb_check_range(op, "tokens_max", a->tokens_max, 1, INT32_MAX));
+    NB_TRY(nb_check_width(op, "width", a->width));
+    NB_TRY(nb_check_epsilon(op, a->epsilon));
+    NB_TRY(check_rows(op, a->rows_from, a->row_begin));
+    NB_TRY(nb_check_pointer(op, "x", a->x, 16));
+    NB_TRY(nb_check_pointer(op, "w", a->w, 16));
+    NB_TRY(nb_check_pointer(op, "y", a->y, 16));
+    NB_TRY(nb_check_pointer(op, "moments", a->moments, 8));
+    NB_TRY(nb_check_pointer(op, "slot", a->slot, 16));
+    return nb_dptr_is_null(a->b) ? NB_OK : nb_check_pointer(op, "b", a->b, 16);
+}
+
+nb_status nb_check_layernorm_backward(const struct nb_layernorm_backward *a)
+{
+    const char *op = "layernorm_backward";
+    NB_TRY(nb_check_activation(op, a->activation));
+    NB_TRY(nb_check_range(op, "tokens_max", a->tokens_max, 1, INT32_MAX));
+    NB_TRY(nb_check_width(op, "width", a->width));
+    NB_TRY(check_rows(op, a->rows_from, a->row_begin));
+    NB_TRY(nb_check_pointer(op, "x", a->x, 16));
+    NB_TRY(nb_check_pointer(op, "w", a->w, 16));
+    NB_TRY(nb_check_pointer(op, "moments", a->moments, 8));
+    NB_TRY(nb_check_pointer(op, "dy", a->dy, 16));
+    NB_TRY(nb_check_pointer(op, "dx", a->dx, 16));
+    NB_TRY(nb_check_pointer(op, "slot", a->slot, 16));
+    NB_TRY(nb_check_apart(op, "x", a->x, "dx", a->dx));
+    return a->accumulate ? nb_check_apart(op, "dy", a->dy, "dx", a->dx) : NB_OK;
+}
+
 nb_status nb_check_rope(const struct nb_rope *a)
 {
     const char *op = "rope";
@@ -142,36 +175,41 @@ nb_status nb_check_kv_append(const struct nb_kv_append *a)
     return nb_check_apart(op, "k_cache", a->k_cache, "v_cache", a->v_cache);
 }
 
-nb_status nb_check_swiglu(const struct nb_swiglu *a)
-{
-    const char *op = "swiglu";
-    NB_TRY(nb_check_activation(op, a->activation));
-    NB_TRY(nb_check_range(op, "tokens_max", a->tokens_max, 1, INT32_MAX));
-    NB_TRY(nb_check_width(op, "width", a->width));
-    NB_TRY(nb_check_pointer(op, "gate", a->gate, 16));
-    NB_TRY(nb_check_pointer(op, "up", a->up, 16));
-    NB_TRY(nb_check_pointer(op, "y", a->y, 16));
-    return nb_check_pointer(op, "slot", a->slot, 16);
-}
+/* swiglu and geglu have the same members. */
+#define CHECK_GATED(name)                                                          \
+    nb_status nb_check_##name(const struct nb_##name *a)                           \
+    {                                                                              \
+        NB_TRY(nb_check_activation(#name, a->activation));                         \
+        NB_TRY(nb_check_range(#name, "tokens_max", a->tokens_max, 1, INT32_MAX));  \
+        NB_TRY(nb_check_width(#name, "width", a->width));                          \
+        NB_TRY(nb_check_pointer(#name, "gate", a->gate, 16));                      \
+        NB_TRY(nb_check_pointer(#name, "up", a->up, 16));                          \
+        NB_TRY(nb_check_pointer(#name, "y", a->y, 16));                            \
+        return nb_check_pointer(#name, "slot", a->slot, 16);                       \
+    }
+CHECK_GATED(swiglu)
+CHECK_GATED(geglu)
 
-nb_status nb_check_swiglu_backward(const struct nb_swiglu_backward *a)
-{
-    const char *op = "swiglu_backward";
-    NB_TRY(nb_check_activation(op, a->activation));
-    NB_TRY(nb_check_range(op, "tokens_max", a->tokens_max, 1, INT32_MAX));
-    NB_TRY(nb_check_width(op, "width", a->width));
-    NB_TRY(nb_check_pointer(op, "gate", a->gate, 16));
-    NB_TRY(nb_check_pointer(op, "up", a->up, 16));
-    NB_TRY(nb_check_pointer(op, "dy", a->dy, 16));
-    NB_TRY(nb_check_pointer(op, "d_gate", a->d_gate, 16));
-    NB_TRY(nb_check_pointer(op, "d_up", a->d_up, 16));
-    NB_TRY(nb_check_pointer(op, "slot", a->slot, 16));
-    NB_TRY(nb_check_apart(op, "d_gate", a->d_gate, "d_up", a->d_up));
-    NB_TRY(nb_check_apart(op, "dy", a->dy, "d_gate", a->d_gate));
-    NB_TRY(nb_check_apart(op, "dy", a->dy, "d_up", a->d_up));
-    NB_TRY(nb_check_apart(op, "up", a->up, "d_gate", a->d_gate));
-    return nb_check_apart(op, "gate", a->gate, "d_up", a->d_up);
-}
+#define CHECK_GATED_BACKWARD(name)                                                 \
+    nb_status nb_check_##name(const struct nb_##name *a)                           \
+    {                                                                              \
+        NB_TRY(nb_check_activation(#name, a->activation));                         \
+        NB_TRY(nb_check_range(#name, "tokens_max", a->tokens_max, 1, INT32_MAX));  \
+        NB_TRY(nb_check_width(#name, "width", a->width));                          \
+        NB_TRY(nb_check_pointer(#name, "gate", a->gate, 16));                      \
+        NB_TRY(nb_check_pointer(#name, "up", a->up, 16));                          \
+        NB_TRY(nb_check_pointer(#name, "dy", a->dy, 16));                          \
+        NB_TRY(nb_check_pointer(#name, "d_gate", a->d_gate, 16));                  \
+        NB_TRY(nb_check_pointer(#name, "d_up", a->d_up, 16));                      \
+        NB_TRY(nb_check_pointer(#name, "slot", a->slot, 16));                      \
+        NB_TRY(nb_check_apart(#name, "d_gate", a->d_gate, "d_up", a->d_up));       \
+        NB_TRY(nb_check_apart(#name, "dy", a->dy, "d_gate", a->d_gate));           \
+        NB_TRY(nb_check_apart(#name, "dy", a->dy, "d_up", a->d_up));               \
+        NB_TRY(nb_check_apart(#name, "up", a->up, "d_gate", a->d_gate));           \
+        return nb_check_apart(#name, "gate", a->gate, "d_up", a->d_up);            \
+    }
+CHECK_GATED_BACKWARD(swiglu_backward)
+CHECK_GATED_BACKWARD(geglu_backward)
 
 nb_status nb_check_add(const struct nb_add *a)
 {

@@ -33,6 +33,8 @@ enum nb_emulator_fault_kind {
 
 /* Order of fibers, blocks and streams, and of the sums of the reference for cuBLASLt. Takes effect at the next launch. */
 void nb_emulator_seed(uint64_t seed);
+/* What it was set to last (0 at start). */
+uint64_t nb_emulator_seed_value(void);
 
 /* The first fault since the last reset, and its words ("race: kernel rmsnorm_kernel, block 3, thread 17: reads shared byte 128, which thread 4
  * wrote at epoch 2 ..."). "" without one. */

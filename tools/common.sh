@@ -62,3 +62,26 @@ fetch_model() {
   rm -rf "$work"
   return $status
 }
+
+# The CUDA compiler's wheels on PyPI and the headers it needs, 104 MB; together they are a small toolkit of their own.
+nibble_nvcc_wheels="nvidia-cuda-nvcc nvidia-cuda-crt nvidia-nvvm nvidia-cuda-runtime nvidia-cuda-cccl"
+
+# find_nvcc: puts the CUDA compiler's path into $nibble_nvcc: the one in the PATH, in NVIDIA's usual folder, in the cache, or from PyPI.
+# Returns 1, saying why, when there is none to be had.
+find_nvcc() {
+  local version=13.0 place work wheels=() name
+  for place in "$(command -v nvcc)" /usr/local/cuda/bin/nvcc "$nibble_cache/cuda-$version/nvidia/cu13/bin/nvcc"; do
+    [ -x "$place" ] && nibble_nvcc=$place && return 0
+  done
+  mkdir -p "$nibble_cache" && work=$(mktemp -d "$nibble_cache/fetch.XXXXXX") || return 1
+  for name in $nibble_nvcc_wheels; do wheels+=("$name==$version.*"); done
+  say "fetching the CUDA $version compiler (104 MB) from PyPI into $nibble_cache/cuda-$version"
+  if ! python3 -m pip install --quiet --disable-pip-version-check --no-deps --target "$work/cuda" "${wheels[@]}" >"$work/log" 2>&1; then
+    say "could not fetch it: $(tail -1 "$work/log")"
+    rm -rf "$work"
+    return 1
+  fi
+  rm -rf "$nibble_cache/cuda-$version"
+  mv "$work/cuda" "$nibble_cache/cuda-$version" && rm -rf "$work" &&
+    nibble_nvcc=$nibble_cache/cuda-$version/nvidia/cu13/bin/nvcc && [ -x "$nibble_nvcc" ]
+}

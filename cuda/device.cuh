@@ -18,8 +18,8 @@ struct nb_blaslt; /* cublaslt.cuh */
 /* What a kernel found wrong with data: in pinned host memory that the device writes; read after a wait. The first word is nonzero. */
 struct nb_cuda_fault {
     uint32_t code;       /* enum nb_cuda_fault_code */
-    uint32_t reserved;
-    uint64_t index;      /* of the element */
+    uint32_t columns;    /* of the matrix, for the row and column that a message names */
+    uint64_t index;      /* of the element, flat: the matrix's first bad one */
 };
 enum nb_cuda_fault_code { NB_CUDA_FAULT_NONE, NB_CUDA_FAULT_NOT_FINITE };
 

@@ -87,6 +87,13 @@ static void stage(const struct nb_pass *pass, const struct nb_micro_batch *batch
     }
 }
 
+/* Ops of a device that multiplies whole buffers are spared the empty tiles of a short micro-batch; planning sees the longest. */
+static int tokens_max_of(const struct nb_pass *pass, int tokens)
+{
+    int limit = pass->options.limits.tokens, tiles = (tokens + NB_TILE_TOKENS - 1) / NB_TILE_TOKENS;
+    return pass->work.device->dry || tiles * NB_TILE_TOKENS > limit ? limit : tiles * NB_TILE_TOKENS;
+}
+
 nb_status nb_pass_set_batch(struct nb_pass *pass, int slot, const struct nb_micro_batch *batch)
 {
     struct nb_device *device = pass->work.device;
@@ -100,6 +107,6 @@ nb_status nb_pass_set_batch(struct nb_pass *pass, int slot, const struct nb_micr
     pass->next_batch = (pass->next_batch + 1) % pass->options.batches;
     s->tokens = batch->counts.tokens;
     s->trained_rows = batch->counts.trained_rows;
-    s->tokens_max = pass->cache && s->tokens == 1 ? 1 : pass->options.limits.tokens;
+    s->tokens_max = pass->cache && s->tokens == 1 ? 1 : tokens_max_of(pass, (int)s->tokens);
     return device->upload(device, pass->work.stream, s->batch, staging, pass->layout.bytes);
 }

@@ -13,8 +13,11 @@
  *       attention do T max(Q, H) (then the gradient of n1)   dq TQ   dk TK   dv TK;   n1 again in mid
  *     The MLP's part is released before the attention's is taken. What down's adapter gave (t) is kept from the forward pass beside the
  *     block's input, so that down itself need not be computed again.
+ *   attention kept: o and its log-sum-exp stay from forward; the rest as with the input alone, but attention is not computed again.
  *   everything kept: the lines "kept" and gate, up stay from forward; the rest as above. The norms' outputs and h are cheap and
- *     always computed again, so that both ways give the same bytes. */
+ *     always computed again, so that all ways give the same bytes.
+ *   dequantize_once: where a matrix is used twice in a block's backward pass, its bf16 form joins the live set: q, k, v and o with
+ *     "kept", gate and up with the MLP's part. */
 #ifndef NB_MODEL_BLOCK_H
 #define NB_MODEL_BLOCK_H
 
@@ -30,7 +33,9 @@ struct nb_block {
     int index;    /* from 0 */
     bool dropout; /* of the adapters: training alone */
     nb_dptr step, slot, positions, query_starts, key_starts;
-    int tokens_max, sequences_max, longest_max, key_tokens_max;
+    int tokens_limit; /* rows that memory is taken for */
+    int tokens_max;   /* rows that the ops are told of: as many, or fewer whole tiles where the micro-batch is shorter */
+    int sequences_max, longest_max, key_tokens_max;
     nb_dptr k_cache, v_cache; /* [key_tokens_max, K]; null without a cache */
 };
 
@@ -43,22 +48,32 @@ struct nb_block_kept {
     nb_dptr t[NB_TENSOR_LAYER_ROLES];
 };
 
-/* Takes all of `kept` but down's t, from the arena that block->work names. */
+/* Takes what NB_KEEP_ATTENTION keeps. */
+nb_status nb_block_take_attention_output(const struct nb_block *block, enum nb_category category, struct nb_block_kept *kept);
+
+/* Take the rest of `kept` but down's t, from the arena that block->work names. The attention's output and log-sum-exp are taken unless they
+ * are there. */
 nb_status nb_block_take_attention(const struct nb_block *block, enum nb_category category, struct nb_block_kept *kept);
 nb_status nb_block_take_mlp(const struct nb_block *block, enum nb_category category, struct nb_block_kept *kept);
 
 /* The memory of down's t, kept in every mode that trains: a null address without an adapter there. */
 nb_status nb_block_take_down_t(const struct nb_block *block, enum nb_category category, nb_dptr *t);
 
-/* out = the block applied to x, both [tokens, hidden]. `kept` NULL: nothing is kept but down_t (if it is not null), and out may be x.
- * Otherwise `kept` is filled, its t of down included, and out is not x. */
-nb_status nb_block_forward(const struct nb_block *block, nb_dptr x, nb_dptr out, struct nb_block_kept *kept, nb_dptr down_t);
+/* out = the block applied to x, both [tokens, hidden]. `kept` has the memory of what `keep` says (NULL with NB_KEEP_INPUT and
+ * NB_KEEP_NOTHING) and is filled; down_t, if it is not null, is filled in every mode. out may be x unless everything is kept. */
+struct nb_block_forward {
+    nb_dptr x, out, down_t;
+    enum nb_keep keep;
+    struct nb_block_kept *kept;
+};
+nb_status nb_block_forward(const struct nb_block *block, const struct nb_block_forward *args);
 
 /* gradient [tokens, hidden] = that of the block's output before, that of its input after (undefined if `input_gradient` is false: then
- * only what the block's own adapters need is computed). The adapters' gradients are accumulated. kept NULL: computed again from x;
- * else consumed. */
+ * only what the block's own adapters need is computed). The adapters' gradients are accumulated. `keep` and `kept` as in the forward
+ * pass: what was not kept is computed again from x; what was is consumed. */
 struct nb_block_backward {
     nb_dptr x, gradient, down_t;
+    enum nb_keep keep;
     const struct nb_block_kept *kept;
     bool input_gradient;
 };
@@ -85,9 +100,10 @@ struct nb_block_linear {
 /* Fills an op's parts. */
 void nb_block_parts(const struct nb_block *block, const struct nb_block_linear *linear, struct nb_linear_part *parts);
 
-/* mid = x + attention's output; all of `kept`'s attention part. `n` [tokens, hidden] is room for the normalized input; it may be
- * mid's memory, and mid may be x if n is not. */
-nb_status nb_block_attention(const struct nb_block *block, nb_dptr x, nb_dptr n, const struct nb_block_kept *kept);
+/* mid = x + attention's output; all of `kept`'s attention part, o and lse unless `has_output` says that they are there. `n` [tokens, hidden]
+ * is room for the normalized input; it may be mid's memory, and mid may be x if n is not. */
+nb_status nb_block_attention(
+    const struct nb_block *block, nb_dptr x, nb_dptr n, const struct nb_block_kept *kept, bool has_output);
 
 /* gate and up from mid; `n` [tokens, hidden] is left holding the normalized mid. */
 nb_status nb_block_gate_up(const struct nb_block *block, nb_dptr n, const struct nb_block_kept *kept);

@@ -24,7 +24,7 @@ static struct reach find_reach(const struct nb_block *b, bool input_gradient)
 
 static nb_status take(const struct nb_block *b, const char *name, int64_t columns, nb_dptr *address)
 {
-    struct nb_matrix_shape shape = {b->tokens_max, columns, activation_of(b)};
+    struct nb_matrix_shape shape = {b->tokens_limit, columns, activation_of(b)};
     return nb_work_take_matrix(b->work, NB_CATEGORY_LIVE_SET, name, shape, address);
 }
 
@@ -46,7 +46,8 @@ static nb_status run_linear_backward(const struct nb_block *b, const struct nb_b
         .rows_from = NB_ROWS_TOKENS,
     };
     nb_block_parts(b, linear, args.part);
-    return nb_work_linear_backward(b->work, &args);
+    args.site_tokens = b->tokens_limit;
+    return nb_work_linear_backward(b->work, &args, b->tokens_limit);
 }
 
 /* gradient += the norm's share. */
@@ -93,13 +94,13 @@ static nb_status mlp_backward(const struct nb_block *b, const struct nb_block_ba
     const struct nb_model_config *c = &b->model->config;
     int wide = c->hidden > c->intermediate ? c->hidden : c->intermediate;
     nb_dptr h, dh;
-    if (!args->kept)
+    if (args->keep != NB_KEEP_EVERYTHING)
         NB_TRY(nb_block_take_mlp(b, NB_CATEGORY_LIVE_SET, kept));
     NB_TRY(take(b, "MLP's inner values", wide, &h));
     NB_TRY(take(b, "gradient of MLP's inner values", wide, &dh));
     kept->t[NB_TENSOR_DOWN] = args->down_t;
 
-    if (!args->kept)
+    if (args->keep != NB_KEEP_EVERYTHING)
         NB_TRY(nb_block_gate_up(b, h, kept));
     NB_TRY(nb_block_swiglu(b, kept, h));
     const struct nb_block_linear last = {down, 1, h, &args->gradient, kept->t};
@@ -154,7 +155,7 @@ static nb_status run_attention_backward(
         .scale = nb_block_attention_scale(b),
         .activation = activation_of(b),
     };
-    return nb_work_attention_backward(b->work, &args);
+    return nb_work_attention_backward(b->work, &args, b->tokens_limit);
 }
 
 /* In place, from after the rotation (and head norm) to before it. */
@@ -216,23 +217,51 @@ static nb_status attention_backward(const struct nb_block *b, const struct nb_bl
     return add_norm_backward(b, NB_TENSOR_INPUT_NORM, args->x, kept->rms1, dn, args->gradient);
 }
 
+/* Replaces 4-bit matrices of `view` by their bf16 form in the live set, for the products that follow. */
+static nb_status dequantize(
+    const struct nb_block *b, const enum nb_tensor_role *roles, int count, struct nb_unit_view *view)
+{
+    struct nb_device *device = b->work->device;
+    for (int i = 0; i < count; i++) {
+        struct nb_weight *weight = &view->matrix[roles[i]];
+        if (weight->format == NB_WEIGHT_BF16)
+            continue;
+        struct nb_dequantize args = {.from = *weight};
+        struct nb_matrix_shape shape = {weight->rows, weight->columns, NB_DTYPE_BF16};
+        NB_TRY(nb_work_take_matrix(b->work, NB_CATEGORY_SCRATCH, "a matrix dequantized", shape, &args.w));
+        NB_TRY(device->dequantize(device, b->work->stream, &args));
+        *weight = (struct nb_weight){
+            .format = NB_WEIGHT_BF16, .rows = weight->rows, .columns = weight->columns, .data = args.w};
+    }
+    return NB_OK;
+}
+
 nb_status nb_block_backward(const struct nb_block *block, const struct nb_block_backward *args)
 {
+    static const enum nb_tensor_role attention[4] = {NB_TENSOR_Q, NB_TENSOR_K, NB_TENSOR_V, NB_TENSOR_O},
+                                     gate_up[2] = {NB_TENSOR_GATE, NB_TENSOR_UP};
     struct nb_arena *arena = block->work->arena;
     struct reach reach = find_reach(block, args->input_gradient);
-    struct nb_block_kept kept = {0};
+    struct nb_block_kept kept = args->kept ? *args->kept : (struct nb_block_kept){0};
+    bool recomputes = args->keep != NB_KEEP_EVERYTHING;
+    bool dequantizes = recomputes && block->model->options.dequantize_once && reach.gate_up;
+    struct nb_unit_view weights = *block->weights;
+    struct nb_block b = *block;
+    b.weights = &weights;
     uint64_t frame = nb_arena_frame(arena);
-    if (args->kept) {
-        kept = *args->kept;
-    } else {
-        NB_TRY(nb_block_take_attention(block, NB_CATEGORY_LIVE_SET, &kept));
-        NB_TRY(nb_block_attention(block, args->x, kept.mid, &kept));
+    if (dequantizes)
+        NB_TRY(dequantize(&b, attention, reach.q_k_v ? 4 : 0, &weights));
+    if (recomputes) {
+        NB_TRY(nb_block_take_attention(&b, NB_CATEGORY_LIVE_SET, &kept));
+        NB_TRY(nb_block_attention(&b, args->x, kept.mid, &kept, args->keep == NB_KEEP_ATTENTION));
     }
     uint64_t half = nb_arena_frame(arena);
-    NB_TRY(mlp_backward(block, args, &kept, &reach));
+    if (dequantizes)
+        NB_TRY(dequantize(&b, gate_up, 2, &weights));
+    NB_TRY(mlp_backward(&b, args, &kept, &reach));
     nb_arena_release_to(arena, half);
     if (reach.o)
-        NB_TRY(attention_backward(block, args, &kept, &reach));
+        NB_TRY(attention_backward(&b, args, &kept, &reach));
     nb_arena_release_to(arena, frame);
     return NB_OK;
 }

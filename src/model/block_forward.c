@@ -27,14 +27,14 @@ float nb_block_attention_scale(const struct nb_block *block)
 static nb_status take(
     const struct nb_block *b, enum nb_category category, const char *name, int64_t columns, nb_dptr *address)
 {
-    struct nb_matrix_shape shape = {b->tokens_max, columns, activation_of(b)};
+    struct nb_matrix_shape shape = {b->tokens_limit, columns, activation_of(b)};
     return nb_work_take_matrix(b->work, category, name, shape, address);
 }
 
 static nb_status take_rows(
     const struct nb_block *b, enum nb_category category, const char *name, int columns, nb_dptr *address)
 {
-    struct nb_matrix_shape shape = {b->tokens_max, columns, NB_DTYPE_F32};
+    struct nb_matrix_shape shape = {b->tokens_limit, columns, NB_DTYPE_F32};
     return nb_work_take_matrix(b->work, category, name, shape, address);
 }
 
@@ -45,7 +45,7 @@ static nb_status take_t(const struct nb_block *b, enum nb_category category, enu
     return rank ? take(b, category, "adapter's inner values", rank, t) : NB_OK;
 }
 
-/* `lse` is for the backward pass; forward-only work leaves it out and puts the raw q where o comes later. */
+/* `lse` is for the backward pass; forward-only work leaves it out, unless it is to be kept, and puts the raw q where o comes later. */
 static nb_status take_attention(
     const struct nb_block *b, enum nb_category category, bool backward, struct nb_block_kept *kept)
 {
@@ -55,12 +55,12 @@ static nb_status take_attention(
     NB_TRY(take(b, category, "queries", query, &kept->q));
     NB_TRY(take(b, category, "keys", key, &kept->k));
     NB_TRY(take(b, category, "values", key, &kept->v));
-    NB_TRY(take(b, category, "attention's output", query, &kept->o));
+    if (nb_dptr_is_null(kept->o))
+        NB_TRY(take(b, category, "attention's output", query, &kept->o));
     NB_TRY(take_rows(b, category, "1/rms before attention", 1, &kept->rms1));
     kept->q_raw = kept->q;
     kept->k_raw = kept->k;
-    kept->lse = (nb_dptr){0};
-    if (backward)
+    if (backward && nb_dptr_is_null(kept->lse))
         NB_TRY(take_rows(b, category, "attention's log-sum-exp", c->heads, &kept->lse));
     if (head_norms) {
         kept->q_raw = kept->o;
@@ -74,6 +74,14 @@ static nb_status take_attention(
     NB_TRY(take_t(b, category, NB_TENSOR_K, &kept->t[NB_TENSOR_K]));
     NB_TRY(take_t(b, category, NB_TENSOR_V, &kept->t[NB_TENSOR_V]));
     return take_t(b, category, NB_TENSOR_O, &kept->t[NB_TENSOR_O]);
+}
+
+nb_status nb_block_take_attention_output(
+    const struct nb_block *block, enum nb_category category, struct nb_block_kept *kept)
+{
+    const struct nb_model_config *c = config_of(block);
+    NB_TRY(take(block, category, "attention's output", c->heads * c->head_dim, &kept->o));
+    return take_rows(block, category, "attention's log-sum-exp", c->heads, &kept->lse);
 }
 
 nb_status nb_block_take_attention(const struct nb_block *block, enum nb_category category, struct nb_block_kept *kept)
@@ -157,7 +165,8 @@ static nb_status run_linear(const struct nb_block *b, const struct nb_block_line
     nb_block_parts(b, linear, args.part);
     for (int i = 0; i < linear->count; i++)
         args.part[i].accumulate = accumulate;
-    return nb_work_linear(b->work, &args);
+    args.site_tokens = b->tokens_limit;
+    return nb_work_linear(b->work, &args, b->tokens_limit);
 }
 
 static nb_status run_rope(
@@ -235,7 +244,7 @@ static nb_status run_attention(const struct nb_block *b, const struct nb_block_k
         .scale = nb_block_attention_scale(b),
         .activation = activation_of(b),
     };
-    return nb_work_attention(b->work, &args);
+    return nb_work_attention(b->work, &args, b->tokens_limit);
 }
 
 static nb_status copy_residual(const struct nb_block *b, nb_dptr to, nb_dptr from)
@@ -246,7 +255,8 @@ static nb_status copy_residual(const struct nb_block *b, nb_dptr to, nb_dptr fro
     return b->work->device->copy(b->work->device, b->work->stream, to, from, bytes);
 }
 
-nb_status nb_block_attention(const struct nb_block *block, nb_dptr x, nb_dptr n, const struct nb_block_kept *kept)
+nb_status nb_block_attention(
+    const struct nb_block *block, nb_dptr x, nb_dptr n, const struct nb_block_kept *kept, bool has_output)
 {
     static const enum nb_tensor_role input[Q_K_V] = {NB_TENSOR_Q, NB_TENSOR_K, NB_TENSOR_V}, output[1] = {NB_TENSOR_O};
     const nb_dptr q_k_v[Q_K_V] = {kept->q_raw, kept->k_raw, kept->v};
@@ -256,7 +266,8 @@ nb_status nb_block_attention(const struct nb_block *block, nb_dptr x, nb_dptr n,
     NB_TRY(run_linear(block, &in, false));
     NB_TRY(run_rope(block, NB_TENSOR_Q_NORM, kept->q_raw, kept->q, kept->rms_q, config_of(block)->heads));
     NB_TRY(run_rope(block, NB_TENSOR_K_NORM, kept->k_raw, kept->k, kept->rms_k, config_of(block)->kv_heads));
-    NB_TRY(run_attention(block, kept));
+    if (!has_output)
+        NB_TRY(run_attention(block, kept));
     NB_TRY(copy_residual(block, kept->mid, x));
     return run_linear(block, &out, true);
 }
@@ -297,7 +308,7 @@ static nb_status forward_keeping(const struct nb_block *b, nb_dptr x, nb_dptr ou
 {
     const struct nb_model_config *c = config_of(b);
     uint64_t frame = nb_arena_frame(b->work->arena);
-    NB_TRY(nb_block_attention(b, x, kept->mid, kept));
+    NB_TRY(nb_block_attention(b, x, kept->mid, kept, false));
     nb_dptr h;
     NB_TRY(take(
         b, NB_CATEGORY_LIVE_SET, "MLP's inner values", c->hidden > c->intermediate ? c->hidden : c->intermediate, &h));
@@ -308,25 +319,28 @@ static nb_status forward_keeping(const struct nb_block *b, nb_dptr x, nb_dptr ou
     return NB_OK;
 }
 
-nb_status nb_block_forward(
-    const struct nb_block *block, nb_dptr x, nb_dptr out, struct nb_block_kept *kept, nb_dptr down_t)
+nb_status nb_block_forward(const struct nb_block *block, const struct nb_block_forward *args)
 {
-    if (kept) {
-        kept->t[NB_TENSOR_DOWN] = down_t;
-        return forward_keeping(block, x, out, kept);
+    nb_dptr out = args->out, n;
+    if (args->keep == NB_KEEP_EVERYTHING) {
+        args->kept->t[NB_TENSOR_DOWN] = args->down_t;
+        return forward_keeping(block, args->x, out, args->kept);
     }
     uint64_t frame = nb_arena_frame(block->work->arena);
     struct nb_block_kept live = {.mid = out};
-    nb_dptr n;
+    if (args->keep == NB_KEEP_ATTENTION) {
+        live.o = args->kept->o;
+        live.lse = args->kept->lse;
+    }
     NB_TRY(take(block, NB_CATEGORY_LIVE_SET, "normalized input", config_of(block)->hidden, &n));
     NB_TRY(take_attention(block, NB_CATEGORY_LIVE_SET, false, &live));
-    NB_TRY(nb_block_attention(block, x, n, &live));
+    NB_TRY(nb_block_attention(block, args->x, n, &live, false));
     nb_arena_release_to(block->work->arena, frame);
 
     NB_TRY(take(block, NB_CATEGORY_LIVE_SET, "normalized input", config_of(block)->hidden, &n));
     NB_TRY(nb_block_take_mlp(block, NB_CATEGORY_LIVE_SET, &live));
-    live.t[NB_TENSOR_DOWN] = down_t;
-    if (nb_dptr_is_null(down_t))
+    live.t[NB_TENSOR_DOWN] = args->down_t;
+    if (nb_dptr_is_null(args->down_t))
         NB_TRY(nb_block_take_down_t(block, NB_CATEGORY_LIVE_SET, &live.t[NB_TENSOR_DOWN]));
     NB_TRY(nb_block_gate_up(block, n, &live));
     NB_TRY(nb_block_swiglu(block, &live, live.gate));

@@ -89,8 +89,8 @@ int nb_generator_tokens(const struct nb_generator *generator)
     return generator->cached + (generator->pending ? 1 : 0);
 }
 
-/* Runs ids[0 .. count) through the blocks, and so into the cache. */
-static nb_status run_tokens(struct nb_generator *g, int count)
+/* ids[0 .. count) as the slot's micro-batch. */
+static nb_status set_tokens(struct nb_generator *g, int count)
 {
     const int32_t starts[2] = {0, count};
     for (int i = 0; i < count; i++)
@@ -106,9 +106,16 @@ static nb_status run_tokens(struct nb_generator *g, int count)
         .starts = starts,
     };
     NB_TRY(nb_pass_set_batch(g->pass, 0, &batch));
-    NB_TRY(nb_pass_forward(g->pass, 0, 0, g->model->config.layers));
     g->cached += count;
     g->last_row = count - 1;
+    return NB_OK;
+}
+
+/* Runs ids[0 .. count) through the blocks, and so into the cache. */
+static nb_status run_tokens(struct nb_generator *g, int count)
+{
+    NB_TRY(set_tokens(g, count));
+    NB_TRY(nb_pass_forward(g->pass, 0, 0, g->model->config.layers));
     /* The pinned batch serves the next piece. */
     return g->work.device->stream_wait(g->work.device, g->work.stream);
 }
@@ -134,7 +141,6 @@ nb_status nb_generator_append(struct nb_generator *generator, const int32_t *ids
 
 static nb_status sample(struct nb_generator *g)
 {
-    struct nb_device *device = g->work.device;
     struct nb_sample args = {
         .next = g->next,
         .slot = nb_pass_slot_address(g->pass, 0),
@@ -146,9 +152,15 @@ static nb_status sample(struct nb_generator *g)
         .activation = g->model->options.activation,
     };
     NB_TRY(nb_pass_logits(g->pass, 0, g->last_row, &args.logits));
-    NB_TRY(nb_work_sample(&g->work, &args));
-    NB_TRY(device->download(device, g->work.stream, g->id, g->next, sizeof *g->id));
-    return device->stream_wait(device, g->work.stream);
+    return nb_work_sample(&g->work, &args);
+}
+
+/* One token through the blocks, and the next one from its logits. */
+static nb_status enqueue_token(void *context)
+{
+    struct nb_generator *g = context;
+    NB_TRY(nb_pass_forward(g->pass, 0, 0, g->model->config.layers));
+    return sample(g);
 }
 
 nb_status nb_generator_next(struct nb_generator *generator, int32_t *id)
@@ -158,19 +170,24 @@ nb_status nb_generator_next(struct nb_generator *generator, int32_t *id)
         return nb_fail(NB_USAGE, "the context of %d tokens is full", g->options.context_max);
     if (nb_generator_tokens(g) == 0)
         return nb_fail(NB_USAGE, "nothing to continue: the sequence is empty");
+    struct nb_device *device = g->work.device;
     if (g->pending) {
         g->ids[0] = g->pending_id;
         g->pending = false;
-        NB_TRY(run_tokens(g, 1));
+        NB_TRY(set_tokens(g, 1));
+        NB_TRY(nb_pass_repeat(g->pass, 0, enqueue_token, g));
+    } else {
+        NB_TRY(sample(g));
     }
-    NB_TRY(sample(g));
+    NB_TRY(device->download(device, g->work.stream, g->id, g->next, sizeof *g->id));
+    NB_TRY(device->stream_wait(device, g->work.stream));
     g->sampled++;
-    if (!g->work.device->dry && *g->id < 0)
+    if (!device->dry && *g->id < 0)
         return nb_fail(NB_NUMERIC,
             "token %d: the model's logits are not finite; its weights or the adapter's are damaged, or too "
             "large for this arithmetic (try bf16=false)",
             nb_generator_tokens(g) + 1);
-    g->pending_id = g->work.device->dry ? 0 : *g->id;
+    g->pending_id = device->dry ? 0 : *g->id;
     g->pending = true;
     *id = g->pending_id;
     return NB_OK;

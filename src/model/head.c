@@ -102,7 +102,7 @@ static nb_status run_linear(const struct nb_head *h, const struct rows *rows, nb
         .rows = rows->from == NB_ROWS_TRAINED_CHUNK ? h->trained_row : (nb_dptr){0},
         .part = {head_part(h, logits, t)},
     };
-    return nb_work_linear(h->work, &args);
+    return nb_work_linear(h->work, &args, rows->max);
 }
 
 static nb_status run_cross_entropy(const struct nb_head *h, const struct chunk *chunk)
@@ -159,7 +159,7 @@ static nb_status chunk_backward(const struct nb_head *h, const struct chunk *chu
         .rows = h->trained_row,
         .part = {head_part(h, chunk->logits, chunk->t)},
     };
-    NB_TRY(nb_work_linear_backward(h->work, &linear));
+    NB_TRY(nb_work_linear_backward(h->work, &linear, h->loss_rows));
     if (!h->input_gradient)
         return NB_OK;
     struct nb_rmsnorm_backward norm = {

@@ -168,5 +168,7 @@ nb_status nb_model_load(
         nb_progress_abandon(progress);
     nb_status waited = wait(&l);
     model->device->host_give_back(model->device, l.staging);
+    if (status == NB_OK && waited == NB_OK)
+        nb_weight_store_settle(model->store);
     return status != NB_OK ? status : waited;
 }

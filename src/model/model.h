@@ -28,6 +28,8 @@ struct nb_model_options {
     enum nb_weight_format linear_format; /* of the blocks' linears: BF16, NF4, FP4 */
     bool nested;
     enum nb_dtype activation;
+    bool dequantize_once; /* a block's backward pass dequantizes each matrix that it uses twice (to compute again, and for dX) once, into
+                             the live set. Takes memory, saves time, changes no bit */
 };
 
 struct nb_model;
@@ -70,10 +72,11 @@ struct nb_micro_batch {
     const int32_t *trained_row, *label; /* [trained_rows] */
 };
 
-/* Which activations a block keeps from its forward pass. */
+/* Which activations a block keeps from its forward pass. What it does not keep is computed again, to the same bits. */
 enum nb_keep {
-    NB_KEEP_INPUT,      /* gradient_checkpointing: true: the block's input; the rest is computed again */
-    NB_KEEP_EVERYTHING, /* gradient_checkpointing: false */
+    NB_KEEP_INPUT,      /* gradient_checkpointing: true: the block's input */
+    NB_KEEP_ATTENTION,  /* attention: also the attention's output and log-sum-exp */
+    NB_KEEP_EVERYTHING, /* false */
     NB_KEEP_NOTHING,    /* evaluation, generation: forward only */
 };
 
@@ -83,6 +86,8 @@ struct nb_pass;
 struct nb_pass_options {
     struct nb_batch_limits limits;
     enum nb_keep keep;
+    const enum nb_keep *layer_keep; /* [blocks], of the blocks one by one, none NB_KEEP_NOTHING; NULL: all as `keep`. Must outlive the
+                                       pass */
     int slots;
     int batches;      /* how often nb_pass_set_batch may be called between two waits for the stream, at least slots (0: slots): each
                          call has pinned memory of its own until the wait. The trainer waits once a step */
@@ -109,6 +114,10 @@ nb_status nb_pass_set_batch(struct nb_pass *pass, int slot, const struct nb_micr
  * for a slot or a range that the pass does not have. */
 nb_status nb_pass_forward(struct nb_pass *pass, int slot, int first, int last);
 nb_status nb_pass_backward(struct nb_pass *pass, int slot, int first, int last);
+
+/* Enqueues a whole micro-batch: layers 0 .. L + 1 forward, L .. 0 backward. On a device that has graphs, and with weights that stay where
+ * they are, the work is recorded once for each length that comes up (in tiles of NB_TILE_TOKENS) and launched from then on. */
+nb_status nb_pass_train(struct nb_pass *pass, int slot);
 
 /* Enqueues the download of the slot's losses, fp32 [trained rows], in the order of trained_row. `losses` is host memory that copies
  * can reach (host_take's), valid once the stream has been waited for. */

@@ -11,6 +11,12 @@ static bool trains(const struct nb_pass *pass)
     return pass->options.keep != NB_KEEP_NOTHING;
 }
 
+/* What block `index` keeps. */
+static enum nb_keep keep_of(const struct nb_pass *pass, int index)
+{
+    return pass->options.layer_keep ? pass->options.layer_keep[index] : pass->options.keep;
+}
+
 static int lowest_trained_block(const struct nb_model *model, const struct nb_adapter *adapter)
 {
     for (int i = 0; adapter && i < model->config.layers; i++)
@@ -33,6 +39,9 @@ static nb_status check_options(
         return nb_fail(NB_USAGE, "a pass of %d slots needs as many batches, not %d", o->slots, o->batches);
     if (o->keep != NB_KEEP_NOTHING && (!adapter || !nb_adapter_options_of(adapter)->trains))
         return nb_fail(NB_USAGE, "a pass keeps activations, but nothing trains");
+    for (int i = 0; o->layer_keep && i < model->config.layers; i++)
+        if (o->keep == NB_KEEP_NOTHING || o->layer_keep[i] == NB_KEEP_NOTHING)
+            return nb_fail(NB_USAGE, "block %d keeps activations, or none, unlike its pass", i);
     if (o->cache_tokens && (o->keep != NB_KEEP_NOTHING || o->slots != 1 || l->sequences != 1))
         return nb_fail(NB_USAGE, "a key-value cache serves one sequence without gradients");
     if (model->positions_max == 0)
@@ -57,10 +66,11 @@ static void set_block(
         .positions = nb_dptr_at(s->batch, pass->layout.positions),
         .query_starts = nb_dptr_at(s->batch, pass->layout.starts),
         .key_starts = nb_dptr_at(s->batch, cached ? pass->layout.key_starts : pass->layout.starts),
+        .tokens_limit = pass->options.limits.tokens,
         .tokens_max = s->tokens_max,
         .sequences_max = pass->options.limits.sequences,
         .longest_max = cached ? pass->options.cache_tokens : pass->options.limits.longest,
-        .key_tokens_max = cached ? pass->options.cache_tokens : s->tokens_max,
+        .key_tokens_max = cached ? pass->options.cache_tokens : pass->options.limits.tokens,
     };
     if (cached) {
         block->k_cache = pass->cache[2 * index];
@@ -75,7 +85,9 @@ static nb_status take_kept(struct nb_pass *pass, int slot, int index)
     struct nb_block block;
     set_block(pass, slot, index, NULL, &block);
     NB_TRY(nb_block_take_down_t(&block, NB_CATEGORY_BLOCK_INPUTS, &s->down_t[index]));
-    if (!s->kept)
+    if (keep_of(pass, index) == NB_KEEP_ATTENTION)
+        return nb_block_take_attention_output(&block, NB_CATEGORY_BLOCK_INPUTS, &s->kept[index]);
+    if (keep_of(pass, index) != NB_KEEP_EVERYTHING)
         return NB_OK;
     NB_TRY(nb_block_take_attention(&block, NB_CATEGORY_BLOCK_INPUTS, &s->kept[index]));
     return nb_block_take_mlp(&block, NB_CATEGORY_BLOCK_INPUTS, &s->kept[index]);
@@ -145,9 +157,8 @@ static nb_status make_lists(struct nb_pass *pass)
         struct nb_pass_slot *s = &pass->slot[i];
         s->input = calloc(layers + 1, sizeof *s->input);
         s->down_t = calloc(layers, sizeof *s->down_t);
-        ok = s->input && s->down_t;
-        if (ok && pass->options.keep == NB_KEEP_EVERYTHING)
-            ok = (s->kept = calloc(layers, sizeof *s->kept)) != NULL;
+        s->kept = calloc(layers, sizeof *s->kept);
+        ok = s->input && s->down_t && s->kept;
     }
     return ok ? NB_OK : nb_fail(NB_MEMORY, "no memory for the pass");
 }
@@ -184,6 +195,9 @@ void nb_pass_destroy(struct nb_pass **pass)
     struct nb_pass *p = *pass;
     if (!p)
         return;
+    for (int i = 0; i < p->recordings; i++)
+        if (p->recording[i].graph)
+            p->work.device->graph_destroy(p->work.device, &p->recording[i].graph);
     nb_arena_release_to(p->work.arena, p->frame);
     if (p->staging)
         p->work.device->host_give_back(p->work.device, p->staging);
@@ -221,8 +235,14 @@ static nb_status forward_block(const struct nb_pass *pass, int slot, int index, 
     const struct nb_pass_slot *s = &pass->slot[slot];
     struct nb_block block;
     set_block(pass, slot, index, weights, &block);
-    return nb_block_forward(
-        &block, s->input[index], s->input[index + 1], s->kept ? &s->kept[index] : NULL, s->down_t[index]);
+    struct nb_block_forward args = {
+        .x = s->input[index],
+        .out = s->input[index + 1],
+        .down_t = s->down_t[index],
+        .keep = keep_of(pass, index),
+        .kept = &s->kept[index],
+    };
+    return nb_block_forward(&block, &args);
 }
 
 static nb_status backward_block(const struct nb_pass *pass, int slot, int index, const struct nb_unit_view *weights)
@@ -234,7 +254,8 @@ static nb_status backward_block(const struct nb_pass *pass, int slot, int index,
         .x = s->input[index],
         .gradient = s->gradient,
         .down_t = s->down_t[index],
-        .kept = s->kept ? &s->kept[index] : NULL,
+        .keep = keep_of(pass, index),
+        .kept = &s->kept[index],
         .input_gradient = index > pass->lowest,
     };
     return nb_block_backward(&block, &args);
@@ -351,6 +372,66 @@ nb_status nb_pass_backward(struct nb_pass *pass, int slot, int first, int last)
         NB_TRY(nb_weight_store_release(store, layer, pass->work.stream));
     }
     return NB_OK;
+}
+
+/* The slot's recording at its tokens_max, a new one if there is room, or NULL. */
+static struct nb_pass_recording *find_recording(struct nb_pass *pass, int slot)
+{
+    int tokens_max = pass->slot[slot].tokens_max;
+    for (int i = 0; i < pass->recordings; i++)
+        if (pass->recording[i].slot == slot && pass->recording[i].tokens_max == tokens_max)
+            return &pass->recording[i];
+    if (pass->recordings == NB_PASS_RECORDINGS_MAX)
+        return NULL;
+    struct nb_pass_recording *recording = &pass->recording[pass->recordings++];
+    *recording = (struct nb_pass_recording){.slot = slot, .tokens_max = tokens_max};
+    return recording;
+}
+
+nb_status nb_pass_repeat(struct nb_pass *pass, int slot, nb_status (*enqueue)(void *context), void *context)
+{
+    struct nb_device *device = pass->work.device;
+    struct nb_stream *stream = pass->work.stream;
+    bool records = device->graph_begin && nb_weight_store_is_settled(pass->model->store);
+    struct nb_pass_recording *recording = records ? find_recording(pass, slot) : NULL;
+    if (!recording || !recording->has_run) {
+        if (recording)
+            recording->has_run = true;
+        return enqueue(context);
+    }
+    if (!recording->graph) {
+        NB_TRY(device->graph_begin(device, stream));
+        nb_status status = enqueue(context);
+        struct nb_graph *graph = NULL;
+        nb_status ended = device->graph_end(device, stream, &graph);
+        if (status != NB_OK) {
+            if (graph)
+                device->graph_destroy(device, &graph);
+            return status;
+        }
+        NB_TRY(ended);
+        recording->graph = graph;
+    }
+    return device->graph_launch(device, stream, recording->graph);
+}
+
+struct training {
+    struct nb_pass *pass;
+    int slot;
+};
+
+static nb_status enqueue_training(void *context)
+{
+    const struct training *training = context;
+    int head = training->pass->model->config.layers + 1;
+    NB_TRY(nb_pass_forward(training->pass, training->slot, 0, head));
+    return nb_pass_backward(training->pass, training->slot, head - 1, 0);
+}
+
+nb_status nb_pass_train(struct nb_pass *pass, int slot)
+{
+    struct training training = {pass, slot};
+    return nb_pass_repeat(pass, slot, enqueue_training, &training);
 }
 
 nb_status nb_pass_download_losses(struct nb_pass *pass, int slot, float *losses)

@@ -17,10 +17,20 @@ struct nb_pass_slot {
     nb_dptr gradient;   /* [tokens, hidden]: of the residual stream, on its way down */
     nb_dptr *input;     /* [layers + 1]: of block i; the last is the head's. All the same buffer where nothing is kept */
     nb_dptr *down_t;    /* [layers] */
-    struct nb_block_kept *kept; /* [layers], with NB_KEEP_EVERYTHING, else NULL */
-    int tokens_max;     /* 1 while one token is generated, else the limit */
+    struct nb_block_kept *kept; /* [layers]; what a block does not keep is null */
+    int tokens_max;     /* of the micro-batch at work, in whole tiles; 1 while one token is generated */
     uint32_t trained_rows, tokens;
 };
+
+/* Work on a slot that repeats, recorded. */
+struct nb_pass_recording {
+    int slot, tokens_max;
+    bool has_run; /* once without recording: what a library loads at first use must not come up while recording */
+    struct nb_graph *graph;
+};
+
+/* Lengths beyond so many are not recorded: each recording takes some of the driver's memory. */
+enum { NB_PASS_RECORDINGS_MAX = 16 };
 
 struct nb_pass {
     const struct nb_model *model;
@@ -36,10 +46,17 @@ struct nb_pass {
     nb_dptr *cache; /* [layers][2]: keys, values; NULL without */
     nb_dptr logits; /* one row; null where gradients are kept */
     struct nb_weight_access *schedule;
+    struct nb_pass_recording recording[NB_PASS_RECORDINGS_MAX];
+    int recordings;
 };
 
 /* For micro-batches up to the limits. */
 void nb_batch_lay_out(const struct nb_batch_limits *limits, struct nb_batch_layout *layout);
+
+/* Enqueues `enqueue(context)`, work on the slot that is the same at every call with the slot's tokens_max: at the second call it is
+ * recorded as well, and later ones launch the recording. Directly where the device has no graphs or the weights do not stay. A pass
+ * has one such piece of work. */
+nb_status nb_pass_repeat(struct nb_pass *pass, int slot, nb_status (*enqueue)(void *context), void *context);
 
 /* The slot's struct nb_slot on the device. */
 static inline nb_dptr nb_pass_slot_address(const struct nb_pass *pass, int slot)

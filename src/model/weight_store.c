@@ -27,7 +27,7 @@ struct unit {
 
 struct nb_weight_store {
     struct nb_device *device;
-    bool nested;
+    bool nested, settled;
     struct unit_layout embedding, block, head;
     int units, head_unit;
     struct unit *unit;
@@ -216,7 +216,7 @@ nb_status nb_weight_store_acquire(struct nb_weight_store *store, int unit, enum 
             store->next + 1, store->scheduled);
     store->next++;
     struct unit *u = &store->unit[unit];
-    if (u->was_written)
+    if (u->was_written && !store->settled)
         NB_TRY(store->device->stream_wait_event(store->device, stream, u->written));
     fill_view(store, u, view);
     return NB_OK;
@@ -224,13 +224,29 @@ nb_status nb_weight_store_acquire(struct nb_weight_store *store, int unit, enum 
 
 nb_status nb_weight_store_release(struct nb_weight_store *store, int unit, struct nb_stream *stream)
 {
+    if (store->settled)
+        return NB_OK;
     store->unit[unit].was_released = true;
     return store->device->event_record(store->device, stream, store->unit[unit].released);
+}
+
+void nb_weight_store_settle(struct nb_weight_store *store)
+{
+    store->settled = true;
+}
+
+bool nb_weight_store_is_settled(const struct nb_weight_store *store)
+{
+    return store->settled;
 }
 
 nb_status nb_weight_store_begin_write(
     struct nb_weight_store *store, int unit, struct nb_stream *stream, struct nb_unit_view *view)
 {
+    /* Users of settled units left no events: the host waits for them. */
+    if (store->settled)
+        NB_TRY(store->device->stream_wait(store->device, stream));
+    store->settled = false;
     struct unit *u = &store->unit[unit];
     if (u->was_released)
         NB_TRY(store->device->stream_wait_event(store->device, stream, u->released));

@@ -61,6 +61,11 @@ nb_status nb_weight_store_acquire(struct nb_weight_store *store, int unit, enum 
 /* Work enqueued on `stream` from here on uses the unit no more. */
 nb_status nb_weight_store_release(struct nb_weight_store *store, int unit, struct nb_stream *stream);
 
+/* The host has waited for all that was written: until the next begin_write, which must be on the stream of the units' users, they simply
+ * stay, and acquire and release enqueue nothing, so that work with them may be recorded. */
+void nb_weight_store_settle(struct nb_weight_store *store);
+bool nb_weight_store_is_settled(const struct nb_weight_store *store);
+
 /* Around the writing of a unit on `stream`: begin makes it wait for the unit's last user, end lets later users wait for the writer. */
 nb_status nb_weight_store_begin_write(struct nb_weight_store *store, int unit, struct nb_stream *stream, struct nb_unit_view *view);
 nb_status nb_weight_store_end_write(struct nb_weight_store *store, int unit, struct nb_stream *stream);

@@ -16,8 +16,22 @@ nb_status nb_work_take_matrix(const struct nb_work *work, enum nb_category categ
 #define DEFINE_WITH_SCRATCH(name)                                                                                    \
     nb_status nb_work_##name(const struct nb_work *work, struct nb_##name *args)                                     \
     {                                                                                                                \
+        return run_##name(work, args, work->device->name##_scratch_bytes(&work->device->profile, args));             \
+    }
+
+#define DEFINE_WITH_SCRATCH_OF_TOKENS(name)                                                        \
+    nb_status nb_work_##name(const struct nb_work *work, struct nb_##name *args, int tokens_limit) \
+    {                                                                                              \
+        struct nb_##name largest = *args;                                                          \
+        largest.tokens_max = tokens_limit;                                                         \
+        return run_##name(work, args, work->device->name##_scratch_bytes(&work->device->profile, &largest)); \
+    }
+
+#define DEFINE_RUN(name)                                                                                             \
+    static nb_status run_##name(const struct nb_work *work, struct nb_##name *args, uint64_t scratch_bytes)          \
+    {                                                                                                                \
         uint64_t frame = nb_arena_frame(work->arena);                                                                \
-        args->scratch.bytes = work->device->name##_scratch_bytes(&work->device->profile, args);                      \
+        args->scratch.bytes = scratch_bytes;                                                                         \
         NB_TRY(                                                                                                      \
             nb_work_take(work, NB_CATEGORY_SCRATCH, "scratch of " #name, args->scratch.bytes, &args->scratch.base)); \
         nb_status status = work->device->name(work->device, work->stream, args);                                     \
@@ -25,9 +39,16 @@ nb_status nb_work_take_matrix(const struct nb_work *work, enum nb_category categ
         return status;                                                                                               \
     }
 
-DEFINE_WITH_SCRATCH(linear)
-DEFINE_WITH_SCRATCH(linear_backward)
-DEFINE_WITH_SCRATCH(attention)
-DEFINE_WITH_SCRATCH(attention_backward)
+DEFINE_RUN(linear)
+DEFINE_RUN(linear_backward)
+DEFINE_RUN(attention)
+DEFINE_RUN(attention_backward)
+DEFINE_RUN(quantize)
+DEFINE_RUN(sample)
+
+DEFINE_WITH_SCRATCH_OF_TOKENS(linear)
+DEFINE_WITH_SCRATCH_OF_TOKENS(linear_backward)
+DEFINE_WITH_SCRATCH_OF_TOKENS(attention)
+DEFINE_WITH_SCRATCH_OF_TOKENS(attention_backward)
 DEFINE_WITH_SCRATCH(quantize)
 DEFINE_WITH_SCRATCH(sample)

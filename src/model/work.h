@@ -23,11 +23,11 @@ struct nb_matrix_shape {
 nb_status nb_work_take_matrix(const struct nb_work *work, enum nb_category category, const char *name, struct nb_matrix_shape shape,
                               nb_dptr *address);
 
-/* Fill in args->scratch, enqueue, and release the scratch. */
-nb_status nb_work_linear(const struct nb_work *work, struct nb_linear *args);
-nb_status nb_work_linear_backward(const struct nb_work *work, struct nb_linear_backward *args);
-nb_status nb_work_attention(const struct nb_work *work, struct nb_attention *args);
-nb_status nb_work_attention_backward(const struct nb_work *work, struct nb_attention_backward *args);
+/* Fill in args->scratch, enqueue, and release the scratch. It is taken for `tokens_limit` rows, args->tokens_max of which are at work. */
+nb_status nb_work_linear(const struct nb_work *work, struct nb_linear *args, int tokens_limit);
+nb_status nb_work_linear_backward(const struct nb_work *work, struct nb_linear_backward *args, int tokens_limit);
+nb_status nb_work_attention(const struct nb_work *work, struct nb_attention *args, int tokens_limit);
+nb_status nb_work_attention_backward(const struct nb_work *work, struct nb_attention_backward *args, int tokens_limit);
 nb_status nb_work_quantize(const struct nb_work *work, struct nb_quantize *args);
 nb_status nb_work_sample(const struct nb_work *work, struct nb_sample *args);
 

@@ -20,7 +20,8 @@ static nb_status create(struct nb_stepper *s)
     struct nb_device *device = session->device;
     struct nb_pass_options pass = {
         .limits = session->run->limits,
-        .keep = s->options.keep,
+        .keep = NB_KEEP_INPUT,
+        .layer_keep = session->run->keep,
         .slots = 1,
         .batches = s->options.micro_batches,
         .step = session->step,
@@ -41,7 +42,6 @@ struct nb_stepper_options nb_stepper_options_of(const struct nb_run *run)
 {
     const struct nb_config *config = run->config;
     return (struct nb_stepper_options){
-        .keep = config->gradient_checkpointing ? NB_KEEP_INPUT : NB_KEEP_EVERYTHING,
         .micro_batch_size = (int)config->micro_batch_size,
         .micro_batches = (int)config->gradient_accumulation_steps,
         .beta1 = config->adam_beta1,
@@ -118,14 +118,12 @@ static nb_status upload_step(struct nb_stepper *s, int64_t step, double learning
 static nb_status run_micro_batch(struct nb_stepper *s, const struct nb_dataset *dataset,
     const struct nb_step_rows *rows, uint32_t first, uint32_t last, uint32_t *token_offset)
 {
-    int head = nb_model_config_of(s->session->model)->layers + 1;
     nb_batch_clear(s->batch, *token_offset);
     for (uint32_t i = rows->bin_first[first]; i < rows->bin_first[last]; i++)
         NB_TRY(nb_batch_add(s->batch, dataset, rows->rows[i]));
     *token_offset += nb_batch_view(s->batch)->counts.tokens;
     NB_TRY(nb_pass_set_batch(s->pass, 0, nb_batch_view(s->batch)));
-    NB_TRY(nb_pass_forward(s->pass, 0, 0, head));
-    return nb_pass_backward(s->pass, 0, head - 1, 0);
+    return nb_pass_train(s->pass, 0);
 }
 
 static nb_status update(struct nb_stepper *s)

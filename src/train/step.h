@@ -5,7 +5,6 @@
 #include "train/session.h"
 
 struct nb_stepper_options {
-    enum nb_keep keep;
     int micro_batch_size; /* bins in a micro-batch */
     int micro_batches;    /* in a step, at most */
     double beta1, beta2, epsilon, weight_decay;

@@ -13,6 +13,7 @@
 
 #include "base/progress.h"
 #include "base/threads.h"
+#include "train/device.h"
 #include "train/plan.h"
 #include "train/schedule.h"
 #include "train/step.h"
@@ -288,6 +289,8 @@ static nb_status bench(const struct nb_config *config, struct steps *steps)
     nb_status status = nb_run_open(&(struct nb_run_args){.config = config, .purpose = NB_PURPOSE_TRAIN}, &run);
     if (status == NB_OK)
         status = nb_plan_make(run, &plan);
+    if (status == NB_OK)
+        status = nb_run_open_device(run, plan.site, plan.sites);
     struct nb_session_args args = {.capacity = plan.peak_bytes, .positions_max = run ? run->sequence_len : 0};
     if (status == NB_OK)
         status = nb_session_open(run, &args, &session);

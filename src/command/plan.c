@@ -17,7 +17,7 @@ static nb_status print_plan(const struct nb_config *config, bool json, bool allo
     nb_status status = nb_plan_make(opened, &plan);
     if (status == NB_OK) {
         if (json)
-            status = nb_plan_print_json(&plan, stdout);
+            status = nb_plan_print_json(opened, &plan, stdout);
         else
             nb_plan_print(opened, &plan, stdout);
         if (allocations && !json)

@@ -13,7 +13,14 @@
 enum nb_config_adapter { NB_CONFIG_ADAPTER_NONE, NB_CONFIG_ADAPTER_LORA, NB_CONFIG_ADAPTER_QLORA };
 enum nb_config_quant_type { NB_CONFIG_QUANT_NF4, NB_CONFIG_QUANT_FP4 };
 enum nb_config_bf16 { NB_CONFIG_BF16_AUTO, NB_CONFIG_BF16_TRUE, NB_CONFIG_BF16_FALSE };
-enum nb_config_device { NB_CONFIG_DEVICE_AUTO, NB_CONFIG_DEVICE_CPU };
+enum nb_config_device { NB_CONFIG_DEVICE_AUTO, NB_CONFIG_DEVICE_CPU, NB_CONFIG_DEVICE_CUDA };
+
+enum nb_config_checkpointing {
+    NB_CONFIG_CHECKPOINTING_TRUE,
+    NB_CONFIG_CHECKPOINTING_ATTENTION,
+    NB_CONFIG_CHECKPOINTING_FALSE,
+    NB_CONFIG_CHECKPOINTING_AUTO,
+};
 
 enum nb_config_optimizer {
     NB_CONFIG_OPTIMIZER_ADAMW_TORCH,
@@ -96,7 +103,7 @@ struct nb_config {
     int64_t warmup_steps; /* -1: unset; ask nb_config_warmup_steps */
     double warmup_ratio;  /* -1: unset */
     double weight_decay, max_grad_norm; /* max_grad_norm 0: no clipping */
-    bool gradient_checkpointing;
+    enum nb_config_checkpointing gradient_checkpointing;
     int64_t seed;
 
     /* Logging, evaluation, saving */

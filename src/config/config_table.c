@@ -111,8 +111,9 @@ const struct nb_key nb_keys[] = {
         .minimum = 0, .maximum = 1000, .help = "Decoupled weight decay of the adapter's matrices."},
     {.name = "max_grad_norm", .type = NB_KEY_FLOAT, .group = NB_GROUP_TRAINING, .offset = AT(max_grad_norm), .fallback = "1.0",
         .minimum = 0, .maximum = 1e30, .help = "Gradients are scaled down to this norm. 0: never."},
-    {.name = "gradient_checkpointing", .type = NB_KEY_BOOL, .group = NB_GROUP_TRAINING, .offset = AT(gradient_checkpointing),
-        .fallback = "false", .help = "Recompute each block in the backward pass: less memory, more time, the same numbers."},
+    {.name = "gradient_checkpointing", .type = NB_KEY_CHOICE, .group = NB_GROUP_TRAINING, .offset = AT(gradient_checkpointing),
+        .choices = CHOICES("true", "attention", "false", "auto"), .fallback = "false",
+        .help = "What is computed again, to save memory. true: blocks; attention: all but attention; auto: what must be."},
     {.name = "seed", .type = NB_KEY_INTEGER, .group = NB_GROUP_TRAINING, .everywhere = true, .offset = AT(seed),
         .fallback = "42", .minimum = 0, .maximum = WHOLE_MAX,
         .help = "The order of the rows, the adapter's initial values, dropout and sampling follow from it."},
@@ -140,7 +141,8 @@ const struct nb_key nb_keys[] = {
         .help = "The run's folder: adapter, checkpoints, metrics."},
 
     {.name = "device", .type = NB_KEY_CHOICE, .group = NB_GROUP_MACHINE, .everywhere = true, .offset = AT(device),
-        .choices = CHOICES("auto", "cpu"), .fallback = "auto", .help = "Where to compute."},
+        .choices = CHOICES("auto", "cpu", "cuda"), .fallback = "auto",
+        .help = "Where to compute. auto: on the GPU where there is one, else on the CPU."},
     {.name = "threads", .type = NB_KEY_INTEGER, .group = NB_GROUP_MACHINE, .everywhere = true, .offset = AT(threads),
         .fallback = "0", .minimum = 0, .maximum = 4096, .help = "Threads on the CPU; results do not depend on it. 0: all."},
 };

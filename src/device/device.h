@@ -455,7 +455,7 @@ struct nb_dry_counts {
 
 /* A device of `target`'s kind that owns no memory and runs nothing: addresses are invented, ops are checked (nb_check_*) and
  * counted, scratch_bytes is the target kind's. Uploads and downloads touch no host memory. Destroy with nb_device_destroy. Errors:
- * NB_UNSUPPORTED for a target that is not a CPU, NB_MEMORY. */
+ * NB_MEMORY. */
 nb_status nb_dry_device_create(const struct nb_device_profile *target, struct nb_device **device);
 
 /* `device` is a dry one. Valid while it is. */

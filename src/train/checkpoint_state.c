@@ -9,11 +9,12 @@
 #include "base/file.h"
 #include "base/log.h"
 #include "train/optimizer_state.h"
+#include "train/product_table.h"
 
 enum { STATE_BYTES_MAX = 1 << 20, CRC_CHUNK = 1 << 30 };
 
 static const char *const files[] = {
-    "adapter_config.json", "adapter_model.safetensors", "optimizer.safetensors", "config.yml"};
+    "adapter_config.json", "adapter_model.safetensors", "optimizer.safetensors", "config.yml", "products.json"};
 
 enum { FILES = sizeof files / sizeof files[0] };
 
@@ -123,6 +124,15 @@ static nb_status write_config(const char *folder, const struct nb_config *config
     return status;
 }
 
+static nb_status write_products(const char *folder, const struct nb_run *run)
+{
+    static const struct nb_product_table none = {0};
+    char *path = nb_path_join(folder, "products.json");
+    nb_status status = nb_product_table_write(path, run->recorded ? run->recorded : &none);
+    free(path);
+    return status;
+}
+
 static nb_status write_folder(struct nb_session *session, const char *folder, const struct nb_trainer_state *state)
 {
     const struct nb_config *config = session->run->config;
@@ -135,6 +145,8 @@ static nb_status write_folder(struct nb_session *session, const char *folder, co
     free(path);
     if (status == NB_OK)
         status = write_config(folder, config);
+    if (status == NB_OK)
+        status = write_products(folder, session->run);
     return status == NB_OK ? write_state(folder, state) : status;
 }
 
@@ -242,6 +254,7 @@ nb_status nb_checkpoint_state_check_config(const char *checkpoint_folder, const 
     stored.saves_per_epoch = config->saves_per_epoch;
     stored.save_total_limit = config->save_total_limit;
     stored.threads = config->threads;
+    stored.gradient_checkpointing = config->gradient_checkpointing;
     if (!depends_on_length(config)) {
         stored.num_epochs = config->num_epochs;
         stored.max_steps = config->max_steps;

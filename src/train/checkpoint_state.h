@@ -4,6 +4,7 @@
  *   optimizer.safetensors   masters and moments of every trainable in registry order: "NAME" F32, "NAME.m" and "NAME.v" F32 or U8
  *                           codes, "NAME.m_absmax" and "NAME.v_absmax" F32
  *   config.yml              the resolved configuration
+ *   products.json           which way each matrix product took on a GPU (product_table.h); no lines on a CPU
  *   trainer_state.json      struct nb_trainer_state, sizes and crc32 of the other files, and its own crc32 */
 #ifndef NB_TRAIN_CHECKPOINT_STATE_H
 #define NB_TRAIN_CHECKPOINT_STATE_H
@@ -34,7 +35,7 @@ nb_status nb_checkpoint_state_read(const char *checkpoint_folder, struct nb_trai
 nb_status nb_checkpoint_state_load(struct nb_session *session, const char *checkpoint_folder);
 
 /* The configs of the checkpoint and of this run must agree; a key that changes neither data nor arithmetic may differ:
- * output_dir, base_model_name, logging_steps, save_steps, saves_per_epoch, save_total_limit, threads; and num_epochs and max_steps
+ * output_dir, base_model_name, logging_steps, save_steps, saves_per_epoch, save_total_limit, threads, gradient_checkpointing; and num_epochs and max_steps
  * where the schedule does not depend on the run's length. Errors: NB_USAGE naming the key. */
 nb_status nb_checkpoint_state_check_config(const char *checkpoint_folder, const struct nb_config *config);
 

@@ -19,6 +19,8 @@ static void collect_notes(const struct nb_run *run, struct nb_plan *plan)
 {
     const struct nb_config *config = run->config;
     const char *precision = nb_run_precision_note(run);
+    if (run->device_note)
+        note(plan, nb_format("device: auto is the CPU here: %s", run->device_note));
     if (precision)
         note(plan, nb_format("%s", precision));
     if (config->optimizer == NB_CONFIG_OPTIMIZER_PAGED_ADAMW_8BIT ||
@@ -77,6 +79,26 @@ static void count_data(const struct nb_run *run, struct nb_plan *plan)
     plan->rows_per_step = (int)(run->config->micro_batch_size * run->config->gradient_accumulation_steps);
 }
 
+static nb_status copy_sites(const struct nb_device *device, struct nb_plan *plan)
+{
+    const struct nb_product_site *site = nb_dry_device_sites(device, &plan->sites);
+    if (plan->sites == 0)
+        return NB_OK;
+    if (!(plan->site = malloc((size_t)plan->sites * sizeof *site)))
+        return nb_fail(NB_MEMORY, "no memory for the plan's list of products");
+    memcpy(plan->site, site, (size_t)plan->sites * sizeof *site);
+    return NB_OK;
+}
+
+static void count_blocks(const struct nb_run *run, struct nb_plan *plan)
+{
+    plan->blocks = nb_checkpoint_config(run->checkpoint)->layers;
+    for (int i = 0; i < plan->blocks; i++) {
+        plan->kept_everything += run->keep[i] == NB_KEEP_EVERYTHING;
+        plan->kept_attention += run->keep[i] == NB_KEEP_ATTENTION;
+    }
+}
+
 static nb_status list_allocations(const struct nb_arena *arena, struct nb_plan *plan)
 {
     size_t bytes;
@@ -98,11 +120,15 @@ nb_status nb_plan_make(const struct nb_run *run, struct nb_plan *plan)
         plan->peak_bytes = nb_arena_high_water(session->arena);
         for (int c = 0; c < NB_CATEGORY_COUNT; c++)
             plan->category_bytes[c] = nb_arena_high_water_of(session->arena, (enum nb_category)c);
-        plan->available_bytes = run->profile.memory_bytes;
+        plan->available_bytes = run->available_bytes;
         plan->trainable_parameters = nb_adapter_parameters(session->adapter);
         plan->parameters = (uint64_t)nb_model_config_parameters(nb_model_config_of(session->model));
         count_data(run, plan);
+        count_blocks(run, plan);
         collect_notes(run, plan);
+        status = copy_sites(session->device, plan);
+    }
+    if (status == NB_OK) {
         status = list_allocations(session->arena, plan);
     }
     nb_session_close(&session);
@@ -114,5 +140,6 @@ void nb_plan_destroy(struct nb_plan *plan)
     for (int i = 0; i < plan->notes; i++)
         free(plan->note[i]);
     free(plan->allocations);
+    free(plan->site);
     *plan = (struct nb_plan){0};
 }

@@ -5,6 +5,7 @@
 #include <stdio.h>
 
 #include "base/arena.h"
+#include "device/cuda/plan.h"
 #include "train/setup.h"
 
 enum { NB_PLAN_NOTES_MAX = 8 };
@@ -23,6 +24,9 @@ struct nb_plan {
     char *allocations;                       /* the table of nb_arena_print: what stood at the peak; owned */
     char *note[NB_PLAN_NOTES_MAX];           /* sentences; owned */
     int notes;
+    struct nb_product_site *site;            /* the matrix products of the run, on a GPU; owned */
+    int sites;
+    int kept_everything, kept_attention, blocks; /* blocks that compute nothing again, all but attention; all there are */
 };
 
 /* Measures. Errors: those of a step that cannot be run on this device; NB_MEMORY. Destroy with nb_plan_destroy. */
@@ -36,7 +40,8 @@ void nb_plan_print(const struct nb_run *run, const struct nb_plan *plan, FILE *o
 
 /* One JSON object and a newline: "peak_bytes", "categories" {name: bytes}, "host_bytes", "available_bytes", "trainable_parameters",
  * "parameters", "rows", "eval_rows", "epoch_tokens", "epoch_trained_tokens", "steps_per_epoch", "steps", "warmup_steps",
- * "rows_per_step", "step_flops", "fits", "notes" [text]. */
-nb_status nb_plan_print_json(const struct nb_plan *plan, FILE *out);
+ * "rows_per_step", "step_flops", "fits", "device", "blocks", "blocks_keeping_everything", "blocks_keeping_attention", "products" [{"out",
+ * "in", "tokens", "backward", "path"}], "notes" [text]. */
+nb_status nb_plan_print_json(const struct nb_run *run, const struct nb_plan *plan, FILE *out);
 
 #endif

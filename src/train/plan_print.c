@@ -33,6 +33,44 @@ static const char *format_name(const struct nb_run *run)
     return "bf16";
 }
 
+/* 4096 x 14336 at 2048 tokens: forward scratch, backward fused. A matrix's two directions stand on one line. */
+static void print_products(const struct nb_run *run, const struct nb_plan *plan, FILE *out)
+{
+    const char *title = "products ";
+    for (int i = 0; i < plan->sites; i++) {
+        const struct nb_product_site *s = &plan->site[i], *back = NULL;
+        if (s->format == NB_WEIGHT_BF16 || s->backward)
+            continue;
+        for (int k = 0; k < plan->sites && !back; k++)
+            if (plan->site[k].backward && plan->site[k].out == s->out && plan->site[k].in == s->in &&
+                plan->site[k].tokens == s->tokens && plan->site[k].format == s->format)
+                back = &plan->site[k];
+        fprintf(out, "%s  %d x %d at %d tokens: %s forward", title, s->out, s->in, s->tokens,
+            nb_product_path_name(nb_product_path_of(&run->profile, s)));
+        fprintf(out, back ? ", %s backward\n" : "\n", back ? nb_product_path_name(nb_product_path_of(&run->profile, back)) : "");
+        title = "         ";
+    }
+}
+
+static void print_device(const struct nb_run *run, const struct nb_plan *plan, FILE *out)
+{
+    const struct nb_device_profile *p = &run->profile;
+    if (p->kind == NB_DEVICE_CPU)
+        fprintf(out, "device     %s, %d threads\n", p->name, p->multiprocessors);
+    else
+        fprintf(out, "device     %s (compute capability %d.%d), %s\n", p->name, p->compute_capability / 10,
+            p->compute_capability % 10,
+            p->cublaslt_version ? "cuBLASLt for large products" : "products on nibble's own kernels, without cuBLASLt");
+    print_products(run, plan, out);
+    int again = plan->blocks - plan->kept_everything - plan->kept_attention;
+    if (again + plan->kept_attention == 0)
+        return;
+    fprintf(out, "recompute  %d of %d blocks", again + plan->kept_attention, plan->blocks);
+    if (plan->kept_attention)
+        fprintf(out, ", %d of them without their attention", plan->kept_attention);
+    fprintf(out, "\n");
+}
+
 static void print_run(const struct nb_run *run, const struct nb_plan *plan, FILE *out)
 {
     const struct nb_config *config = run->config;
@@ -57,6 +95,7 @@ static void print_run(const struct nb_run *run, const struct nb_plan *plan, FILE
 void nb_plan_print(const struct nb_run *run, const struct nb_plan *plan, FILE *out)
 {
     print_run(run, plan, out);
+    print_device(run, plan, out);
     fprintf(out, "memory     %.1f MiB at the peak, of %.0f MiB\n", (double)plan->peak_bytes / mebibyte,
         (double)plan->available_bytes / mebibyte);
     for (int c = 0; c < NB_CATEGORY_COUNT; c++)
@@ -68,9 +107,27 @@ void nb_plan_print(const struct nb_run *run, const struct nb_plan *plan, FILE *o
         fprintf(out, "note: %s\n", plan->note[i]);
 }
 
-nb_status nb_plan_print_json(const struct nb_plan *plan, FILE *out)
+static json_t *products_json(const struct nb_run *run, const struct nb_plan *plan)
+{
+    json_t *list = json_array();
+    for (int i = 0; i < plan->sites; i++) {
+        const struct nb_product_site *s = &plan->site[i];
+        const char *path =
+            s->format == NB_WEIGHT_BF16 ? "bf16" : nb_product_path_name(nb_product_path_of(&run->profile, s));
+        json_array_append_new(list, json_pack("{s:i, s:i, s:i, s:b, s:s}", "out", s->out, "in", s->in, "tokens",
+                                        s->tokens, "backward", (int)s->backward, "path", path));
+    }
+    return list;
+}
+
+nb_status nb_plan_print_json(const struct nb_run *run, const struct nb_plan *plan, FILE *out)
 {
     json_t *root = json_object(), *categories = json_object(), *notes = json_array();
+    json_object_set_new(root, "device", json_string(run->profile.name));
+    json_object_set_new(root, "blocks", json_integer(plan->blocks));
+    json_object_set_new(root, "blocks_keeping_everything", json_integer(plan->kept_everything));
+    json_object_set_new(root, "blocks_keeping_attention", json_integer(plan->kept_attention));
+    json_object_set_new(root, "products", products_json(run, plan));
     for (int c = 0; c < NB_CATEGORY_COUNT; c++)
         json_object_set_new(
             categories, nb_category_name((enum nb_category)c), json_integer((json_int_t)plan->category_bytes[c]));

@@ -4,6 +4,7 @@
 #include <stdlib.h>
 
 #include "base/progress.h"
+#include "train/device.h"
 
 /* The dry device invents addresses; an arena over it only has to begin at one that is not null. */
 static const uint64_t dry_base = 1u << 20;
@@ -30,11 +31,12 @@ static nb_status take_memory(struct nb_session *s, uint64_t capacity)
 {
     if (s->dry)
         return nb_arena_create("device", dry_base, UINT64_MAX, &s->arena);
-    if (capacity > s->device->profile.memory_bytes)
+    if (capacity > s->run->available_bytes)
         return nb_fail(NB_MEMORY,
-            "%s has %.0f MiB, this needs %.0f MiB; lower sequence_len, micro_batch_size or lora_r, or set "
+            "%s has %.0f MiB%s, this needs %.0f MiB; lower sequence_len, micro_batch_size or lora_r, or set "
             "gradient_checkpointing: true, optimizer: adamw_8bit or load_in_4bit: true",
-            s->device->profile.name, (double)s->device->profile.memory_bytes / mebibyte, (double)capacity / mebibyte);
+            s->device->profile.name, (double)s->run->available_bytes / mebibyte,
+            s->run->available_bytes < s->device->profile.memory_bytes ? " free" : "", (double)capacity / mebibyte);
     NB_TRY(s->device->memory_take(s->device, capacity, &s->slab));
     NB_TRY(nb_arena_create("device", s->slab.address, capacity, &s->arena));
     s->capacity = capacity;
@@ -69,7 +71,10 @@ static nb_status load_model(struct nb_session *s, bool shows_progress)
 static nb_status open_session(struct nb_session *s, const struct nb_session_args *args)
 {
     const struct nb_run *run = s->run;
-    NB_TRY(s->dry ? nb_dry_device_create(&run->profile, &s->device) : nb_cpu_device_create(&run->cpu, &s->device));
+    if (s->dry)
+        NB_TRY(nb_dry_device_create(&run->profile, &s->device));
+    else if (!(s->device = run->device))
+        return nb_fail(NB_UNSUPPORTED, "a session needs its run's device opened");
     NB_TRY(nb_device_require_all(s->device));
     NB_TRY(s->device->stream_create(s->device, &s->stream));
     NB_TRY(take_memory(s, args->capacity));
@@ -118,18 +123,24 @@ void nb_session_close(struct nb_session **session)
             s->device->memory_give_back(s->device, s->slab);
         }
     }
-    nb_device_destroy(&s->device);
+    if (s->dry)
+        nb_device_destroy(&s->device);
     free(s);
     *session = NULL;
 }
 
 nb_status nb_session_run(
-    const struct nb_run *run, int positions_max, nb_session_body *body, void *context, uint64_t *planned)
+    struct nb_run *run, int positions_max, nb_session_body *body, void *context, uint64_t *planned)
 {
     struct nb_session_args args = {.dry = true, .positions_max = positions_max};
     struct nb_session *session = NULL;
     NB_TRY(nb_session_open(run, &args, &session));
     nb_status status = body(session, context);
+    if (status == NB_OK) {
+        int sites;
+        const struct nb_product_site *site = nb_dry_device_sites(session->device, &sites);
+        status = nb_run_open_device(run, site, sites);
+    }
     args = (struct nb_session_args){
         .capacity = nb_arena_high_water(session->arena), .positions_max = positions_max, .shows_progress = true};
     nb_session_close(&session);

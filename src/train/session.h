@@ -9,7 +9,7 @@
 struct nb_session {
     const struct nb_run *run;
     bool dry;
-    struct nb_device *device;
+    struct nb_device *device; /* the run's; a dry session's own */
     struct nb_stream *stream;
     struct nb_arena *arena;
     nb_dptr slab;
@@ -27,7 +27,7 @@ struct nb_session_args {
     bool shows_progress;  /* of loading */
 };
 
-/* Takes the memory, loads the model, makes or loads the adapter (run->start_folder), sets the step struct to zero. The stream has
+/* On the run's device, which must be open (nb_run_open_device), or on a dry one. Takes the memory, loads the model, makes or loads the adapter (run->start_folder), sets the step struct to zero. The stream has
  * passed everything on return. Errors: NB_MEMORY when the machine has less than `capacity` or the plan does not hold; those of
  * loading. On an error *session is NULL. */
 nb_status nb_session_open(const struct nb_run *run, const struct nb_session_args *args, struct nb_session **session);
@@ -39,6 +39,6 @@ void nb_session_close(struct nb_session **session);
  * same allocations on both; session->dry tells it not to look at results. `planned` (may be NULL) receives the capacity.
  * For evaluate and generate; train does the same through nb_plan_make. */
 typedef nb_status nb_session_body(struct nb_session *session, void *context);
-nb_status nb_session_run(const struct nb_run *run, int positions_max, nb_session_body *body, void *context, uint64_t *planned);
+nb_status nb_session_run(struct nb_run *run, int positions_max, nb_session_body *body, void *context, uint64_t *planned);
 
 #endif

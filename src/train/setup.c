@@ -5,20 +5,12 @@
 
 #include "base/file.h"
 #include "base/log.h"
-#include "base/threads.h"
+#include "train/device.h"
+#include "train/product_table.h"
+#include "train/recompute.h"
 #include "train/setup_data.h"
 
 /* ---- model and device ---- */
-
-static void choose_device(struct nb_run *run)
-{
-    run->cpu = (struct nb_cpu_options){.threads = (int)run->config->threads};
-    nb_threads_set_default(run->cpu.threads);
-    nb_cpu_profile(&run->cpu, &run->profile);
-    bool bf16 =
-        run->config->bf16 == NB_CONFIG_BF16_TRUE || (run->config->bf16 == NB_CONFIG_BF16_AUTO && run->profile.bf16);
-    run->model.activation = bf16 ? NB_DTYPE_BF16 : NB_DTYPE_F32;
-}
 
 const char *nb_run_precision_note(const struct nb_run *run)
 {
@@ -231,7 +223,7 @@ static nb_status open_run(struct nb_run *run, const struct nb_run_args *args)
     if (!path)
         return nb_fail(NB_USAGE, "base_model: no model is given");
     NB_TRY(nb_checkpoint_open(path, &run->checkpoint));
-    choose_device(run);
+    NB_TRY(nb_run_choose_device(run));
     NB_TRY(choose_weights(run));
     choose_length(run);
     NB_TRY(choose_adapter(run, trains ? config->lora_model_dir : args->adapter));
@@ -239,8 +231,12 @@ static nb_status open_run(struct nb_run *run, const struct nb_run_args *args)
     NB_TRY(open_tokenizer(run, path));
     NB_TRY(check_special_tokens(run));
     NB_TRY(open_template(run));
-    if (trains)
-        return nb_setup_training_data(run);
+    if (trains) {
+        if (!(run->keep = calloc((size_t)nb_checkpoint_config(run->checkpoint)->layers, sizeof *run->keep)))
+            return nb_fail(NB_MEMORY, "no memory to set up a run");
+        NB_TRY(nb_setup_training_data(run));
+        return nb_recompute_choose(run);
+    }
     return args->purpose == NB_PURPOSE_EVALUATE ? nb_setup_evaluation_data(run, args->data) : NB_OK;
 }
 
@@ -276,6 +272,11 @@ void nb_run_destroy(struct nb_run **run)
     free(r->tokenizer_problem);
     free(r->chat_template_problem);
     nb_checkpoint_close(&r->checkpoint);
+    nb_device_destroy(&r->device);
+    nb_product_table_destroy(&r->products);
+    nb_product_table_destroy(&r->recorded);
+    free(r->device_note);
+    free(r->keep);
     free(r);
     *run = NULL;
 }

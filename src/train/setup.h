@@ -54,6 +54,12 @@ struct nb_run {
     struct nb_model_options model;
     struct nb_cpu_options cpu;
     struct nb_device_profile profile;
+    char *device_note;                  /* why `device: auto` is not a GPU here, or NULL */
+    struct nb_product_table *products;  /* a GPU's measured or recorded table; NULL: the defaults */
+    struct nb_product_table *recorded;  /* what a training run's products take, for its checkpoints; NULL before it is planned */
+    struct nb_device *device;           /* opened by nb_run_open_device; NULL before. Sessions borrow it */
+    uint64_t available_bytes;           /* of the device, for the arena: all it has until it is opened, then what was left */
+    enum nb_keep *keep;                 /* [blocks]: what each keeps in training; NULL outside of it */
     int sequence_len;
 
     struct nb_dataset *data;      /* what trains, or what is evaluated; NULL for NB_PURPOSE_GENERATE */

@@ -9,9 +9,12 @@
 #include "base/log.h"
 #include "base/progress.h"
 #include "train/checkpoint_state.h"
+#include "train/device.h"
 #include "train/evaluate.h"
 #include "train/metrics.h"
 #include "train/plan.h"
+#include "train/product_table.h"
+#include "train/recompute.h"
 #include "train/run_folder.h"
 #include "train/schedule.h"
 #include "train/step.h"
@@ -305,19 +308,47 @@ static nb_status open_session(struct trainer *t, uint64_t capacity)
     return nb_stepper_create(t->session, &options, &t->stepper);
 }
 
+static nb_status take_products(struct trainer *t, const char *checkpoint)
+{
+    char *path = nb_path_join(checkpoint, "products.json");
+    nb_status status = nb_run_take_products(t->run, path);
+    free(path);
+    return status;
+}
+
+/* The device is opened for the products of a first plan; what memory it then has left decides what each block keeps. */
+static nb_status plan_memory(struct trainer *t, uint64_t *capacity)
+{
+    struct nb_plan plan;
+    nb_status status = nb_plan_make(t->run, &plan);
+    if (status == NB_OK)
+        status = nb_run_open_device(t->run, plan.site, plan.sites);
+    nb_plan_destroy(&plan);
+    if (status == NB_OK)
+        status = nb_recompute_choose(t->run);
+    if (status == NB_OK)
+        status = nb_plan_make(t->run, &plan);
+    if (status == NB_OK) {
+        nb_plan_print(t->run, &plan, stderr);
+        *capacity = plan.peak_bytes;
+        status = nb_product_table_record(&t->run->profile, plan.site, plan.sites, &t->run->recorded);
+    }
+    nb_plan_destroy(&plan);
+    return status;
+}
+
 /* Set-up, plan and memory; `checkpoint` is where to go on from, or NULL. */
 static nb_status begin(struct trainer *t, const char *checkpoint)
 {
     struct nb_run_args args = {.config = t->config, .purpose = NB_PURPOSE_TRAIN};
-    struct nb_plan plan;
     NB_TRY(nb_run_open(&args, &t->run));
     if (!nb_checkpoint_has_weights(t->run->checkpoint))
         return nb_fail(NB_USAGE, "base_model: %s holds no weights; it can be planned, not trained",
             nb_checkpoint_path(t->run->checkpoint));
-    NB_TRY(nb_plan_make(t->run, &plan));
-    nb_plan_print(t->run, &plan, stderr);
-    uint64_t capacity = plan.peak_bytes;
-    nb_plan_destroy(&plan);
+    if (checkpoint)
+        NB_TRY(take_products(t, checkpoint));
+    uint64_t capacity = 0;
+    NB_TRY(plan_memory(t, &capacity));
     t->schedule = (struct nb_schedule){
         .kind = t->config->lr_scheduler,
         .learning_rate = t->config->learning_rate,

@@ -42,7 +42,7 @@ wrong "$config:13:" 'micro|gradient_accumulation_steps' -- 'gradient_accumulatio
 wrong "$config:13:" 'gradient_accumulation_steps' -- 'gradient_accumulation_steps: 1.5'
 wrong "$config:1" -- 'val_set_size: [1'
 wrong "$config:13:" -- 'seed: -1'
-wrong "$config:13:" 'device' 'cuda' -- 'device: cuda'
+wrong "$config:13:" 'device' 'cuda' -- 'device: cude'
 
 # Learning rates.
 replaced "$config:10:16" 'learning_rate' -- 's/^learning_rate:.*/learning_rate: 0/'

@@ -9,6 +9,7 @@
 #include <cmocka.h>
 
 #include "base/file.h"
+#include "train/device.h"
 
 void training_check(nb_status status)
 {
@@ -31,6 +32,7 @@ static void open_training(struct training *training, const char *yaml, const str
     if (deferred)
         training->run->cpu = *deferred;
     training_check(nb_plan_make(training->run, &training->plan));
+    training_check(nb_run_open_device(training->run, training->plan.site, training->plan.sites));
     struct nb_session_args session = {.capacity = training->plan.peak_bytes, .positions_max = training->run->sequence_len};
     struct nb_stepper_options options = nb_stepper_options_of(training->run);
     training_check(nb_session_open(training->run, &session, &training->session));

@@ -4,6 +4,7 @@
 #include <sys/mman.h>
 
 #include "device/cpu/cpu.h"
+#include "device/cuda/plan.h"
 
 /* Memory is only an address and its size. */
 struct slab {
@@ -16,6 +17,8 @@ struct dry {
     struct nb_dry_counts counts;
     struct slab *device_slabs, *host_slabs;
     uint64_t next_address;
+    struct nb_product_site *site; /* [sites], of a CUDA target */
+    int sites, sites_capacity;
 };
 
 struct nb_stream {
@@ -236,6 +239,58 @@ static double flops_attention_backward(const struct nb_attention_backward *a)
     return 10.0 * attention_pairs(a->tokens_max, a->longest_max, a->window) * a->heads * a->head_dim;
 }
 
+/* ---- the products of a CUDA target ---- */
+
+static nb_status add_site(struct dry *dry, const struct nb_product_site *new)
+{
+    for (int i = 0; i < dry->sites; i++) {
+        const struct nb_product_site *s = &dry->site[i];
+        if (s->out == new->out && s->in == new->in && s->tokens == new->tokens && s->backward == new->backward &&
+            s->format == new->format)
+            return NB_OK;
+    }
+    if (dry->sites == dry->sites_capacity) {
+        int capacity = dry->sites_capacity ? 2 * dry->sites_capacity : 16;
+        struct nb_product_site *site = realloc(dry->site, (size_t)capacity * sizeof *site);
+        if (!site)
+            return nb_fail(NB_MEMORY, "no memory for the dry device's list of products");
+        dry->site = site;
+        dry->sites_capacity = capacity;
+    }
+    dry->site[dry->sites++] = *new;
+    return NB_OK;
+}
+
+static nb_status add_parts(
+    struct dry *dry, const struct nb_linear_part *part, int parts, struct nb_product_site site)
+{
+    for (int p = 0; dry->base.profile.kind == NB_DEVICE_CUDA && p < parts; p++) {
+        site.out = part[p].out;
+        site.format = part[p].weight.format;
+        NB_TRY(add_site(dry, &site));
+    }
+    return NB_OK;
+}
+
+static nb_status sites_linear(struct dry *dry, const struct nb_linear *a)
+{
+    struct nb_product_site site = {.in = a->in, .tokens = a->site_tokens ? a->site_tokens : a->tokens_max};
+    return add_parts(dry, a->part, a->parts, site);
+}
+
+static nb_status sites_linear_backward(struct dry *dry, const struct nb_linear_backward *a)
+{
+    struct nb_product_site site = {
+        .in = a->in, .tokens = a->site_tokens ? a->site_tokens : a->tokens_max, .backward = true};
+    return nb_dptr_is_null(a->dx) ? NB_OK : add_parts(dry, a->part, a->parts, site);
+}
+
+#define SITES(dry, args)                                                                                     \
+    _Generic((args),                                                                                         \
+        const struct nb_linear *: sites_linear(dry, (const void *)(args)),                                   \
+        const struct nb_linear_backward *: sites_linear_backward(dry, (const void *)(args)),                 \
+        default: NB_OK)
+
 #define FLOPS(args) \
     _Generic((args),                                                                                       \
         const struct nb_linear *: flops_linear((const void *)(args)),                                      \
@@ -251,7 +306,7 @@ static double flops_attention_backward(const struct nb_attention_backward *a)
         NB_TRY(nb_check_##name(args));                                                                              \
         dry_of(device)->counts.ops++;                                                                               \
         dry_of(device)->counts.flops += FLOPS(args);                                                                \
-        return NB_OK;                                                                                               \
+        return SITES(dry_of(device), args);                                                                         \
     }
 NB_OPS(DEFINE_OP)
 
@@ -264,14 +319,12 @@ static void destroy(struct nb_device *device)
         leave_slab(&dry->device_slabs, &dry->counts.memory_bytes, dry->device_slabs->address);
     while (dry->host_slabs)
         host_give_back(device, (void *)(uintptr_t)dry->host_slabs->address);
+    free(dry->site);
     free(dry);
 }
 
 nb_status nb_dry_device_create(const struct nb_device_profile *target, struct nb_device **device)
 {
-    if (target->kind != NB_DEVICE_CPU)
-        return nb_fail(
-            NB_UNSUPPORTED, "the device \"%s\" is not a CPU, and this build plans for CPUs only", target->name);
     struct dry *dry = calloc(1, sizeof *dry);
     if (!dry)
         return nb_fail(NB_MEMORY, "no memory for the dry device");
@@ -298,10 +351,18 @@ nb_status nb_dry_device_create(const struct nb_device_profile *target, struct nb
     };
 #define ENTER_OP(name)             \
     dry->base.name = enter_##name; \
-    dry->base.name##_scratch_bytes = nb_cpu_##name##_scratch_bytes;
+    dry->base.name##_scratch_bytes =  \
+        target->kind == NB_DEVICE_CUDA ? nb_cuda_##name##_scratch_bytes : nb_cpu_##name##_scratch_bytes;
     NB_OPS(ENTER_OP)
     *device = &dry->base;
     return NB_OK;
+}
+
+const struct nb_product_site *nb_dry_device_sites(const struct nb_device *device, int *count)
+{
+    const struct dry *dry = (const struct dry *)device;
+    *count = dry->sites;
+    return dry->site;
 }
 
 const struct nb_dry_counts *nb_dry_device_counts(const struct nb_device *device)

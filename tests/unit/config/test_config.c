@@ -81,7 +81,7 @@ static const struct {
     {"warmup_ratio", {"0", "0.1"}},
     {"weight_decay", {"0.01", "1"}},
     {"max_grad_norm", {"0", "0.3333333333333333"}},
-    {"gradient_checkpointing", {"true", "On"}},
+    {"gradient_checkpointing", {"attention", "On"}},
     {"seed", {"0", "9007199254740992"}},
     {"logging_steps", {"2", "500"}},
     {"eval_steps", {"0.25", "20"}},
@@ -92,7 +92,7 @@ static const struct {
     {"early_stopping_patience", {"1", "3"}},
     {"load_best_model_at_end", {"true", "yes"}},
     {"output_dir", {"out", "\"a\\tb\""}},
-    {"device", {"cpu", "'cpu'"}},
+    {"device", {"cpu", "'cuda'"}},
     {"threads", {"1", "4096"}},
 };
 
@@ -248,7 +248,7 @@ static void refusals_name_place_key_and_remedy(void **state)
     assert_refused("save_steps: 1.5\n", "file.yml:1:13: save_steps: 1.5: from 1 on it must be a whole number");
     assert_refused("sample_packing: 1\n", "file.yml:1:17: sample_packing: \"1\" is not true or false");
     assert_refused("sample_packing: tRUE\n", "file.yml:1:17: sample_packing: \"tRUE\" is not true or false");
-    assert_refused("device: cuda:0\n", "file.yml:1:9: device: \"cuda:0\" is none of: auto, cpu");
+    assert_refused("device: cuda:0\n", "file.yml:1:9: device: \"cuda:0\" is none of: auto, cpu, cuda");
     assert_refused("chat_template: gemma\n",
         "file.yml:1:16: chat_template: \"gemma\" is none of: tokenizer_default, chatml, llama3, smollm2");
     assert_refused("lora_target_modules: [q_proj, [x]]\n", "file.yml:1:31: lora_target_modules: a list is not a name");

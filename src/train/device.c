@@ -1,0 +1,91 @@
+#include "train/device.h"
+
+#include <stdlib.h>
+#include <string.h>
+
+#include "base/file.h"
+#include "base/log.h"
+#include "base/threads.h"
+#include "device/cuda/cuda.h"
+#include "train/product_table.h"
+
+/* What the user measured on this machine, if anything. */
+static nb_status read_user_table(struct nb_run *run)
+{
+    char *path = nb_product_table_user_path(&run->profile);
+    nb_status status = path && nb_path_exists(path) ? nb_product_table_read(path, &run->products) : NB_OK;
+    free(path);
+    run->profile.products = run->products;
+    return status;
+}
+
+static nb_status choose_cuda(struct nb_run *run)
+{
+    const struct nb_cuda_options options = {0};
+    NB_TRY(nb_cuda_probe(&options, &run->profile));
+    if (run->config->bf16 == NB_CONFIG_BF16_FALSE)
+        return nb_fail(NB_USAGE,
+            "bf16: false: %s computes in bf16 alone; remove the key, or set device: cpu for fp32", run->profile.name);
+    run->model.activation = NB_DTYPE_BF16;
+    run->available_bytes = run->profile.memory_bytes;
+    return read_user_table(run);
+}
+
+static void choose_cpu(struct nb_run *run)
+{
+    run->cpu = (struct nb_cpu_options){.threads = (int)run->config->threads};
+    nb_threads_set_default(run->cpu.threads);
+    nb_cpu_profile(&run->cpu, &run->profile);
+    bool bf16 =
+        run->config->bf16 == NB_CONFIG_BF16_TRUE || (run->config->bf16 == NB_CONFIG_BF16_AUTO && run->profile.bf16);
+    run->model.activation = bf16 ? NB_DTYPE_BF16 : NB_DTYPE_F32;
+    run->available_bytes = run->profile.memory_bytes;
+}
+
+nb_status nb_run_choose_device(struct nb_run *run)
+{
+    enum nb_config_device wanted = run->config->device;
+    if (wanted == NB_CONFIG_DEVICE_CUDA)
+        return choose_cuda(run);
+    /* fp32 is what the CPU alone can do, so asking for it is asking for the CPU. */
+    if (wanted == NB_CONFIG_DEVICE_AUTO && nb_cuda_built() && run->config->bf16 != NB_CONFIG_BF16_FALSE) {
+        nb_status status = choose_cuda(run);
+        if (status != NB_UNSUPPORTED)
+            return status;
+        if (!(run->device_note = strdup(nb_status_message())))
+            return nb_fail(NB_MEMORY, "no memory for a message");
+    }
+    choose_cpu(run);
+    return NB_OK;
+}
+
+nb_status nb_run_open_device(struct nb_run *run, const struct nb_product_site *sites, int count)
+{
+    if (run->device)
+        return NB_OK;
+    if (run->profile.kind == NB_DEVICE_CPU)
+        return nb_cpu_device_create(&run->cpu, &run->device);
+    const struct nb_cuda_options options = {.products = run->products};
+    NB_TRY(nb_cuda_device_create(&options, &run->device));
+    NB_TRY(nb_device_require_all(run->device));
+    NB_TRY(run->device->prepare(run->device, sites, count));
+    return run->device->memory_available(run->device, &run->available_bytes);
+}
+
+nb_status nb_run_take_products(struct nb_run *run, const char *path)
+{
+    struct nb_product_table *recorded = NULL;
+    if (run->profile.kind == NB_DEVICE_CPU)
+        return NB_OK;
+    NB_TRY(nb_product_table_read(path, &recorded));
+    if (strcmp(recorded->device, run->profile.name) != 0 || recorded->cublaslt_version != run->profile.cublaslt_version) {
+        nb_warn("%s: this run began on %s with cuBLASLt %d and goes on with %s and %d: its sums may differ in the last bits",
+            path, recorded->device, recorded->cublaslt_version, run->profile.name, run->profile.cublaslt_version);
+        nb_product_table_destroy(&recorded);
+        return NB_OK;
+    }
+    nb_product_table_destroy(&run->products);
+    run->products = recorded;
+    run->profile.products = recorded;
+    return NB_OK;
+}

@@ -1,0 +1,101 @@
+#include "train/recompute.h"
+
+#include "train/plan.h"
+
+static void keep_all(struct nb_run *run, enum nb_keep keep)
+{
+    int blocks = nb_checkpoint_config(run->checkpoint)->layers;
+    for (int i = 0; i < blocks; i++)
+        run->keep[i] = keep;
+}
+
+/* The last blocks keep everything, those before them attention's output, the first their input alone. */
+static void keep_some(struct nb_run *run, int attention, int everything)
+{
+    int blocks = nb_checkpoint_config(run->checkpoint)->layers;
+    for (int i = 0; i < blocks; i++)
+        run->keep[i] = i >= blocks - everything               ? NB_KEEP_EVERYTHING
+                       : i >= blocks - everything - attention ? NB_KEEP_ATTENTION
+                                                              : NB_KEEP_INPUT;
+}
+
+struct cost {
+    double bytes, flops;
+};
+
+static nb_status measure(struct nb_run *run, struct cost *cost)
+{
+    struct nb_plan plan;
+    nb_status status = nb_plan_make(run, &plan);
+    if (status == NB_OK)
+        *cost = (struct cost){(double)plan.peak_bytes, plan.step_flops};
+    nb_plan_destroy(&plan);
+    return status;
+}
+
+/* The number of blocks of either kind that fit and save most, by the differences that one block makes. */
+static void choose(int blocks, double room, const struct cost *attention, const struct cost *everything, int best[2])
+{
+    double saved_most = -1;
+    for (int e = 0; e <= blocks && e * everything->bytes <= room; e++) {
+        double left = room - e * everything->bytes;
+        int a = attention->bytes > 0 && left / attention->bytes < blocks - e ? (int)(left / attention->bytes) : blocks - e;
+        double saved = a * attention->flops + e * everything->flops;
+        if (saved > saved_most) {
+            saved_most = saved;
+            best[0] = a;
+            best[1] = e;
+        }
+    }
+}
+
+static nb_status choose_by_layer(struct nb_run *run)
+{
+    int blocks = nb_checkpoint_config(run->checkpoint)->layers, best[2] = {0, 0};
+    double available = (double)run->available_bytes;
+    struct cost all, none, attention, half;
+    keep_all(run, NB_KEEP_EVERYTHING);
+    NB_TRY(measure(run, &all));
+    if (all.bytes <= available)
+        return NB_OK;
+    keep_all(run, NB_KEEP_INPUT);
+    NB_TRY(measure(run, &none));
+    if (none.bytes > available || blocks < 2)
+        return NB_OK;
+    keep_some(run, blocks - 1, 0);
+    NB_TRY(measure(run, &attention));
+    /* Not all blocks: while one computes again, the room for that is needed as well. */
+    keep_some(run, 0, blocks - 1);
+    NB_TRY(measure(run, &half));
+    struct cost one_attention = {
+        (attention.bytes - none.bytes) / (blocks - 1), (none.flops - attention.flops) / (blocks - 1)};
+    struct cost one_everything = {(half.bytes - none.bytes) / (blocks - 1), (none.flops - half.flops) / (blocks - 1)};
+    choose(blocks, available - none.bytes, &one_attention, &one_everything, best);
+    /* The differences are averages: what does not fit after all gives way block by block. */
+    for (;;) {
+        struct cost chosen;
+        keep_some(run, best[0], best[1]);
+        NB_TRY(measure(run, &chosen));
+        if (chosen.bytes <= available || (best[0] == 0 && best[1] == 0))
+            return NB_OK;
+        best[best[0] ? 0 : 1]--;
+    }
+}
+
+nb_status nb_recompute_choose(struct nb_run *run)
+{
+    switch (run->config->gradient_checkpointing) {
+    case NB_CONFIG_CHECKPOINTING_TRUE:
+        keep_all(run, NB_KEEP_INPUT);
+        return NB_OK;
+    case NB_CONFIG_CHECKPOINTING_ATTENTION:
+        keep_all(run, NB_KEEP_ATTENTION);
+        return NB_OK;
+    case NB_CONFIG_CHECKPOINTING_FALSE:
+        keep_all(run, NB_KEEP_EVERYTHING);
+        return NB_OK;
+    case NB_CONFIG_CHECKPOINTING_AUTO:
+        break;
+    }
+    return choose_by_layer(run);
+}

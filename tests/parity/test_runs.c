@@ -9,6 +9,7 @@
 #include <cmocka.h>
 
 #include "base/file.h"
+#include "train/recompute.h"
 #include "train/trainer.h"
 #include "training.h"
 
@@ -113,6 +114,7 @@ static void the_plan_is_the_program_to_the_byte(void **state)
         "false\nmax_steps: 3\n",
         "lora_target_modules: [down_proj]\nmicro_batch_size: 4\nval_set_size: 0.25\nlora_dropout: 0.1\nbf16: "
         "true\nmax_steps: 3\n",
+        "lora_target_linear: true\nmicro_batch_size: 2\ngradient_checkpointing: attention\nbf16: true\nmax_steps: 3\n",
         "lora_target_linear: true\nmicro_batch_size: 2\nbnb_4bit_quant_type: fp4\nbnb_4bit_use_double_quant: "
         "false\nbf16: false\nmax_steps: 2\n",
     };
@@ -134,6 +136,46 @@ static void the_plan_is_the_program_to_the_byte(void **state)
         free(yaml);
         free(out);
     }
+}
+
+/* The peak with what `auto` keeps in so many bytes, and how many blocks keep something. */
+static uint64_t peak_within(struct nb_run *run, uint64_t bytes, int *kept)
+{
+    struct nb_plan plan;
+    run->available_bytes = bytes;
+    training_check(nb_recompute_choose(run));
+    training_check(nb_plan_make(run, &plan));
+    uint64_t peak = plan.peak_bytes;
+    *kept = 2 * plan.kept_everything + plan.kept_attention;
+    nb_plan_destroy(&plan);
+    return peak;
+}
+
+static void as_much_is_kept_as_fits(void **state)
+{
+    const struct family *f = *state;
+    struct nb_config config;
+    struct nb_run *run = NULL;
+    int least, most, before = 0;
+    write_many_rows(f, 24, 40);
+    char *yaml = many_yaml(f, "auto",
+        "lora_target_linear: true\nmicro_batch_size: 2\ngradient_checkpointing: auto\nbf16: true\nmax_steps: 2\n");
+    training_config(yaml, &config);
+    struct nb_run_args args = {.config = &config, .purpose = NB_PURPOSE_TRAIN};
+    training_check(nb_run_open(&args, &run));
+    int blocks = nb_checkpoint_config(run->checkpoint)->layers;
+    uint64_t high = peak_within(run, UINT64_MAX, &most), low = peak_within(run, 1, &least);
+    assert_true(most == 2 * blocks && least == 0 && low < high);
+    for (uint64_t bytes = low; bytes <= high; bytes += (high - low) / 16) {
+        int kept;
+        assert_true(peak_within(run, bytes, &kept) <= bytes);
+        assert_true(kept >= before);
+        before = kept;
+    }
+    assert_true(peak_within(run, high, &most) == high && most == 2 * blocks);
+    nb_run_destroy(&run);
+    nb_config_destroy(&config);
+    free(yaml);
 }
 
 static nb_status try_to_train(const char *yaml, const volatile sig_atomic_t *stop)
@@ -303,6 +345,7 @@ static void a_run_taken_up_again_ends_with_the_same_bytes(void **state)
 int main(int argc, char **argv)
 {
     const struct CMUnitTest tests[] = {
+        cmocka_unit_test_prestate_setup_teardown(as_much_is_kept_as_fits, open_family, close_family, argv[1]),
         cmocka_unit_test_prestate_setup_teardown(the_plan_is_the_program_to_the_byte, open_family, close_family, argv[1]),
         cmocka_unit_test_prestate_setup_teardown(a_loss_that_is_not_finite_stops_the_run, open_family, close_family, argv[1]),
         cmocka_unit_test_prestate_setup_teardown(a_stop_saves_what_was_done, open_family, close_family, argv[1]),

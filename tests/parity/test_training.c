@@ -259,17 +259,28 @@ static void steps_do_not_depend_on_how_they_are_cut(void **state)
     free(cut);
 }
 
+/* What the blocks keep, drawn from `number`, and whether matrices are dequantized once. */
+static void keep_this_and_that(struct nb_run *run, uint64_t number)
+{
+    int blocks = nb_checkpoint_config(run->checkpoint)->layers;
+    for (int i = 0; number >= 2 && i < blocks; i++)
+        run->keep[i] = (enum nb_keep)((number / 2 + (uint64_t)i) % NB_KEEP_NOTHING);
+    run->model.dequantize_once = number % 2;
+}
+
 static void threads_and_recomputing_change_no_bit(void **state)
 {
     const struct family *f = *state;
-    static const char *const variants[] = {"gradient_checkpointing: true\n", "gradient_checkpointing: false\n"};
+    static const char *const keeps[] = {"true", "attention", "false", "auto"};
     float *first = NULL;
     uint64_t bytes = 0;
-    for (int v = 0; v < 6; v++) {
+    for (int v = 0; v < 12; v++) {
         struct training t;
-        char *yaml = yaml_of(f, both, variants[v % 2]), *threads = strstr(yaml, "threads: 2");
-        threads[9] = (char)('0' + (v / 2 == 0 ? 1 : v / 2 == 1 ? 2 : 5));
-        training_open(&t, yaml);
+        char *checkpointing = nb_format("gradient_checkpointing: %s\n", keeps[v % 4]);
+        char *yaml = yaml_of(f, both, checkpointing), *threads = strstr(yaml, "threads: 2");
+        free(checkpointing);
+        threads[9] = (char)('0' + (v / 4 == 0 ? 1 : v / 4 == 1 ? 2 : 5));
+        training_open_changed(&t, yaml, keep_this_and_that, (uint64_t)v);
         for (int i = 0; i < STEPS; i++)
             training_step(&t, i + 1);
         float *masters = training_masters(&t);

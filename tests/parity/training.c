@@ -23,14 +23,14 @@ void training_config(const char *yaml, struct nb_config *config)
     training_check(nb_config_validate_train(config));
 }
 
-static void open_training(struct training *training, const char *yaml, const struct nb_cpu_options *deferred)
+void training_open_changed(struct training *training, const char *yaml, training_change *change, uint64_t number)
 {
     struct nb_run_args run = {.config = &training->config, .purpose = NB_PURPOSE_TRAIN};
     memset(training, 0, sizeof *training);
     training_config(yaml, &training->config);
     training_check(nb_run_open(&run, &training->run));
-    if (deferred)
-        training->run->cpu = *deferred;
+    if (change)
+        change(training->run, number);
     training_check(nb_plan_make(training->run, &training->plan));
     training_check(nb_run_open_device(training->run, training->plan.site, training->plan.sites));
     struct nb_session_args session = {.capacity = training->plan.peak_bytes, .positions_max = training->run->sequence_len};
@@ -41,13 +41,17 @@ static void open_training(struct training *training, const char *yaml, const str
 
 void training_open(struct training *training, const char *yaml)
 {
-    open_training(training, yaml, NULL);
+    training_open_changed(training, yaml, NULL, 0);
+}
+
+static void defer(struct nb_run *run, uint64_t seed)
+{
+    run->cpu = (struct nb_cpu_options){.threads = 2, .deferred = true, .deferred_seed = seed};
 }
 
 void training_open_deferred(struct training *training, const char *yaml, uint64_t seed)
 {
-    struct nb_cpu_options deferred = {.threads = 2, .deferred = true, .deferred_seed = seed};
-    open_training(training, yaml, &deferred);
+    training_open_changed(training, yaml, defer, seed);
 }
 
 void training_close(struct training *training)

@@ -21,6 +21,11 @@ void training_config(const char *yaml, struct nb_config *config);
 /* Everything up to the first step: the memory is what the plan says, to the byte. Deferred: work runs only when it is waited for, in
  * an order that `seed` draws, and device memory cannot be read outside of ops. */
 void training_open(struct training *training, const char *yaml);
+
+/* The same; `change` may alter the opened run before it is planned. */
+typedef void training_change(struct nb_run *run, uint64_t number);
+void training_open_changed(struct training *training, const char *yaml, training_change *change, uint64_t number);
+
 void training_open_deferred(struct training *training, const char *yaml, uint64_t seed);
 void training_close(struct training *training);
 

@@ -17,7 +17,10 @@ struct nb_blaslt_product {
  * too old. */
 nb_status nb_blaslt_create(struct nb_cuda *cuda, struct nb_blaslt **blaslt);
 void nb_blaslt_destroy(struct nb_blaslt **blaslt); /* takes NULL; nulls */
+/* cublasLtGetVersion's number; 0 for NULL. */
 int nb_blaslt_version(const struct nb_blaslt *blaslt);
+/* The same of the library that create would open, without a GPU; 0: none. */
+int nb_blaslt_probe(void);
 
 /* Chooses the algorithm of (n, k, b_transposed) for m up to `m_planned` and runs it once on memory of its own, released before return. The
  * same algorithm serves at every m, so that no row's bits depend on how many others came with it; algorithms that split k, or that ask

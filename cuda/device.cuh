@@ -61,6 +61,9 @@ nb_status nb_cuda_refuse_f32(const char *op, enum nb_dtype activation);
 /* A runtime call's result as a status: what was being done, what the runtime says, and what to do. */
 nb_status nb_cuda_status(cudaError_t error, const char *doing);
 
+/* What a kernel found wrong with data, as a status in the CPU's words: NB_FORMAT. */
+nb_status nb_cuda_fault_status(const struct nb_cuda_fault *fault);
+
 /* ---- launching ---- */
 
 struct nb_launch {

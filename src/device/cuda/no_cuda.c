@@ -1,6 +1,8 @@
 /* The CUDA device of a program that was built without one. */
 #include "device/cuda/cuda.h"
 
+#include <stddef.h>
+
 static nb_status absent(void)
 {
     return nb_fail(NB_UNSUPPORTED,

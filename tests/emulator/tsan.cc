@@ -1,0 +1,179 @@
+/* What g++ -fsanitize=thread,alignment makes kernels call at each access. There is no libtsan or libubsan: these are the functions.
+ *
+ * Host code of the same files calls them too, where there is nothing to check. Memory that cannot be seen from outside a fiber (variables
+ * whose address never leaves it) is not instrumented; the rest of its stack is told by its address. */
+#include <cstdint>
+#include <cstring>
+
+#include "emulator/machine.h"
+
+#define NB_PLACE __builtin_return_address(0)
+
+enum alignment { NATURAL, ANY };
+
+template <bool WRITES>
+static inline __attribute__((always_inline)) void check(void *pointer, size_t bytes, enum alignment alignment, const void *place)
+{
+    struct nb_machine *machine = nb_machine_here;
+    if (!machine)
+        return;
+    uintptr_t address = (uintptr_t)pointer, offset = address - (uintptr_t)machine->shared;
+    bool shared = offset < machine->shared_bytes;
+    if (!shared && address - (uintptr_t)machine->lane->stack < NB_FIBER_STACK_BYTES)
+        return;
+    if (__builtin_expect(alignment == NATURAL && (address & (bytes - 1)), 0))
+        nb_machine_fault(machine, NB_EMULATOR_MISALIGNED, place, "%s %zu bytes at %s %zu: must be aligned to as many",
+            WRITES ? "writes" : "reads", bytes, shared ? "shared byte" : "address", (size_t)(shared ? offset : address));
+    nb_machine_burn(machine);
+    if (!shared)
+        nb_memory_access(machine, address, bytes, WRITES ? NB_ACCESS_WRITE : NB_ACCESS_READ, NULL, place);
+    else if (WRITES)
+        nb_shared_write(machine, (uint32_t)offset, (uint32_t)bytes, place);
+    else
+        nb_shared_read(machine, (uint32_t)offset, (uint32_t)bytes, place);
+}
+
+extern "C" {
+
+void __tsan_init(void);
+void __tsan_func_entry(void *);
+void __tsan_func_exit(void *);
+void __tsan_vptr_update(void **, void *);
+void __tsan_vptr_read(void **);
+void __tsan_read_range(void *, size_t);
+void __tsan_write_range(void *, size_t);
+void __tsan_atomic_thread_fence(int);
+void __tsan_atomic_signal_fence(int);
+void __ubsan_handle_type_mismatch_v1(void *, uintptr_t);
+void __ubsan_handle_type_mismatch_v1_abort(void *, uintptr_t);
+
+void __tsan_init(void) {}
+void __tsan_func_entry(void *) {}
+void __tsan_func_exit(void *) {}
+void __tsan_vptr_update(void **, void *) {}
+void __tsan_vptr_read(void **) {}
+
+#define NB_ACCESS_FUNCTIONS(bytes)                                                                                          \
+    void __tsan_read##bytes(void *);                                                                                        \
+    void __tsan_write##bytes(void *);                                                                                       \
+    void __tsan_volatile_read##bytes(void *);                                                                               \
+    void __tsan_volatile_write##bytes(void *);                                                                              \
+    void __tsan_unaligned_read##bytes(void *);                                                                              \
+    void __tsan_unaligned_write##bytes(void *);                                                                             \
+    void __tsan_unaligned_volatile_read##bytes(void *);                                                                     \
+    void __tsan_unaligned_volatile_write##bytes(void *);                                                                    \
+    void __tsan_read##bytes(void *address) { check<false>(address, bytes, NATURAL, NB_PLACE); }                             \
+    void __tsan_write##bytes(void *address) { check<true>(address, bytes, NATURAL, NB_PLACE); }                             \
+    void __tsan_volatile_read##bytes(void *address) { check<false>(address, bytes, NATURAL, NB_PLACE); }                    \
+    void __tsan_volatile_write##bytes(void *address) { check<true>(address, bytes, NATURAL, NB_PLACE); }                    \
+    void __tsan_unaligned_read##bytes(void *address) { check<false>(address, bytes, ANY, NB_PLACE); }                       \
+    void __tsan_unaligned_write##bytes(void *address) { check<true>(address, bytes, ANY, NB_PLACE); }                       \
+    void __tsan_unaligned_volatile_read##bytes(void *address) { check<false>(address, bytes, ANY, NB_PLACE); }              \
+    void __tsan_unaligned_volatile_write##bytes(void *address) { check<true>(address, bytes, ANY, NB_PLACE); }
+
+NB_ACCESS_FUNCTIONS(1)
+NB_ACCESS_FUNCTIONS(2)
+NB_ACCESS_FUNCTIONS(4)
+NB_ACCESS_FUNCTIONS(8)
+NB_ACCESS_FUNCTIONS(16)
+
+void __tsan_read_range(void *address, size_t bytes)
+{
+    if (bytes)
+        check<false>(address, bytes, ANY, NB_PLACE);
+}
+
+void __tsan_write_range(void *address, size_t bytes)
+{
+    if (bytes)
+        check<true>(address, bytes, ANY, NB_PLACE);
+}
+
+/* Host code alone has C++ atomics: guards of static variables, shared pointers. Kernels have nb_atomic_add and nb_atomic_max. */
+#define NB_ATOMIC_FUNCTIONS(bits, type)                                                                                     \
+    type __tsan_atomic##bits##_load(const volatile type *at, int);                                                          \
+    void __tsan_atomic##bits##_store(volatile type *at, type value, int);                                                   \
+    type __tsan_atomic##bits##_exchange(volatile type *at, type value, int);                                                \
+    type __tsan_atomic##bits##_fetch_add(volatile type *at, type value, int);                                               \
+    type __tsan_atomic##bits##_fetch_sub(volatile type *at, type value, int);                                               \
+    type __tsan_atomic##bits##_fetch_and(volatile type *at, type value, int);                                               \
+    type __tsan_atomic##bits##_fetch_or(volatile type *at, type value, int);                                                \
+    type __tsan_atomic##bits##_fetch_xor(volatile type *at, type value, int);                                               \
+    int __tsan_atomic##bits##_compare_exchange_strong(volatile type *at, type *expected, type value, int, int);             \
+    int __tsan_atomic##bits##_compare_exchange_weak(volatile type *at, type *expected, type value, int, int);               \
+    type __tsan_atomic##bits##_load(const volatile type *at, int) { return __atomic_load_n(at, __ATOMIC_SEQ_CST); }         \
+    void __tsan_atomic##bits##_store(volatile type *at, type value, int) { __atomic_store_n(at, value, __ATOMIC_SEQ_CST); } \
+    type __tsan_atomic##bits##_exchange(volatile type *at, type value, int)                                                 \
+    {                                                                                                                       \
+        return __atomic_exchange_n(at, value, __ATOMIC_SEQ_CST);                                                            \
+    }                                                                                                                       \
+    type __tsan_atomic##bits##_fetch_add(volatile type *at, type value, int)                                                \
+    {                                                                                                                       \
+        return __atomic_fetch_add(at, value, __ATOMIC_SEQ_CST);                                                             \
+    }                                                                                                                       \
+    type __tsan_atomic##bits##_fetch_sub(volatile type *at, type value, int)                                                \
+    {                                                                                                                       \
+        return __atomic_fetch_sub(at, value, __ATOMIC_SEQ_CST);                                                             \
+    }                                                                                                                       \
+    type __tsan_atomic##bits##_fetch_and(volatile type *at, type value, int)                                                \
+    {                                                                                                                       \
+        return __atomic_fetch_and(at, value, __ATOMIC_SEQ_CST);                                                             \
+    }                                                                                                                       \
+    type __tsan_atomic##bits##_fetch_or(volatile type *at, type value, int)                                                 \
+    {                                                                                                                       \
+        return __atomic_fetch_or(at, value, __ATOMIC_SEQ_CST);                                                              \
+    }                                                                                                                       \
+    type __tsan_atomic##bits##_fetch_xor(volatile type *at, type value, int)                                                \
+    {                                                                                                                       \
+        return __atomic_fetch_xor(at, value, __ATOMIC_SEQ_CST);                                                             \
+    }                                                                                                                       \
+    int __tsan_atomic##bits##_compare_exchange_strong(volatile type *at, type *expected, type value, int, int)              \
+    {                                                                                                                       \
+        return __atomic_compare_exchange_n(at, expected, value, false, __ATOMIC_SEQ_CST, __ATOMIC_SEQ_CST);                 \
+    }                                                                                                                       \
+    int __tsan_atomic##bits##_compare_exchange_weak(volatile type *at, type *expected, type value, int, int)                \
+    {                                                                                                                       \
+        return __atomic_compare_exchange_n(at, expected, value, false, __ATOMIC_SEQ_CST, __ATOMIC_SEQ_CST);                 \
+    }
+
+NB_ATOMIC_FUNCTIONS(8, uint8_t)
+NB_ATOMIC_FUNCTIONS(16, uint16_t)
+NB_ATOMIC_FUNCTIONS(32, uint32_t)
+NB_ATOMIC_FUNCTIONS(64, uint64_t)
+
+void __tsan_atomic_thread_fence(int)
+{
+    __atomic_thread_fence(__ATOMIC_SEQ_CST);
+}
+
+void __tsan_atomic_signal_fence(int) {}
+
+/* -fsanitize=alignment: whole vectors are checked before the optimizer takes them apart. The data begin with the source's place: file, line,
+ * column; then the type, then the logarithm of the alignment (gcc's ubsan.cc, ubsan_create_data). */
+struct mismatch {
+    const char *file;
+    uint32_t line, column;
+    const void *type;
+    unsigned char log_alignment;
+};
+
+void __ubsan_handle_type_mismatch_v1(void *data, uintptr_t address)
+{
+    struct nb_machine *machine = nb_machine_here;
+    const struct mismatch *mismatch = (const struct mismatch *)data;
+    if (!machine)
+        return;
+    uint32_t offset;
+    bool shared = nb_shared_offset(machine, (const void *)address, &offset);
+    const char *slash = strrchr(mismatch->file ? mismatch->file : "", '/');
+    const char *file = slash ? slash + 1 : mismatch->file;
+    nb_machine_fault(machine, NB_EMULATOR_MISALIGNED, NULL, "touches %s %zu, which must be a multiple of %d (%s:%u)",
+        shared ? "shared byte" : "address", shared ? (size_t)offset : (size_t)address, 1 << mismatch->log_alignment, file ? file : "?",
+        mismatch->line);
+}
+
+void __ubsan_handle_type_mismatch_v1_abort(void *data, uintptr_t address)
+{
+    __ubsan_handle_type_mismatch_v1(data, address);
+}
+}

@@ -18,6 +18,7 @@ static const struct chunk_case chunk_cases[] = {
     {40, 32, 16, 24}, /* the last, short one */
     {40, 48, 16, 24}, /* a chunk with no rows */
     {64, 0, 64, 576}, /* several threads */
+    {3, 1, 2, 8200},  /* more than a GPU's block copies at a time */
 };
 
 static inline int chunk_rows_here(const struct chunk_case *k)

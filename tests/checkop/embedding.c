@@ -59,5 +59,6 @@ void checkop_embedding(struct checkop *c)
         one(c, 7, 9, 24, 13, 1, dtype);
         one(c, 33, 33, 576, 50, 24.0f, dtype); /* several threads; a scale that keeps bf16 exact in fp32 alone */
         one(c, 5, 6, 40, 9, 11.3137f, dtype);
+        one(c, 2, 2, 8200, 3, 1, dtype); /* more than a GPU's block copies at a time */
     }
 }

@@ -52,7 +52,7 @@ void checkop_kv_append(struct checkop *c)
     /* a first prompt; one token behind others; the last that fits; a prompt that would run over the end; strides that differ */
     static const struct shape shapes[] = {
         {5, 7, 24, 0, 0, 0, 9},     {1, 1, 192, 384, 8, 17, 40}, {1, 2, 8, 0, 16, 11, 12},
-        {6, 6, 16, 0, 0, 10, 12}, {70, 70, 256, 8, 24, 3, 80},
+        {6, 6, 16, 0, 0, 10, 12}, {70, 70, 256, 8, 24, 3, 80}, {2, 2, 8200, 0, 8, 1, 4},
     };
     if (checkop_wants_bench(c)) {
         bench(c);

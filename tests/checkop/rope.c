@@ -116,9 +116,11 @@ static void bench(struct checkop *c, enum nb_dtype dtype)
 
 void checkop_rope(struct checkop *c)
 {
-    /* the least head; a gap as in a shared q, k, v buffer; SmolLM2's; the widest head; several threads */
+    /* the least head; a gap as in a shared q, k, v buffer; SmolLM2's; the widest head; several threads; many heads;
+     * heads that do not divide a GPU's warp */
     static const struct shape shapes[] = {
         {1, 1, 1, 8, 0, 0}, {3, 5, 3, 24, 16, 8}, {7, 7, 9, 64, 0, 0}, {2, 3, 2, 256, 8, 24}, {40, 40, 7, 72, 0, 8},
+        {3, 3, 40, 128, 0, 0}, {5, 6, 5, 80, 8, 0}, {2, 2, 3, 248, 0, 8},
     };
     if (checkop_wants_bench(c)) {
         bench(c, NB_DTYPE_F32);

@@ -121,6 +121,7 @@ void checkop_rope_backward(struct checkop *c)
 {
     static const struct shape shapes[] = {
         {1, 1, 1, 8, 0, 0, 0}, {3, 5, 3, 24, 16, 8, 24}, {7, 7, 9, 64, 0, 0, 0}, {2, 3, 1, 256, 8, 24, 0}, {40, 40, 7, 72, 0, 8, 0},
+        {3, 3, 40, 128, 0, 0, 0}, {5, 6, 5, 80, 8, 0, 8}, {2, 2, 3, 248, 0, 8, 0},
     };
     if (checkop_wants_bench(c)) {
         bench(c, NB_DTYPE_F32);

@@ -57,6 +57,18 @@ enum nb_product_path nb_product_path_of(const struct nb_device_profile *profile,
  * are the same at every number of tokens. */
 int nb_product_chunk(const struct nb_device_profile *profile, const struct nb_product_site *site);
 
+/* The site of a part of a forward call. Its path and chunk are the part's own. */
+struct nb_product_site nb_linear_site(const struct nb_linear *args, int part);
+/* The one site of a backward call: dx sums over the parts, so their rows count as one matrix's. 4-bit where a part is. */
+struct nb_product_site nb_linear_backward_site(const struct nb_linear_backward *args);
+
+/* The tile of nibble's own kernel for `rows` tokens of `columns` results: what fills this GPU best. A row's bits do not depend on it. */
+enum nb_product_tile { NB_PRODUCT_TILE_64, NB_PRODUCT_TILE_128, NB_PRODUCT_TILE_256 }; /* rows; columns 64, 128, 128 */
+enum nb_product_tile nb_product_tile_of(const struct nb_device_profile *profile, int rows, int64_t columns);
+
+/* Whether the few-token kernel takes a forward call: its site has no more tokens than that, and no part has dropout. */
+bool nb_linear_is_few(const struct nb_linear *args);
+
 /* ---- scratch ---- */
 
 /* nb_cuda_rmsnorm_scratch_bytes, ...: each op's scratch_bytes on a CUDA device. */

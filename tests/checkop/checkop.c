@@ -43,6 +43,11 @@ void *checkop_allocate(uint64_t bytes)
     exit(2);
 }
 
+/* The devices under test that ran the case. */
+#define EACH_TESTED(c, b, k) \
+    for (int k = 0; k < (c)->targets; k++) \
+        if ((b)->tested[k])
+
 /* ---- a case ---- */
 
 void checkop_case(struct checkop *c, const char *format, ...)
@@ -80,12 +85,13 @@ void checkop_end(struct checkop *c)
             checkop_abort(c, "output %s was bound to nothing", b->name);
         if (b->written && c->has_run) {
             expect_unclaimed_untouched(c, b, b->result, "");
-            if (b->tested)
-                expect_unclaimed_untouched(c, b, b->tested, " (device under test)");
+            EACH_TESTED(c, b, k)
+                expect_unclaimed_untouched(c, b, b->tested[k], c->target[k].where);
         }
         free(b->image);
         free(b->result);
-        free(b->tested);
+        for (int k = 0; k < CHECKOP_TARGETS_MAX; k++)
+            free(b->tested[k]);
         free(b->claimed);
     }
     for (int i = 0; i < c->scratches; i++)
@@ -351,13 +357,13 @@ void checkop_expect(struct checkop *c, struct checkop_buffer *b, uint64_t begin,
 {
     claim(c, b, begin, count);
     compare(c, b, b->result, begin, count, want, tolerance, "");
-    if (b->tested)
-        compare(c, b, b->tested, begin, count, want, tolerance, " (device under test)");
+    EACH_TESTED(c, b, k)
+        compare(c, b, b->tested[k], begin, count, want, tolerance, c->target[k].where);
 }
 
 /* Of the elements, how many are the rounded `want` to the bit. */
 static void compare_most(struct checkop *c, const struct checkop_buffer *b, const unsigned char *after, uint64_t begin,
-                         uint64_t count, const double *want)
+                         uint64_t count, const double *want, const char *where)
 {
     uint64_t equal = 0;
     for (uint64_t i = 0; i < count; i++) {
@@ -365,7 +371,7 @@ static void compare_most(struct checkop *c, const struct checkop_buffer *b, cons
         equal += rounded == got || (isnan(rounded) && isnan(got));
     }
     if (equal * 100 < count * 97)
-        checkop_fail(c, "%s: only %" PRIu64 " of %" PRIu64 " elements are rounded as they should be", b->name, equal, count);
+        checkop_fail(c, "%s%s: only %" PRIu64 " of %" PRIu64 " elements are rounded as they should be", b->name, where, equal, count);
 }
 
 void checkop_expect_activation(struct checkop *c, struct checkop_buffer *b, uint64_t begin, uint64_t count, const double *want,
@@ -376,9 +382,9 @@ void checkop_expect_activation(struct checkop *c, struct checkop_buffer *b, uint
     checkop_expect(c, b, begin, count, want, tolerance);
     if (!bf16 || count < 100)
         return;
-    compare_most(c, b, b->result, begin, count, want);
-    if (b->tested)
-        compare_most(c, b, b->tested, begin, count, want);
+    compare_most(c, b, b->result, begin, count, want, "");
+    EACH_TESTED(c, b, k)
+        compare_most(c, b, b->tested[k], begin, count, want, c->target[k].where);
 }
 
 static double member(const unsigned char *at, enum checkop_member type)
@@ -393,17 +399,22 @@ static double member(const unsigned char *at, enum checkop_member type)
     return memcpy(&u32, at, sizeof u32), u32;
 }
 
+static void compare_member(struct checkop *c, const struct checkop_buffer *b, const unsigned char *after, uint64_t offset,
+                           enum checkop_member type, double want, double relative, const char *where)
+{
+    double got = member(after + offset, type);
+    bool equal = got == want || (isnan(got) && isnan(want));
+    if (!equal && !(fabs(got - want) <= relative * fabs(want)))
+        checkop_fail(c, "%s%s, %" PRIu64 " bytes in: %.17g, not %.17g", b->name, where, offset, got, want);
+}
+
 void checkop_expect_member(struct checkop *c, struct checkop_buffer *b, uint64_t offset, enum checkop_member type, double want,
                            double relative)
 {
     claim(c, b, offset, type == CHECKOP_MEMBER_F64 ? 8 : 4);
-    for (int k = 0; k < 2; k++) {
-        const unsigned char *after = k == 0 ? b->result : b->tested;
-        double got = after ? member(after + offset, type) : want;
-        bool equal = got == want || (isnan(got) && isnan(want));
-        if (!equal && !(fabs(got - want) <= relative * fabs(want)))
-            checkop_fail(c, "%s, %" PRIu64 " bytes in: %.17g, not %.17g", b->name, offset, got, want);
-    }
+    compare_member(c, b, b->result, offset, type, want, relative, "");
+    EACH_TESTED(c, b, k)
+        compare_member(c, b, b->tested[k], offset, type, want, relative, c->target[k].where);
 }
 
 static void compare_bytes(struct checkop *c, const struct checkop_buffer *b, const unsigned char *after, uint64_t begin,
@@ -422,8 +433,8 @@ void checkop_expect_bytes(struct checkop *c, struct checkop_buffer *b, uint64_t 
 {
     claim(c, b, begin, count);
     compare_bytes(c, b, b->result, begin, count, want, "");
-    if (b->tested)
-        compare_bytes(c, b, b->tested, begin, count, want, " (device under test)");
+    EACH_TESTED(c, b, k)
+        compare_bytes(c, b, b->tested[k], begin, count, want, c->target[k].where);
 }
 
 static void compare_norm(struct checkop *c, const struct checkop_buffer *b, const unsigned char *after, uint64_t begin,
@@ -445,8 +456,8 @@ void checkop_expect_norm(struct checkop *c, struct checkop_buffer *b, uint64_t b
     if (begin + count > b->count)
         checkop_abort(c, "expectation of %s[%" PRIu64 "] of %" PRIu64, b->name, begin + count - 1, b->count);
     compare_norm(c, b, b->result, begin, count, want, relative, "");
-    if (b->tested)
-        compare_norm(c, b, b->tested, begin, count, want, relative, " (device under test)");
+    EACH_TESTED(c, b, k)
+        compare_norm(c, b, b->tested[k], begin, count, want, relative, c->target[k].where);
 }
 
 void checkop_claim(struct checkop_buffer *b, uint64_t begin, uint64_t count)

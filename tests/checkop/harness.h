@@ -16,17 +16,23 @@ struct checkop_buffer {
     bool in_use;            /* bound to the op's args: the others stay on the host */
     unsigned char *image;   /* before the run */
     unsigned char *result;  /* after it, on the reference device */
-    unsigned char *tested;  /* after it, on the device under test; NULL without one */
+    unsigned char *tested[CHECKOP_TARGETS_MAX]; /* after it, on a device under test; NULL where it did not run or is none */
     unsigned char *claimed; /* [count], 1: an expectation looked at it */
 };
 
 /* A device that runs the op. The first is the reference. */
 struct checkop_target {
     char name[64];
+    char where[72];           /* " (name)": for messages */
     struct nb_device *device; /* owned */
     struct nb_stream *stream[CHECKOP_STREAMS];
     struct nb_event *event[CHECKOP_STREAMS];
-    bool under_test; /* compared by tolerance; the others by bytes */
+    bool under_test;          /* compared by tolerance; the others by bytes */
+    int same_as;              /* whose bytes it must give: the reference's, or those of an earlier one under test; -1: nobody's */
+    uint64_t machine_seed;    /* checkop_machine_seed's before each run; 0: none */
+    bool library_products;    /* serves only the ops that a library computes there: for the others it is another target once more */
+    double copy_bytes_per_second; /* 0: not measured yet */
+    uint64_t ran, in_f32, too_large; /* cases of the op at work: run, and not run for want of fp32, or over work_max */
 };
 
 struct checkop_binding {
@@ -39,7 +45,7 @@ struct checkop {
     uint64_t seed;
     bool bench, quiet;
     int bench_threads;
-    double copy_bytes_per_second; /* 0: not measured yet */
+    double work_max; /* multiply-adds of a case that a target under test runs; 0: any */
     struct checkop_target target[CHECKOP_TARGETS_MAX];
     int targets;
 
@@ -81,12 +87,30 @@ void *checkop_allocate(uint64_t bytes);
 /* Element i of an array, as a double. */
 double checkop_element(const void *from, enum nb_dtype dtype, uint64_t i);
 
-/* Takes over `device`. */
-void checkop_add_target(struct checkop *c, const char *name, struct nb_device *device, bool under_test);
+/* Takes over `device`. The target's other members are zero. */
+struct checkop_target *checkop_add_target(struct checkop *c, const char *name, struct nb_device *device, bool under_test);
 void checkop_remove_targets(struct checkop *c);
+
+/* The cpu device with one thread, before all others. */
+void checkop_add_reference(struct checkop *c);
 
 /* The cpu devices of an ordinary run. */
 void checkop_add_cpu_targets(struct checkop *c);
+
+/* --device cuda: the cpu device with one thread as the reference, and the CUDA device with and without cuBLASLt, each of them more than once.
+ * Where there is no GPU to be had: the status and message of nb_cuda_probe. */
+nb_status checkop_add_cuda_targets(struct checkop *c);
+
+/* Whether the target has a part in the checks of this op. */
+bool checkop_takes_part(const struct checkop_target *t, enum checkop_op op);
+
+/* Multiply-adds of the op with these args, about: those of linear and attention; 0 for the others. */
+double checkop_work(enum checkop_op op, const void *args);
+
+/* The machine under the CUDA device, machine_real.c or machine_emulated.cc. On the emulated one the order of what nothing orders follows the
+ * seed, and fresh memory holds bytes 0xff that count as never written. */
+extern const bool checkop_machine_emulated;
+void checkop_machine_seed(uint64_t seed);
 
 /* Deliberately broken ops must be caught. Returns the number that were not. */
 int checkop_self_test(uint64_t seed);

@@ -1,4 +1,4 @@
-/* checkop [--seed N] [--only OP]... [--bench [--threads N]] | --coverage OP... | --self-test */
+/* checkop [--device cpu|cuda] [--seed N] [--only OP]... [--work-max N] [--bench [--threads N]] | --coverage OP... | --self-test */
 #include <inttypes.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -6,9 +6,14 @@
 
 #include "harness.h"
 
+enum { EXIT_SKIPPED = 77 }; /* what meson takes for a skip */
+
 static int usage(const char *what)
 {
-    fprintf(stderr, "checkop: %s\nusage: checkop [--seed N] [--only OP]... [--bench [--threads N]] | --coverage OP... | --self-test\n",
+    fprintf(stderr,
+            "checkop: %s\nusage: checkop [--device cpu|cuda] [--seed N] [--only OP]... [--work-max N] [--bench [--threads N]] | --coverage "
+            "OP... | --self-test\n"
+            "  --work-max N: cases of more multiply-adds do not run on the device under test (0: all do; 50,000,000 on an emulated one)\n",
             what);
     return 2;
 }
@@ -47,12 +52,25 @@ static int check_coverage(char **name, int names)
     return missing ? 1 : 0;
 }
 
+/* What a device under test left out, and why. */
+static void print_not_run(const struct checkop *c, enum checkop_op op)
+{
+    for (int k = 0; k < c->targets; k++) {
+        const struct checkop_target *t = &c->target[k];
+        if (t->under_test && checkop_takes_part(t, op))
+            printf("    %-40s %" PRIu64 " cases run, %" PRIu64 " not for being fp32, %" PRIu64 " not for more than %.0f multiply-adds\n",
+                   t->name, t->ran, t->in_f32, t->too_large, c->work_max);
+    }
+}
+
 /* Runs one op's check. Returns whether it passed. */
 static bool run_check(struct checkop *c, enum checkop_op op)
 {
     const struct checkop_entry *entry = checkop_entry(op);
     c->op = op;
     c->cases = c->failures = c->messages = c->case_number = 0;
+    for (int k = 0; k < c->targets; k++)
+        c->target[k].ran = c->target[k].in_f32 = c->target[k].too_large = 0;
     snprintf(c->case_name, sizeof c->case_name, "start");
     if (!entry->check) {
         printf("%-18s FAILED: no check\n", entry->name);
@@ -65,10 +83,14 @@ static bool run_check(struct checkop *c, enum checkop_op op)
         return true;
     if (c->runs[op] == 0)
         checkop_fail(c, "the check never ran the op");
+    for (int k = 0; k < c->targets; k++)
+        if (checkop_takes_part(&c->target[k], op) && c->target[k].ran == 0)
+            checkop_fail(c, "%s: no case ran", c->target[k].name);
     if (c->failures)
         printf("%-18s FAILED: %" PRIu64 " failures in %" PRIu64 " cases\n", entry->name, c->failures, c->cases);
     else
         printf("%-18s ok, %" PRIu64 " cases on %d devices\n", entry->name, c->cases, c->targets);
+    print_not_run(c, op);
     fflush(stdout);
     return c->failures == 0;
 }
@@ -86,7 +108,8 @@ int main(int argument_count, char **argument)
 {
     static const uint64_t default_seed = 1;
     bool only[CHECKOP_OPS] = {false}, any_only = false;
-    uint64_t threads = 0;
+    uint64_t threads = 0, work_max = checkop_machine_emulated ? 50000000 : 0;
+    bool cuda = false;
     struct checkop *c = checkop_allocate(sizeof *c);
     c->seed = default_seed;
     for (int i = 1; i < argument_count; i++) {
@@ -106,13 +129,23 @@ int main(int argument_count, char **argument)
         }
         if (strcmp(argument[i], "--only") == 0 && value && op_of(value) >= 0)
             only[op_of(value)] = any_only = true;
-        else if (!(strcmp(argument[i], "--seed") == 0 && parse_number(value, &c->seed)) &&
+        else if (strcmp(argument[i], "--device") == 0 && value && (strcmp(value, "cpu") == 0 || strcmp(value, "cuda") == 0))
+            cuda = strcmp(value, "cuda") == 0;
+        else if (!(strcmp(argument[i], "--work-max") == 0 && parse_number(value, &work_max)) &&
+                 !(strcmp(argument[i], "--seed") == 0 && parse_number(value, &c->seed)) &&
                  !(strcmp(argument[i], "--threads") == 0 && parse_number(value, &threads) && threads <= 4096))
             return usage(argument[i]);
         i++;
     }
     c->bench_threads = (int)threads;
-    checkop_add_cpu_targets(c);
+    c->work_max = (double)work_max;
+    if (!cuda) {
+        checkop_add_cpu_targets(c);
+    } else if (checkop_add_cuda_targets(c) != NB_OK) {
+        printf("checkop: skipped: %s\n", nb_status_message());
+        free(c);
+        return EXIT_SKIPPED;
+    }
     int passed = 0, failed = 0;
     for (int op = 0; op < CHECKOP_OPS; op++)
         if (!any_only || only[op]) {

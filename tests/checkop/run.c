@@ -6,16 +6,27 @@
 #include <string.h>
 #include <time.h>
 
+#include "device/cuda/cuda.h"
 #include "harness.h"
 
 /* Bytes of 0xff in front of and behind each buffer. As fp32 or bf16 they are NaN, as indices -1, so a read beyond shows too. Under the
- * address sanitizer nothing stands behind: the allocation's own end does. */
+ * address sanitizer, and on the emulated machine, nothing stands behind: the allocation's own end does. */
 enum { GUARD_FRONT = 256 };
 #ifdef __SANITIZE_ADDRESS__
 enum { GUARD_BEHIND = 0 };
 #else
 enum { GUARD_BEHIND = 256 };
 #endif
+
+static bool is_emulated(const struct checkop_target *t)
+{
+    return checkop_machine_emulated && t->device->profile.kind == NB_DEVICE_CUDA;
+}
+
+static uint64_t guard_behind(const struct checkop_target *t)
+{
+    return is_emulated(t) ? 0 : GUARD_BEHIND;
+}
 
 /* ---- the table ---- */
 
@@ -52,17 +63,19 @@ static void must(struct checkop *c, const struct checkop_target *t, nb_status st
         checkop_abort(c, "%s: %s: %s", t->name, what, nb_status_message());
 }
 
-void checkop_add_target(struct checkop *c, const char *name, struct nb_device *device, bool under_test)
+struct checkop_target *checkop_add_target(struct checkop *c, const char *name, struct nb_device *device, bool under_test)
 {
     if (c->targets == CHECKOP_TARGETS_MAX)
         checkop_abort(c, "more than %d devices", CHECKOP_TARGETS_MAX);
     struct checkop_target *t = &c->target[c->targets++];
     *t = (struct checkop_target){.device = device, .under_test = under_test};
     snprintf(t->name, sizeof t->name, "%s", name);
+    snprintf(t->where, sizeof t->where, " (%s)", name);
     for (int i = 0; i < CHECKOP_STREAMS; i++) {
         must(c, t, device->stream_create(device, &t->stream[i]), "stream");
         must(c, t, device->event_create(device, &t->event[i]), "event");
     }
+    return t;
 }
 
 void checkop_remove_targets(struct checkop *c)
@@ -90,13 +103,18 @@ static void add_cpu(struct checkop *c, int threads, bool deferred, uint64_t defe
     checkop_add_target(c, name, device, false);
 }
 
+void checkop_add_reference(struct checkop *c)
+{
+    add_cpu(c, 1, false, 0);
+}
+
 void checkop_add_cpu_targets(struct checkop *c)
 {
     if (c->bench) {
         add_cpu(c, c->bench_threads, false, 0);
         return;
     }
-    add_cpu(c, 1, false, 0);
+    checkop_add_reference(c);
     add_cpu(c, 2, false, 0);
     add_cpu(c, 5, false, 0);
     for (uint64_t k = 1; k <= 3; k++)
@@ -130,33 +148,12 @@ struct placed {
     nb_dptr base;
     uint64_t total; /* bytes with guards */
     unsigned char *before, *after;
+    bool fresh;     /* the device's memory is as it should be, nothing written: an op that reads it is caught */
 };
 
 static nb_dptr payload(const struct placed *p)
 {
     return nb_dptr_at(p->base, GUARD_FRONT);
-}
-
-static void place(struct checkop *c, const struct checkop_target *t, uint64_t bytes, const void *image, struct placed *p)
-{
-    struct nb_device *d = t->device;
-    p->total = GUARD_FRONT + bytes + GUARD_BEHIND;
-    void *before = NULL, *after = NULL;
-    must(c, t, d->memory_take(d, p->total, &p->base), "memory_take");
-    must(c, t, d->host_take(d, p->total, &before), "host_take");
-    must(c, t, d->host_take(d, p->total, &after), "host_take");
-    p->before = before;
-    p->after = after;
-    memset(p->before, 0xff, p->total);
-    if (image)
-        memcpy(p->before + GUARD_FRONT, image, bytes);
-}
-
-static void unplace(const struct checkop_target *t, struct placed *p)
-{
-    t->device->host_give_back(t->device, p->before);
-    t->device->host_give_back(t->device, p->after);
-    t->device->memory_give_back(t->device, p->base);
 }
 
 static bool is_guard(const unsigned char *bytes, uint64_t count)
@@ -167,20 +164,55 @@ static bool is_guard(const unsigned char *bytes, uint64_t count)
     return true;
 }
 
+static void place(struct checkop *c, const struct checkop_target *t, uint64_t bytes, const void *image, struct placed *p)
+{
+    struct nb_device *d = t->device;
+    p->total = GUARD_FRONT + bytes + guard_behind(t);
+    void *before = NULL, *after = NULL;
+    must(c, t, d->memory_take(d, p->total, &p->base), "memory_take");
+    must(c, t, d->host_take(d, p->total, &before), "host_take");
+    must(c, t, d->host_take(d, p->total, &after), "host_take");
+    p->before = before;
+    p->after = after;
+    memset(p->before, 0xff, p->total);
+    if (image)
+        memcpy(p->before + GUARD_FRONT, image, bytes);
+    p->fresh = is_emulated(t) && is_guard(p->before, p->total);
+}
+
+static void unplace(const struct checkop_target *t, struct placed *p)
+{
+    t->device->host_give_back(t->device, p->before);
+    t->device->host_give_back(t->device, p->after);
+    t->device->memory_give_back(t->device, p->base);
+}
+
 static void check_guards(struct checkop *c, const struct checkop_target *t, const char *name, const struct placed *p)
 {
     if (!is_guard(p->after, GUARD_FRONT))
         checkop_fail(c, "%s: wrote in front of %s", t->name, name);
-    if (!is_guard(p->after + p->total - GUARD_BEHIND, GUARD_BEHIND))
+    if (!is_guard(p->after + p->total - guard_behind(t), guard_behind(t)))
         checkop_fail(c, "%s: wrote behind %s", t->name, name);
 }
 
-/* After the run: keeps the reference's and the tested device's bytes, compares the others' with the reference's. */
+/* Where a target's bytes must be those of another: the first element that differs. */
+static void expect_same(struct checkop *c, const struct checkop_target *t, const struct checkop_buffer *b, const unsigned char *after)
+{
+    const unsigned char *want = t->same_as == 0 ? b->result : b->tested[t->same_as];
+    uint64_t size = nb_dtype_bytes(b->dtype), i = 0;
+    if (!want || memcmp(after, want, b->bytes) == 0)
+        return;
+    while (memcmp(after + i * size, want + i * size, size) == 0)
+        i++;
+    checkop_fail(c, "%s: %s[%" PRIu64 "] is %.9g, on %s %.9g", t->name, b->name, i, checkop_element(after, b->dtype, i),
+                 c->target[t->same_as].name, checkop_element(want, b->dtype, i));
+}
+
+/* After the run: keeps the reference's and the tested devices' bytes, compares those that must be equal. */
 static void collect(struct checkop *c, int target, struct checkop_buffer *b, const struct placed *p)
 {
     const struct checkop_target *t = &c->target[target];
     const unsigned char *after = p->after + GUARD_FRONT;
-    uint64_t size = nb_dtype_bytes(b->dtype);
     check_guards(c, t, b->name, p);
     if (!b->written) {
         if (memcmp(after, b->image, b->bytes) != 0)
@@ -189,41 +221,63 @@ static void collect(struct checkop *c, int target, struct checkop_buffer *b, con
     }
     if (target == 0) {
         memcpy(b->result, after, b->bytes);
-    } else if (t->under_test) {
-        if (!b->tested)
-            b->tested = checkop_allocate(b->bytes);
-        memcpy(b->tested, after, b->bytes);
-    } else if (memcmp(after, b->result, b->bytes) != 0) {
-        uint64_t i = 0;
-        while (memcmp(after + i * size, b->result + i * size, size) == 0)
-            i++;
-        checkop_fail(c, "%s: %s[%" PRIu64 "] is %.9g, on %s %.9g", t->name, b->name, i, checkop_element(after, b->dtype, i),
-                     c->target[0].name, checkop_got(b, i));
+        return;
     }
+    if (t->under_test) {
+        b->tested[target] = checkop_allocate(b->bytes);
+        memcpy(b->tested[target], after, b->bytes);
+    }
+    if (t->same_as >= 0)
+        expect_same(c, t, b, after);
 }
 
-/* Uploads on one stream, the op on a second, downloads on a third, joined by events alone. */
-static void enqueue_all(struct checkop *c, const struct checkop_target *t, struct placed *placed, void *args, nb_status want)
+/* Exactly nb_cuda_refuse_f32's words: the one reason for which a device under test may decline a case. */
+static bool is_refusal_of_f32(const struct checkop *c, const struct checkop_target *t, nb_status status)
+{
+    char words[128];
+    snprintf(words, sizeof words, "%s: activations in fp32; this device computes in bf16 alone", checkop_entry(c->op)->name);
+    return t->under_test && status == NB_UNSUPPORTED && strcmp(nb_status_message(), words) == 0;
+}
+
+/* The streams' waits, the last one's first. What the op found wrong surfaces at one of them, at most once: on the stream that ran it, or,
+ * where a device has one word for all streams, at the first. */
+static void wait_for_all(struct checkop *c, const struct checkop_target *t, nb_status want)
+{
+    nb_status got = NB_OK;
+    char message[512] = "";
+    for (int i = CHECKOP_STREAMS - 1; i >= 0; i--) {
+        nb_status status = t->device->stream_wait(t->device, t->stream[i]);
+        if (status == NB_OK)
+            continue;
+        if (got != NB_OK)
+            checkop_fail(c, "%s: the streams' waits gave two errors: %s; %s", t->name, message, nb_status_message());
+        got = status;
+        snprintf(message, sizeof message, "%s", nb_status_message());
+    }
+    if (got != want)
+        checkop_fail(c, "%s: the streams' waits gave status %d, not %d: %s", t->name, (int)got, (int)want, message);
+}
+
+/* Uploads on one stream, the op on a second, downloads on a third, joined by events alone. False: the device declined the case. */
+static bool enqueue_all(struct checkop *c, const struct checkop_target *t, struct placed *placed, void *args, nb_status want)
 {
     struct nb_device *d = t->device;
     for (int i = 0; i <= c->buffers; i++)
-        if (placed[i].total)
+        if (placed[i].total && !placed[i].fresh)
             must(c, t, d->upload(d, t->stream[0], placed[i].base, placed[i].before, placed[i].total), "upload");
     must(c, t, d->event_record(d, t->stream[0], t->event[0]), "event_record");
     must(c, t, d->stream_wait_event(d, t->stream[1], t->event[0]), "stream_wait_event");
-    if (checkop_entry(c->op)->call(d, t->stream[1], args) != NB_OK)
+    nb_status status = checkop_entry(c->op)->call(d, t->stream[1], args);
+    bool declined = is_refusal_of_f32(c, t, status);
+    if (status != NB_OK && !declined)
         checkop_fail(c, "%s: %s", t->name, nb_status_message());
     must(c, t, d->event_record(d, t->stream[1], t->event[1]), "event_record");
     must(c, t, d->stream_wait_event(d, t->stream[2], t->event[1]), "stream_wait_event");
     for (int i = 0; i <= c->buffers; i++)
         if (placed[i].total)
             must(c, t, d->download(d, t->stream[2], placed[i].after, placed[i].base, placed[i].total), "download");
-    must(c, t, d->stream_wait(d, t->stream[2]), "stream_wait");
-    nb_status status = d->stream_wait(d, t->stream[1]);
-    if (status != want)
-        checkop_fail(c, "%s: the stream's wait gave status %d, not %d: %s", t->name, (int)status, (int)want,
-                     status == NB_OK ? "" : nb_status_message());
-    must(c, t, d->stream_wait(d, t->stream[0]), "stream_wait");
+    wait_for_all(c, t, declined ? NB_OK : want);
+    return !declined;
 }
 
 static void bind_to(struct checkop *c, const struct checkop_target *t, struct placed *placed, void *args)
@@ -243,22 +297,31 @@ static void bind_to(struct checkop *c, const struct checkop_target *t, struct pl
 
 static void run_on(struct checkop *c, int target, void *args, nb_status want)
 {
-    const struct checkop_target *t = &c->target[target];
-    struct placed placed[CHECKOP_BUFFERS_MAX + 1] = {{{0}, 0, NULL, NULL}}; /* the last one used: scratch */
+    struct checkop_target *t = &c->target[target];
+    struct placed placed[CHECKOP_BUFFERS_MAX + 1] = {{{0}, 0, NULL, NULL, false}}; /* the last one used: scratch */
+    if (t->machine_seed)
+        checkop_machine_seed(t->machine_seed);
     for (int i = 0; i < c->buffers; i++)
         if (c->buffer[i].in_use)
             place(c, t, c->buffer[i].bytes, c->buffer[i].image, &placed[i]);
     bind_to(c, t, placed, args);
-    enqueue_all(c, t, placed, args, want);
+    bool ran = enqueue_all(c, t, placed, args, want);
+    t->ran += ran;
+    t->in_f32 += !ran;
     for (int i = 0; i <= c->buffers; i++) {
         if (!placed[i].total)
             continue;
         if (i == c->buffers)
             check_guards(c, t, "scratch", &placed[i]);
-        else if (want == NB_OK)
+        else if (want == NB_OK && ran)
             collect(c, target, &c->buffer[i], &placed[i]);
         unplace(t, &placed[i]);
     }
+}
+
+bool checkop_takes_part(const struct checkop_target *t, enum checkop_op op)
+{
+    return !t->library_products || op == CHECKOP_linear || op == CHECKOP_linear_backward;
 }
 
 static void run_everywhere(struct checkop *c, enum checkop_op op, void *args, nb_status want)
@@ -271,8 +334,16 @@ static void run_everywhere(struct checkop *c, enum checkop_op op, void *args, nb
         checkop_abort(c, "a run outside a case");
     c->has_run = true;
     c->runs[op]++;
-    for (int target = 0; target < c->targets; target++)
-        run_on(c, target, args, want);
+    bool too_large = c->work_max > 0 && checkop_work(op, args) > c->work_max;
+    for (int target = 0; target < c->targets; target++) {
+        struct checkop_target *t = &c->target[target];
+        if (!checkop_takes_part(t, op))
+            continue;
+        if (too_large && t->under_test)
+            t->too_large++;
+        else
+            run_on(c, target, args, want);
+    }
 }
 
 void checkop_run(struct checkop *c, enum checkop_op op, void *args)
@@ -306,11 +377,11 @@ static int by_value(const void *a, const void *b)
     return x < y ? -1 : x > y;
 }
 
-/* Bytes a second, read and written counted, of a memcpy between two buffers that no cache holds, by as many threads. */
-static double measure_copy_rate(int threads)
+/* A memcpy between two buffers that no cache holds, by as many threads: bytes a second, read and written counted. */
+static double host_copy_rate(int threads, uint64_t bytes)
 {
     enum { PIECES = 256 };
-    uint64_t bytes = (uint64_t)256 << 20, piece = bytes / PIECES;
+    uint64_t piece = bytes / PIECES;
     char *from = checkop_allocate(bytes), *to = checkop_allocate(bytes);
     double best = 0;
     memset(from, 1, bytes);
@@ -328,27 +399,74 @@ static double measure_copy_rate(int threads)
     return best;
 }
 
+/* The same by the GPU's own copies. */
+static double gpu_copy_rate(struct checkop *c, const struct checkop_target *t, uint64_t bytes)
+{
+    struct nb_device *d = t->device;
+    nb_dptr from, to;
+    double best = 0;
+    must(c, t, d->memory_take(d, bytes, &from), "memory_take");
+    must(c, t, d->memory_take(d, bytes, &to), "memory_take");
+    must(c, t, d->fill_zero(d, t->stream[0], from, bytes), "fill_zero");
+    for (int repeat = 0; repeat < 20; repeat++) {
+        double seconds = 0;
+        must(c, t, nb_cuda_timer_begin(d, t->stream[0]), "timer_begin");
+        must(c, t, d->copy(d, t->stream[0], to, from, bytes), "copy");
+        must(c, t, nb_cuda_timer_end(d, t->stream[0], &seconds), "timer_end");
+        best = 2.0 * (double)bytes / seconds > best ? 2.0 * (double)bytes / seconds : best;
+    }
+    d->memory_give_back(d, from);
+    d->memory_give_back(d, to);
+    return best;
+}
+
+/* Once for each device. */
+static void measure_copy_rate(struct checkop *c, struct checkop_target *t)
+{
+    const uint64_t bytes = (uint64_t)256 << 20;
+    const struct nb_device_profile *profile = &t->device->profile;
+    bool gpu = profile->kind == NB_DEVICE_CUDA;
+    if (t->copy_bytes_per_second > 0)
+        return;
+    t->copy_bytes_per_second = gpu ? gpu_copy_rate(c, t, bytes) : host_copy_rate(profile->multiprocessors, bytes);
+    printf("%s: %s, %d %s; copying 256 MiB: %.2f GB/s read and written\n", t->name, profile->name, profile->multiprocessors,
+           gpu ? "multiprocessors" : "threads", 1e-9 * t->copy_bytes_per_second);
+}
+
 bool checkop_wants_bench(const struct checkop *c)
 {
     return c->bench;
 }
 
-static void time_on(struct checkop *c, const struct checkop_target *t, void *args, double bytes, double flops)
+/* One run's seconds: on a GPU between two points of its stream, else on the host's clock. */
+static double time_once(struct checkop *c, const struct checkop_target *t, void *args)
 {
     struct nb_device *d = t->device;
+    bool gpu = d->profile.kind == NB_DEVICE_CUDA;
+    double start = seconds_now(), seconds = 0;
+    if (gpu)
+        must(c, t, nb_cuda_timer_begin(d, t->stream[0]), "timer_begin");
+    must(c, t, checkop_entry(c->op)->call(d, t->stream[0], args), "call");
+    if (gpu)
+        must(c, t, nb_cuda_timer_end(d, t->stream[0], &seconds), "timer_end");
+    else
+        must(c, t, d->stream_wait(d, t->stream[0]), "stream_wait");
+    return gpu ? seconds : seconds_now() - start;
+}
+
+static void time_on(struct checkop *c, const struct checkop_target *t, void *args, double bytes, double flops)
+{
     double timing[TIMINGS_MAX], begin = seconds_now();
     int count = 0;
-    while (count < TIMINGS_MAX && (count < 5 || seconds_now() - begin < 0.4)) {
-        double start = seconds_now();
-        must(c, t, checkop_entry(c->op)->call(d, t->stream[0], args), "call");
-        must(c, t, d->stream_wait(d, t->stream[0]), "stream_wait");
-        timing[count++] = seconds_now() - start;
-    }
+    if (is_refusal_of_f32(c, t, checkop_entry(c->op)->call(t->device, t->stream[0], args)))
+        return;
+    while (count < TIMINGS_MAX && (count < 5 || seconds_now() - begin < 0.4))
+        timing[count++] = time_once(c, t, args);
     qsort(timing, (size_t)count, sizeof *timing, by_value);
     double least = timing[0], median = timing[count / 2], high = timing[count * 9 / 10];
     printf("%-18s %-34s %-14s %9.1f us, median %9.1f, 90%% %9.1f; %6.2f GB/s, %4.0f%% of memcpy", checkop_entry(c->op)->name,
            c->case_name, t->name, 1e6 * least, 1e6 * median, 1e6 * high, 1e-9 * bytes / least,
-           100.0 * bytes / least / c->copy_bytes_per_second);
+           100.0 * bytes / least / t->copy_bytes_per_second);
     if (flops > 0)
         printf("; %7.1f GFLOP/s", 1e-9 * flops / least);
     printf("\n");
@@ -358,16 +476,13 @@ void checkop_bench(struct checkop *c, enum checkop_op op, void *args, double byt
 {
     if (op != c->op || !c->bench)
         checkop_abort(c, "a benchmark of %s out of place", checkop_entry(op)->name);
-    if (c->copy_bytes_per_second == 0) {
-        int threads = c->target[0].device->profile.multiprocessors;
-        c->copy_bytes_per_second = measure_copy_rate(threads);
-        printf("%s, %d threads; memcpy of 256 MiB: %.2f GB/s read and written\n", c->target[0].device->profile.name, threads,
-               1e-9 * c->copy_bytes_per_second);
-    }
     c->runs[op]++;
     for (int k = 0; k < c->targets; k++) {
-        const struct checkop_target *t = &c->target[k];
-        struct placed placed[CHECKOP_BUFFERS_MAX + 1] = {{{0}, 0, NULL, NULL}};
+        struct checkop_target *t = &c->target[k];
+        struct placed placed[CHECKOP_BUFFERS_MAX + 1] = {{{0}, 0, NULL, NULL, false}};
+        if (!checkop_takes_part(t, op))
+            continue;
+        measure_copy_rate(c, t);
         for (int i = 0; i < c->buffers; i++)
             if (c->buffer[i].in_use)
                 place(c, t, c->buffer[i].bytes, c->buffer[i].image, &placed[i]);

@@ -156,26 +156,19 @@ cudaError_t nb_emulator_enqueue(cudaStream_t stream, std::function<bool()> run);
  * stack, where the kernel may read. */
 template <typename... P> struct nb_emulator_arguments;
 template <> struct nb_emulator_arguments<> {
+    static nb_emulator_arguments of(void) { return {}; }
     template <typename... Q> void call(void (*kernel)(Q...), Q... values) const { kernel(values...); }
 };
 template <typename F, typename... R> struct nb_emulator_arguments<F, R...> {
     F first;
     nb_emulator_arguments<R...> rest;
+    static nb_emulator_arguments of(F first, R... rest) { return {first, nb_emulator_arguments<R...>::of(rest...)}; }
     /* `values`: the arguments before these. */
     template <typename... Q, typename... V> void call(void (*kernel)(Q...), V... values) const
     {
         rest.template call<Q...>(kernel, values..., first);
     }
 };
-
-static inline nb_emulator_arguments<> nb_emulator_pack(void)
-{
-    return {};
-}
-template <typename F, typename... R> static nb_emulator_arguments<F, R...> nb_emulator_pack(F first, R... rest)
-{
-    return {first, nb_emulator_pack<R...>(rest...)};
-}
 
 /* arguments: at a nb_emulator_arguments<P...>. */
 template <typename... P> static void nb_emulator_call(const void *kernel, const void *arguments)
@@ -198,7 +191,7 @@ static nb_status nb_emulator_launch(
     const char *name, void (*kernel)(P...), dim3 grid, int threads, int shared_bytes, cudaStream_t stream, A... arguments)
 {
     struct nb_emulator_kernel launched = {name, (const void *)kernel, nb_emulator_call<P...>, grid, threads, shared_bytes};
-    nb_emulator_arguments<P...> packed = nb_emulator_pack<P...>(static_cast<P>(arguments)...);
+    nb_emulator_arguments<P...> packed = nb_emulator_arguments<P...>::of(static_cast<P>(arguments)...);
     return nb_emulator_launch_erased(&launched, &packed, sizeof packed, stream);
 }
 

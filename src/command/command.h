@@ -50,7 +50,7 @@ struct nb_command {
 };
 
 extern const struct nb_command nb_command_train, nb_command_plan, nb_command_quantize, nb_command_evaluate, nb_command_generate,
-    nb_command_chat, nb_command_tokenize, nb_command_inspect;
+    nb_command_chat, nb_command_tokenize, nb_command_inspect, nb_command_bench;
 
 /* The table, in the order of the help, ended by NULL. */
 extern const struct nb_command *const nb_commands[];
@@ -75,7 +75,7 @@ void nb_help_command(const struct nb_command *command, FILE *out);
 /* nibble(1) in roff. */
 void nb_help_manual(FILE *out);
 
-/* What `--version` prints: version, the CPU's matrix products, instruction set, build options. */
+/* What `--version` prints: version, the CPU's matrix products, instruction set, build options, and the GPU with its library. */
 void nb_help_version(FILE *out);
 
 /* The exit code of a status. */

@@ -2,6 +2,7 @@
 
 #include "command/command.h"
 #include "config/config.h"
+#include "device/cuda/cuda.h"
 #include "device/device.h"
 
 void nb_help_screen(FILE *out)
@@ -29,7 +30,7 @@ void nb_help_commands(FILE *out)
           "  help VERB          a verb's options\n"
           "  help config [KEY]  the keys of the YAML file and of --set\n"
           "  help manual        the manual page, nibble(1), in roff\n"
-          "  --version          version, matrix library, instruction set\n"
+          "  --version          version, matrix library, instruction set, GPU\n"
           "\n"
           "Exit status: 0 done, 1 failed, 2 wrong usage or config, 130 interrupted after saving.\n"
           "Data goes to standard output, everything else to standard error.\n",
@@ -124,6 +125,22 @@ void nb_help_manual(FILE *out)
           out);
 }
 
+/* The GPU that a run would take, or why none: both are answers here, not errors. */
+static void print_gpu(FILE *out)
+{
+    struct nb_device_profile gpu;
+    fprintf(out, "GPU support: %s\n", nb_cuda_backend_description(NULL));
+    if (!nb_cuda_built())
+        return;
+    if (nb_cuda_probe(&(struct nb_cuda_options){0}, &gpu) != NB_OK) {
+        fprintf(out, "this machine's GPU: none to use: %s\n", nb_status_message());
+        return;
+    }
+    fprintf(out, "this machine's GPU: %s, compute capability %d.%d, %llu MiB, products by %s\n", gpu.name, gpu.compute_capability / 10,
+            gpu.compute_capability % 10, (unsigned long long)(gpu.memory_bytes >> 20),
+            gpu.cublaslt_version ? "cuBLASLt" : "nibble's own kernels (no cuBLASLt found)");
+}
+
 void nb_help_version(FILE *out)
 {
     struct nb_device_profile profile;
@@ -133,4 +150,5 @@ void nb_help_version(FILE *out)
     fprintf(out, "built for: %s\n", NB_CPU_OPTION);
     fprintf(out, "this machine: %s, %d threads, bf16 arithmetic: %s\n", profile.name, profile.multiprocessors,
             profile.bf16 ? "yes" : "no");
+    print_gpu(out);
 }

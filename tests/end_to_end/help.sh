@@ -16,7 +16,9 @@ equal "--help" "$(cat "$work/out")" "$screen"
 succeeds -h
 equal "-h" "$(cat "$work/out")" "$screen"
 succeeds --version
-says out '^nibble [0-9]+\.[0-9]+\.[0-9]+$' 'oneDNN|own'
+says out '^nibble [0-9]+\.[0-9]+\.[0-9]+$' 'oneDNN|own' '^GPU support: (CUDA [0-9]+\.[0-9]+|built without CUDA)$'
+# A program with the CUDA device says which GPU it would take, or why none; one without has said it all.
+grep -q '^GPU support: CUDA' "$work/out" && says out "^this machine's GPU: (none to use: .+|.+ MiB, products by .+)$"
 
 succeeds help
 verbs="train plan quantize evaluate generate chat tokenize inspect"

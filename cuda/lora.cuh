@@ -15,8 +15,15 @@ nb_status nb_lora_down(struct nb_cuda *cuda, cudaStream_t stream, const struct n
 nb_status nb_lora_backward(
     struct nb_cuda *cuda, cudaStream_t stream, const struct nb_linear_backward *args, const nb_dptr u[NB_LINEAR_PARTS], nb_dptr partials);
 
-/* Loads the kernels of this header. */
+/* da alone, the last step of it (lora_backward_a.cu). */
+nb_status nb_lora_backward_a(
+    struct nb_cuda *cuda, cudaStream_t stream, const struct nb_linear_backward *args, const nb_dptr u[NB_LINEAR_PARTS]);
+
+/* Loads the kernels of this header; those of each file. */
 nb_status nb_lora_prepare(struct nb_cuda *cuda);
+nb_status nb_lora_down_prepare(void);
+nb_status nb_lora_backward_prepare(void);
+nb_status nb_lora_backward_a_prepare(void);
 
 /* Whether the few-token kernel serves the call: tokens_max <= NB_CUDA_FEW_TOKENS and no dropout. t must be there (nb_lora_down). */
 bool nb_linear_few_serves(const struct nb_linear *args);

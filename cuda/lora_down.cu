@@ -333,3 +333,11 @@ nb_status nb_lora_down_prepare(void)
     NB_TRY(nb_cuda_load("lora down, sum", sum_kernel, 0));
     return nb_cuda_load("lora down, few tokens", few_kernel, 0);
 }
+
+nb_status nb_lora_prepare(struct nb_cuda *cuda)
+{
+    (void)cuda;
+    NB_TRY(nb_lora_down_prepare());
+    NB_TRY(nb_lora_backward_prepare());
+    return nb_lora_backward_a_prepare();
+}

@@ -66,12 +66,19 @@ fetch_model() {
 # The CUDA compiler's wheels on PyPI and the headers it needs, 104 MB; together they are a small toolkit of their own.
 nibble_nvcc_wheels="nvidia-cuda-nvcc nvidia-cuda-crt nvidia-nvvm nvidia-cuda-runtime nvidia-cuda-cccl"
 
+# nvcc_serves PATH: whether it is there, and of CUDA 12.8 or newer.
+nvcc_serves() {
+  local version
+  [ -x "$1" ] && version=$("$1" --version 2>/dev/null | sed -n 's/.*release \([0-9.]*\),.*/\1/p') &&
+    [ -n "$version" ] && [ "$(printf '12.8\n%s\n' "$version" | sort -V | head -1)" = 12.8 ]
+}
+
 # find_nvcc: puts the CUDA compiler's path into $nibble_nvcc: the one in the PATH, in NVIDIA's usual folder, in the cache, or from PyPI.
 # Returns 1, saying why, when there is none to be had.
 find_nvcc() {
   local version=13.0 place work wheels=() name
   for place in "$(command -v nvcc)" /usr/local/cuda/bin/nvcc "$nibble_cache/cuda-$version/nvidia/cu13/bin/nvcc"; do
-    [ -x "$place" ] && nibble_nvcc=$place && return 0
+    nvcc_serves "$place" && nibble_nvcc=$place && return 0
   done
   mkdir -p "$nibble_cache" && work=$(mktemp -d "$nibble_cache/fetch.XXXXXX") || return 1
   for name in $nibble_nvcc_wheels; do wheels+=("$name==$version.*"); done
@@ -83,5 +90,5 @@ find_nvcc() {
   fi
   rm -rf "$nibble_cache/cuda-$version"
   mv "$work/cuda" "$nibble_cache/cuda-$version" && rm -rf "$work" &&
-    nibble_nvcc=$nibble_cache/cuda-$version/nvidia/cu13/bin/nvcc && [ -x "$nibble_nvcc" ]
+    nibble_nvcc=$nibble_cache/cuda-$version/nvidia/cu13/bin/nvcc && nvcc_serves "$nibble_nvcc"
 }

@@ -194,32 +194,37 @@ NB_EMULATED_INSTRUCTION void nb_copy_async_arrive(uint64_t *barrier)
 NB_EMULATED_INSTRUCTION void nb_ldmatrix_x4(uint32_t r[4], const void *row)
 {
     nb_u32_x4 v = nb_emulator_ldmatrix(row, 4, false);
-    r[0] = v[0], r[1] = v[1], r[2] = v[2], r[3] = v[3];
+    memcpy(r, &v, 16); /* one access, not four */
 }
 
 NB_EMULATED_INSTRUCTION void nb_ldmatrix_x4_trans(uint32_t r[4], const void *row)
 {
     nb_u32_x4 v = nb_emulator_ldmatrix(row, 4, true);
-    r[0] = v[0], r[1] = v[1], r[2] = v[2], r[3] = v[3];
+    memcpy(r, &v, 16); /* one access, not four */
 }
 
 NB_EMULATED_INSTRUCTION void nb_ldmatrix_x2(uint32_t r[2], const void *row)
 {
     nb_u32_x4 v = nb_emulator_ldmatrix(row, 2, false);
-    r[0] = v[0], r[1] = v[1];
+    memcpy(r, &v, 8);
 }
 
 NB_EMULATED_INSTRUCTION void nb_ldmatrix_x2_trans(uint32_t r[2], const void *row)
 {
     nb_u32_x4 v = nb_emulator_ldmatrix(row, 2, true);
-    r[0] = v[0], r[1] = v[1];
+    memcpy(r, &v, 8);
 }
 
 NB_EMULATED_INSTRUCTION void nb_mma_bf16(float d[4], const uint32_t a[4], const uint32_t b[2])
 {
-    nb_float_x4 v = nb_emulator_mma_bf16(
-        nb_float_x4{d[0], d[1], d[2], d[3]}, nb_u32_x4{a[0], a[1], a[2], a[3]}, b[0] | (uint64_t)b[1] << 32);
-    d[0] = v[0], d[1] = v[1], d[2] = v[2], d[3] = v[3];
+    nb_float_x4 sums;
+    nb_u32_x4 rows;
+    uint64_t columns;
+    memcpy(&sums, d, 16);
+    memcpy(&rows, a, 16);
+    memcpy(&columns, b, 8);
+    sums = nb_emulator_mma_bf16(sums, rows, columns);
+    memcpy(d, &sums, 16);
 }
 
 NB_EMULATED_INSTRUCTION uint32_t nb_permute_bytes(uint32_t a, uint32_t b, uint32_t selector)

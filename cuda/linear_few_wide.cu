@@ -1,0 +1,196 @@
+/* y for 5 to 64 tokens.
+ *
+ * A block takes 128 rows of W, 16 a warp, and a cut of `in` in steps of 256 columns. Weights go straight to registers, one step ahead; the
+ * tokens' columns of a step come by cp.async, two stages, and are read by all warps. Where 128 rows a block do not fill the chip, `in` is cut
+ * by (out, in) alone, and sum_kernel adds the cuts' fp32 sums in order: 4,096 by 4,096 is 32 blocks by 8 cuts.
+ * Bound by reading W as in linear_few.cu up to about 16 tokens; above by the tokens' fragments from shared memory, one 16-byte read for two
+ * products: at 64 tokens 2,048 clocks a step of 32,768 weights, beside 1,600 of the tensor cores. */
+#include "cuda/linear_few.cuh"
+
+enum { THREADS = 256, ROWS = 16 };
+
+/* A token's 256 columns in shared memory. Packed: quarters of 64 apart by a piece more than they hold, and rows by four pieces more than a
+ * multiple of eight, so that the eight lanes of a 16-byte phase, two tokens by four quarters, meet eight bank groups; with bf16 the
+ * quarters are neighbours. */
+enum { ROW_BYTES = 576, QUARTER_BYTES = 144, TABLE_BYTES = (NB_FEW_TABLE_FLOATS * 4 + 127) / 128 * 128 };
+
+template <int KIND> NB_KERNEL_FUNCTION int x_offset(int token, int column)
+{
+    int piece = column / 8;
+    return token * ROW_BYTES + (KIND == NB_FEW_DENSE ? piece * 16 : piece / 8 * QUARTER_BYTES + piece % 8 * 16);
+}
+
+template <int TILES> struct wide_shape {
+    static constexpr int TOKENS = 8 * TILES, STAGE_BYTES = TOKENS * ROW_BYTES, BYTES = TABLE_BYTES + 2 * STAGE_BYTES;
+};
+
+template <int KIND, int TILES>
+NB_KERNEL_FUNCTION void fill_stage(unsigned char *stage, const struct nb_few &d, int column, int valid)
+{
+    for (int i = threadIdx.x; i < wide_shape<TILES>::TOKENS * (NB_FEW_DEPTH / 8); i += THREADS) {
+        int token = i / (NB_FEW_DEPTH / 8), at = i % (NB_FEW_DEPTH / 8) * 8;
+        bool inside = token < valid && column + at < d.in;
+        nb_copy_async_16(stage + x_offset<KIND>(token, at), inside ? d.x + (int64_t)token * d.x_stride + column + at : d.x, inside ? 16 : 0);
+    }
+}
+
+template <int TILES> struct wide_sum {
+    float of[TILES][4];
+};
+
+/* sum += the weights of a run at `within` of a stage's columns, times all tokens. */
+template <int KIND, int TILES>
+NB_KERNEL_FUNCTION void multiply_run(struct wide_sum<TILES> &sum, const struct nb_few_run<KIND> &run, const struct nb_few &d,
+    const struct nb_few_part &part, const float *table, const unsigned char *stage, int row, int column, int within)
+{
+    struct nb_scaled_codes codes[2];
+    if constexpr (KIND == NB_FEW_PACKED)
+        nb_few_scale(codes, run, part, table);
+    int token = threadIdx.x % NB_WARP / 4;
+#pragma unroll
+    for (int i = 0; i < nb_few_shape<KIND>::PIECES; i++) {
+        int at = within + nb_few_column<KIND>(i);
+        uint4 low, high;
+        if constexpr (KIND == NB_FEW_PACKED) {
+            low = nb_decode_8(codes[0], nb_word_of(run.data[0], i));
+            high = nb_decode_8(codes[1], nb_word_of(run.data[1], i));
+        } else if constexpr (KIND == NB_FEW_DENSE) {
+            low = run.data[0][i], high = run.data[1][i];
+        } else {
+            low = nb_few_straddling(part, table, row, column + at, d.in);
+            high = nb_few_straddling(part, table, row + 8, column + at, d.in);
+        }
+        struct nb_few_weights weights = nb_few_weights_of(low, high);
+#pragma unroll
+        for (int n = 0; n < TILES; n++) {
+            uint4 tokens = *(const uint4 *)(stage + x_offset<KIND>(token + 8 * n, at));
+            uint32_t first[2] = {tokens.x, tokens.y}, second[2] = {tokens.z, tokens.w};
+            nb_mma_bf16(sum.of[n], weights.first, first);
+            nb_mma_bf16(sum.of[n], weights.second, second);
+        }
+    }
+}
+
+template <int TILES>
+NB_KERNEL_FUNCTION void store_sums(
+    const struct nb_few &d, const struct nb_few_part &part, int begin, int row, int split, int valid, const struct wide_sum<TILES> &sum)
+{
+    int lane = threadIdx.x % NB_WARP, outputs = d.outputs[NB_LINEAR_PARTS];
+#pragma unroll
+    for (int n = 0; n < TILES; n++) {
+#pragma unroll
+        for (int i = 0; i < 4; i++) {
+            int token = 8 * n + lane % 4 * 2 + i % 2, output = row + i / 2 * 8;
+            if (token >= valid || output >= part.out)
+                continue;
+            if (d.splits > 1)
+                d.partials[((int64_t)split * d.tokens_max + token) * outputs + begin + output] = sum.of[n][i];
+            else
+                nb_few_store(part, token, output, sum.of[n][i], part.b ? nb_few_branch(part, token, output) : 0.0f);
+        }
+    }
+}
+
+/* The grid: tiles of rows, cut by cut. */
+template <int KIND, int TILES> __global__ void __launch_bounds__(THREADS, 1) wide_kernel(struct nb_few d)
+{
+    int valid = nb_valid_rows(d.slot, d.rows_from, d.row_begin, d.tokens_max);
+    int tiles = d.tiles[NB_LINEAR_PARTS], tile = blockIdx.x % tiles, split = blockIdx.x / tiles;
+    if (valid == 0)
+        return;
+    int p = tile >= d.tiles[2] ? 2 : tile >= d.tiles[1] ? 1 : 0;
+    const struct nb_few_part &part = d.part[p];
+    float *table = (float *)nb_shared_memory();
+    unsigned char *stages = nb_shared_memory() + TABLE_BYTES;
+    int row = (tile - d.tiles[p]) * NB_FEW_ROWS + threadIdx.x / NB_WARP * ROWS + threadIdx.x % NB_WARP / 4;
+    int begin = split * d.steps * NB_FEW_DEPTH, end = begin + d.steps * NB_FEW_DEPTH < d.in ? begin + d.steps * NB_FEW_DEPTH : d.in;
+    constexpr int DEPTH = nb_few_shape<KIND>::DEPTH;
+    struct nb_few_run<KIND> next;
+    nb_few_fetch<KIND>(&next, part, row, begin, d.in);
+    fill_stage<KIND, TILES>(stages, d, begin, valid);
+    nb_copy_async_commit();
+    nb_few_fill_table(table, part);
+    struct wide_sum<TILES> sum = {};
+    for (int column = begin, stage = 0; column < end; column += NB_FEW_DEPTH, stage ^= 1) {
+        nb_copy_async_wait<0>();
+        nb_block_barrier();
+        if (column + NB_FEW_DEPTH < end)
+            fill_stage<KIND, TILES>(stages + (stage ^ 1) * wide_shape<TILES>::STAGE_BYTES, d, column + NB_FEW_DEPTH, valid);
+        nb_copy_async_commit();
+#pragma unroll
+        for (int within = 0; within < NB_FEW_DEPTH; within += DEPTH) {
+            struct nb_few_run<KIND> run = next;
+            if (column + within + DEPTH < end)
+                nb_few_fetch<KIND>(&next, part, row, column + within + DEPTH, d.in);
+            if (column + within < end)
+                multiply_run<KIND, TILES>(sum, run, d, part, table, stages + stage * wide_shape<TILES>::STAGE_BYTES, row, column, within);
+        }
+    }
+    nb_copy_async_wait<0>();
+    store_sums<TILES>(d, part, d.outputs[p], row, split, valid, sum);
+}
+
+/* y from the cuts' sums: a thread an output of a token. */
+static __global__ void __launch_bounds__(THREADS) sum_kernel(struct nb_few d)
+{
+    int64_t index = (int64_t)blockIdx.x * THREADS + threadIdx.x;
+    int outputs = d.outputs[NB_LINEAR_PARTS], token = (int)(index / outputs), output = (int)(index % outputs);
+    if (token >= nb_valid_rows(d.slot, d.rows_from, d.row_begin, d.tokens_max))
+        return;
+    float sum = 0;
+#pragma unroll 8
+    for (int split = 0; split < d.splits; split++)
+        sum += d.partials[((int64_t)split * d.tokens_max + token) * outputs + output];
+    int p = output >= d.outputs[2] ? 2 : output >= d.outputs[1] ? 1 : 0;
+    const struct nb_few_part &part = d.part[p];
+    output -= d.outputs[p];
+    nb_few_store(part, token, output, sum, part.b ? nb_few_branch(part, token, output) : 0.0f);
+}
+
+/* ---- launching ---- */
+
+struct choice {
+    int tokens, shared_bytes;
+    void (*kernel)(struct nb_few);
+};
+
+template <int KIND, int TILES> static struct choice choice_of()
+{
+    struct choice choice = {wide_shape<TILES>::TOKENS, wide_shape<TILES>::BYTES, wide_kernel<KIND, TILES>};
+    return choice;
+}
+
+enum { KINDS = 3, CHOICES = 4 };
+
+static struct choice choice_at(int kind, int index)
+{
+    static struct choice (*const of[KINDS][CHOICES])() = {
+        {choice_of<NB_FEW_PACKED, 1>, choice_of<NB_FEW_PACKED, 2>, choice_of<NB_FEW_PACKED, 4>, choice_of<NB_FEW_PACKED, 8>},
+        {choice_of<NB_FEW_STRADDLING, 1>, choice_of<NB_FEW_STRADDLING, 2>, choice_of<NB_FEW_STRADDLING, 4>, choice_of<NB_FEW_STRADDLING, 8>},
+        {choice_of<NB_FEW_DENSE, 1>, choice_of<NB_FEW_DENSE, 2>, choice_of<NB_FEW_DENSE, 4>, choice_of<NB_FEW_DENSE, 8>},
+    };
+    return of[kind][index]();
+}
+
+nb_status nb_linear_few_wide(cudaStream_t stream, const struct nb_few *few, enum nb_few_kind kind)
+{
+    int index = 0;
+    while (choice_at(kind, index).tokens < few->tokens_max)
+        index++;
+    struct choice choice = choice_at(kind, index);
+    struct nb_launch launch = {dim3((unsigned)(few->tiles[NB_LINEAR_PARTS] * few->splits)), THREADS, choice.shared_bytes};
+    NB_TRY(nb_cuda_launch("linear, up to 64 tokens", choice.kernel, launch, stream, *few));
+    if (few->splits == 1)
+        return NB_OK;
+    launch.grid = dim3(nb_blocks_of((int64_t)few->tokens_max * few->outputs[NB_LINEAR_PARTS], THREADS));
+    launch.shared_bytes = 0;
+    return nb_cuda_launch("linear, up to 64 tokens, sum", sum_kernel, launch, stream, *few);
+}
+
+nb_status nb_linear_few_wide_prepare(void)
+{
+    for (int kind = 0; kind < KINDS; kind++)
+        for (int i = 0; i < CHOICES; i++)
+            NB_TRY(nb_cuda_load("linear, up to 64 tokens", choice_at(kind, i).kernel, choice_at(kind, i).shared_bytes));
+    return nb_cuda_load("linear, up to 64 tokens, sum", sum_kernel, 0);
+}

@@ -69,6 +69,7 @@ struct checkop_entry {
     const char *name;
     void (*check)(struct checkop *c); /* NULL: nobody wrote one */
     nb_status (*accept)(const void *args);
+    bool (*has)(const struct nb_device *device);
     nb_status (*call)(struct nb_device *device, struct nb_stream *stream, const void *args);
     uint64_t (*scratch_bytes)(struct nb_device *device, const void *args);
 };
@@ -80,6 +81,9 @@ void checkop_fail(struct checkop *c, const char *format, ...) __attribute__((for
 
 /* A mistake of the check or of the machine, not of the op: prints and exits 2. */
 _Noreturn void checkop_abort(const struct checkop *c, const char *format, ...) __attribute__((format(printf, 2, 3)));
+
+/* A clock that only goes forward. */
+double checkop_seconds(void);
 
 /* malloc that does not return without memory; zeroed. */
 void *checkop_allocate(uint64_t bytes);

@@ -112,7 +112,7 @@ void checkop_layernorm(struct checkop *c)
         {20, 21, 1000, 0, NB_ROWS_TOKENS},       /* several threads */
         {2, 2, 8192, 0, NB_ROWS_TOKENS},         /* a long sum */
         {2, 3, 1032, 0, NB_ROWS_TOKENS},         /* a little wider than a GPU's warp holds, and than its block */
-        {1, 2, 32776, 0, NB_ROWS_TOKENS},
+        {1, 2, 16392, 0, NB_ROWS_TOKENS},
         {5, 16, 64, 256, NB_ROWS_TRAINED_CHUNK}, /* the last chunk of the trained rows */
         {0, 4, 64, 512, NB_ROWS_TRAINED_CHUNK},
     };

@@ -67,6 +67,7 @@ static void print_not_run(const struct checkop *c, enum checkop_op op)
 static bool run_check(struct checkop *c, enum checkop_op op)
 {
     const struct checkop_entry *entry = checkop_entry(op);
+    double begin = checkop_seconds();
     c->op = op;
     c->cases = c->failures = c->messages = c->case_number = 0;
     for (int k = 0; k < c->targets; k++)
@@ -89,7 +90,7 @@ static bool run_check(struct checkop *c, enum checkop_op op)
     if (c->failures)
         printf("%-18s FAILED: %" PRIu64 " failures in %" PRIu64 " cases\n", entry->name, c->failures, c->cases);
     else
-        printf("%-18s ok, %" PRIu64 " cases on %d devices\n", entry->name, c->cases, c->targets);
+        printf("%-18s ok, %" PRIu64 " cases on %d devices, %.1f s\n", entry->name, c->cases, c->targets, checkop_seconds() - begin);
     print_not_run(c, op);
     fflush(stdout);
     return c->failures == 0;

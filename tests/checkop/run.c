@@ -38,6 +38,10 @@ NB_OPS(CHECKOP_WEAK)
     {                                                                                                        \
         return nb_check_##name(args);                                                                        \
     }                                                                                                        \
+    static bool has_##name(const struct nb_device *device)                                                   \
+    {                                                                                                        \
+        return device->name && device->name##_scratch_bytes;                                                 \
+    }                                                                                                        \
     static nb_status call_##name(struct nb_device *device, struct nb_stream *stream, const void *args)       \
     {                                                                                                        \
         return device->name(device, stream, args);                                                           \
@@ -50,7 +54,7 @@ NB_OPS(CHECKOP_ERASE)
 
 const struct checkop_entry *checkop_entry(enum checkop_op op)
 {
-#define CHECKOP_ROW(name) {#name, checkop_##name, accept_##name, call_##name, scratch_bytes_##name},
+#define CHECKOP_ROW(name) {#name, checkop_##name, accept_##name, has_##name, call_##name, scratch_bytes_##name},
     static const struct checkop_entry entry[CHECKOP_OPS] = {NB_OPS(CHECKOP_ROW)};
     return &entry[op];
 }
@@ -339,7 +343,9 @@ static void run_everywhere(struct checkop *c, enum checkop_op op, void *args, nb
         struct checkop_target *t = &c->target[target];
         if (!checkop_takes_part(t, op))
             continue;
-        if (too_large && t->under_test)
+        if (!checkop_entry(op)->has(t->device))
+            checkop_fail(c, "%s lacks the op", t->name);
+        else if (too_large && t->under_test)
             t->too_large++;
         else
             run_on(c, target, args, want);
@@ -364,7 +370,7 @@ void checkop_run_fails(struct checkop *c, enum checkop_op op, void *args, nb_sta
 
 enum { TIMINGS_MAX = 512 };
 
-static double seconds_now(void)
+double checkop_seconds(void)
 {
     struct timespec now;
     clock_gettime(CLOCK_MONOTONIC, &now);
@@ -387,11 +393,11 @@ static double host_copy_rate(int threads, uint64_t bytes)
     memset(from, 1, bytes);
     memset(to, 2, bytes);
     for (int repeat = 0; repeat < 6; repeat++) {
-        double begin = seconds_now();
+        double begin = checkop_seconds();
 #pragma omp parallel for num_threads(threads)
         for (int i = 0; i < PIECES; i++)
             memcpy(to + (uint64_t)i * piece, from + (uint64_t)i * piece, piece);
-        double rate = 2.0 * (double)bytes / (seconds_now() - begin);
+        double rate = 2.0 * (double)bytes / (checkop_seconds() - begin);
         best = rate > best ? rate : best;
     }
     free(from);
@@ -443,7 +449,7 @@ static double time_once(struct checkop *c, const struct checkop_target *t, void 
 {
     struct nb_device *d = t->device;
     bool gpu = d->profile.kind == NB_DEVICE_CUDA;
-    double start = seconds_now(), seconds = 0;
+    double start = checkop_seconds(), seconds = 0;
     if (gpu)
         must(c, t, nb_cuda_timer_begin(d, t->stream[0]), "timer_begin");
     must(c, t, checkop_entry(c->op)->call(d, t->stream[0], args), "call");
@@ -451,16 +457,16 @@ static double time_once(struct checkop *c, const struct checkop_target *t, void 
         must(c, t, nb_cuda_timer_end(d, t->stream[0], &seconds), "timer_end");
     else
         must(c, t, d->stream_wait(d, t->stream[0]), "stream_wait");
-    return gpu ? seconds : seconds_now() - start;
+    return gpu ? seconds : checkop_seconds() - start;
 }
 
 static void time_on(struct checkop *c, const struct checkop_target *t, void *args, double bytes, double flops)
 {
-    double timing[TIMINGS_MAX], begin = seconds_now();
+    double timing[TIMINGS_MAX], begin = checkop_seconds();
     int count = 0;
     if (is_refusal_of_f32(c, t, checkop_entry(c->op)->call(t->device, t->stream[0], args)))
         return;
-    while (count < TIMINGS_MAX && (count < 5 || seconds_now() - begin < 0.4))
+    while (count < TIMINGS_MAX && (count < 5 || checkop_seconds() - begin < 0.4))
         timing[count++] = time_once(c, t, args);
     qsort(timing, (size_t)count, sizeof *timing, by_value);
     double least = timing[0], median = timing[count / 2], high = timing[count * 9 / 10];

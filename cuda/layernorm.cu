@@ -5,7 +5,7 @@
  * rows are read three times (the second and third from the second-level cache). */
 #include "cuda/rows.cuh"
 
-enum { PACKS = 4 };
+enum { PACKS = 4, THREADS_MAX = 512 };
 
 NB_KERNEL_FUNCTION float plain_sum(uint4 pack)
 {
@@ -62,7 +62,7 @@ NB_KERNEL_FUNCTION uint4 pack_or_zero(const uint4 *packs, int i)
 }
 
 template <bool WARP>
-__global__ void __launch_bounds__(WARP ? NB_ROW_THREADS : NB_ROW_THREADS_MAX)
+__global__ void __launch_bounds__(WARP ? NB_ROW_THREADS : THREADS_MAX)
     layernorm_kernel(struct nb_layernorm a)
 {
     struct nb_row_place place = nb_row_place_of_thread<WARP>();
@@ -98,7 +98,7 @@ __global__ void __launch_bounds__(WARP ? NB_ROW_THREADS : NB_ROW_THREADS_MAX)
 }
 
 /* Rows that the registers of a block do not hold. */
-__global__ void __launch_bounds__(NB_ROW_THREADS_MAX) layernorm_wide_kernel(struct nb_layernorm a)
+__global__ void __launch_bounds__(THREADS_MAX) layernorm_wide_kernel(struct nb_layernorm a)
 {
     struct nb_row_place place = nb_row_place_of_thread<false>();
     if (place.row >= nb_valid_rows(nb_slot_at(a.slot), a.rows_from, a.row_begin, a.tokens_max))
@@ -124,10 +124,10 @@ static nb_status launch(struct nb_stream *stream, const struct nb_layernorm *a)
     if (threads == NB_WARP)
         return nb_cuda_launch(
             "layernorm", layernorm_kernel<true>, nb_launch_warp_rows(a->tokens_max), stream->stream, *a);
-    if (threads <= NB_ROW_THREADS_MAX)
+    if (threads <= THREADS_MAX)
         return nb_cuda_launch(
             "layernorm", layernorm_kernel<false>, nb_launch_block_rows(a->tokens_max, threads), stream->stream, *a);
-    return nb_cuda_launch("layernorm", layernorm_wide_kernel, nb_launch_block_rows(a->tokens_max, NB_ROW_THREADS_MAX),
+    return nb_cuda_launch("layernorm", layernorm_wide_kernel, nb_launch_block_rows(a->tokens_max, THREADS_MAX),
         stream->stream, *a);
 }
 

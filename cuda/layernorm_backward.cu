@@ -2,7 +2,7 @@
  * accumulates (dx read too). Rows laid out as in rmsnorm_backward.cu; the two sums cross the block together. */
 #include "cuda/rows.cuh"
 
-enum { PACKS = 2 };
+enum { PACKS = 2, THREADS_MAX = 1024 };
 
 /* What of a row stays the same along it. */
 struct moments {
@@ -65,7 +65,7 @@ NB_KERNEL_FUNCTION struct moments moments_of_row(nb_dptr moments, int64_t row)
 }
 
 template <bool WARP>
-__global__ void __launch_bounds__(WARP ? NB_ROW_THREADS : NB_ROW_THREADS_MAX)
+__global__ void __launch_bounds__(WARP ? NB_ROW_THREADS : THREADS_MAX)
     layernorm_backward_kernel(struct nb_layernorm_backward a)
 {
     struct nb_row_place place = nb_row_place_of_thread<WARP>();
@@ -104,7 +104,7 @@ __global__ void __launch_bounds__(WARP ? NB_ROW_THREADS : NB_ROW_THREADS_MAX)
 }
 
 /* Rows that the registers of a block do not hold. */
-__global__ void __launch_bounds__(NB_ROW_THREADS_MAX) layernorm_backward_wide_kernel(struct nb_layernorm_backward a)
+__global__ void __launch_bounds__(THREADS_MAX) layernorm_backward_wide_kernel(struct nb_layernorm_backward a)
 {
     struct nb_row_place place = nb_row_place_of_thread<false>();
     if (place.row >= nb_valid_rows(nb_slot_at(a.slot), a.rows_from, a.row_begin, a.tokens_max))
@@ -131,10 +131,10 @@ static nb_status launch(struct nb_stream *stream, const struct nb_layernorm_back
     if (threads == NB_WARP)
         return nb_cuda_launch(
             name, layernorm_backward_kernel<true>, nb_launch_warp_rows(a->tokens_max), stream->stream, *a);
-    if (threads <= NB_ROW_THREADS_MAX)
+    if (threads <= THREADS_MAX)
         return nb_cuda_launch(
             name, layernorm_backward_kernel<false>, nb_launch_block_rows(a->tokens_max, threads), stream->stream, *a);
-    return nb_cuda_launch(name, layernorm_backward_wide_kernel, nb_launch_block_rows(a->tokens_max, NB_ROW_THREADS_MAX),
+    return nb_cuda_launch(name, layernorm_backward_wide_kernel, nb_launch_block_rows(a->tokens_max, THREADS_MAX),
         stream->stream, *a);
 }
 

@@ -1,12 +1,12 @@
 /* RMS norm of rows. Bound by memory: 4 bytes an element (2 read, 2 written), besides 4 bytes a row and w, which stays
  * in the caches.
  *
- * A warp a row up to width 1,024, a block a row up to 32,768: each thread keeps up to 4 packs, so 64 bytes a thread are
+ * A warp a row up to width 1,024, a block a row up to 16,384: each thread keeps up to 4 packs, so 64 bytes a thread are
  * under way and 64 KB a multiprocessor at half of its threads. w is loaded beside x, before the sum. Wider rows are
  * read a second time (from the second-level cache, which holds the rows at work). */
 #include "cuda/rows.cuh"
 
-enum { PACKS = 4 };
+enum { PACKS = 4, THREADS_MAX = 512 };
 
 NB_KERNEL_FUNCTION float square_sum(uint4 pack)
 {
@@ -39,7 +39,7 @@ NB_KERNEL_FUNCTION float scale_of_row(const struct nb_rmsnorm &a, const struct n
 }
 
 template <bool WARP>
-__global__ void __launch_bounds__(WARP ? NB_ROW_THREADS : NB_ROW_THREADS_MAX) rmsnorm_kernel(struct nb_rmsnorm a)
+__global__ void __launch_bounds__(WARP ? NB_ROW_THREADS : THREADS_MAX) rmsnorm_kernel(struct nb_rmsnorm a)
 {
     struct nb_row_place place = nb_row_place_of_thread<WARP>();
     if (place.row >= nb_valid_rows(nb_slot_at(a.slot), a.rows_from, a.row_begin, a.tokens_max))
@@ -72,7 +72,7 @@ __global__ void __launch_bounds__(WARP ? NB_ROW_THREADS : NB_ROW_THREADS_MAX) rm
 }
 
 /* Rows that the registers of a block do not hold. */
-__global__ void __launch_bounds__(NB_ROW_THREADS_MAX) rmsnorm_wide_kernel(struct nb_rmsnorm a)
+__global__ void __launch_bounds__(THREADS_MAX) rmsnorm_wide_kernel(struct nb_rmsnorm a)
 {
     struct nb_row_place place = nb_row_place_of_thread<false>();
     if (place.row >= nb_valid_rows(nb_slot_at(a.slot), a.rows_from, a.row_begin, a.tokens_max))
@@ -94,11 +94,11 @@ static nb_status launch(struct nb_stream *stream, const struct nb_rmsnorm *a)
     int threads = nb_row_threads(a->width, PACKS);
     if (threads == NB_WARP)
         return nb_cuda_launch("rmsnorm", rmsnorm_kernel<true>, nb_launch_warp_rows(a->tokens_max), stream->stream, *a);
-    if (threads <= NB_ROW_THREADS_MAX)
+    if (threads <= THREADS_MAX)
         return nb_cuda_launch(
             "rmsnorm", rmsnorm_kernel<false>, nb_launch_block_rows(a->tokens_max, threads), stream->stream, *a);
     return nb_cuda_launch(
-        "rmsnorm", rmsnorm_wide_kernel, nb_launch_block_rows(a->tokens_max, NB_ROW_THREADS_MAX), stream->stream, *a);
+        "rmsnorm", rmsnorm_wide_kernel, nb_launch_block_rows(a->tokens_max, THREADS_MAX), stream->stream, *a);
 }
 
 nb_status nb_cuda_rmsnorm(struct nb_device *device, struct nb_stream *stream, const struct nb_rmsnorm *a)

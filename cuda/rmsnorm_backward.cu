@@ -6,7 +6,7 @@
  * are read a second time (from the second-level cache). */
 #include "cuda/rows.cuh"
 
-enum { PACKS = 2 };
+enum { PACKS = 2, THREADS_MAX = 1024 };
 
 /* n = x * rms and d = w * dy of a pack. */
 struct terms {
@@ -48,7 +48,7 @@ NB_KERNEL_FUNCTION uint4 gradient(const struct terms &t, uint4 before, float rms
 }
 
 template <bool WARP>
-__global__ void __launch_bounds__(WARP ? NB_ROW_THREADS : NB_ROW_THREADS_MAX)
+__global__ void __launch_bounds__(WARP ? NB_ROW_THREADS : THREADS_MAX)
     rmsnorm_backward_kernel(struct nb_rmsnorm_backward a)
 {
     struct nb_row_place place = nb_row_place_of_thread<WARP>();
@@ -85,7 +85,7 @@ __global__ void __launch_bounds__(WARP ? NB_ROW_THREADS : NB_ROW_THREADS_MAX)
 }
 
 /* Rows that the registers of a block do not hold. */
-__global__ void __launch_bounds__(NB_ROW_THREADS_MAX) rmsnorm_backward_wide_kernel(struct nb_rmsnorm_backward a)
+__global__ void __launch_bounds__(THREADS_MAX) rmsnorm_backward_wide_kernel(struct nb_rmsnorm_backward a)
 {
     struct nb_row_place place = nb_row_place_of_thread<false>();
     if (place.row >= nb_valid_rows(nb_slot_at(a.slot), a.rows_from, a.row_begin, a.tokens_max))
@@ -111,10 +111,10 @@ static nb_status launch(struct nb_stream *stream, const struct nb_rmsnorm_backwa
     if (threads == NB_WARP)
         return nb_cuda_launch(
             name, rmsnorm_backward_kernel<true>, nb_launch_warp_rows(a->tokens_max), stream->stream, *a);
-    if (threads <= NB_ROW_THREADS_MAX)
+    if (threads <= THREADS_MAX)
         return nb_cuda_launch(
             name, rmsnorm_backward_kernel<false>, nb_launch_block_rows(a->tokens_max, threads), stream->stream, *a);
-    return nb_cuda_launch(name, rmsnorm_backward_wide_kernel, nb_launch_block_rows(a->tokens_max, NB_ROW_THREADS_MAX),
+    return nb_cuda_launch(name, rmsnorm_backward_wide_kernel, nb_launch_block_rows(a->tokens_max, THREADS_MAX),
         stream->stream, *a);
 }
 

@@ -15,12 +15,11 @@
 #include "cuda/device.cuh"
 
 enum { NB_PACK = 8, NB_FLAT_THREADS = 256, NB_FLAT_PACKS = 2, NB_COPY_THREADS = 256, NB_COPY_PACKS = 4 };
-enum { NB_ROW_WARPS = 4, NB_ROW_THREADS = NB_ROW_WARPS * NB_WARP, NB_ROW_THREADS_MAX = 1024 };
+enum { NB_ROW_WARPS = 4, NB_ROW_THREADS = NB_ROW_WARPS * NB_WARP };
 
 /* ---- launching ---- */
 
-/* Threads for a row of which each keeps `each` packs: whole warps. More than NB_ROW_THREADS_MAX: the registers of a
- * block do not hold it. */
+/* Threads for a row of which each keeps `each` packs: whole warps. */
 static inline int nb_row_threads(int width, int each)
 {
     int packs = width / NB_PACK, warps = (packs + each * NB_WARP - 1) / (each * NB_WARP);

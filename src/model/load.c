@@ -2,6 +2,7 @@
 #include <stdlib.h>
 
 #include "base/progress.h"
+#include "base/random.h"
 #include "model/decoder.h"
 #include "model/rope_table.h"
 #include "model/work.h"
@@ -47,12 +48,46 @@ static nb_status load_four_bits(const struct loader *l, const char *name, const 
     return wait(l);
 }
 
+/* For the progress: in the files, or as many as are made instead. */
+static uint64_t bytes_to_read(const struct nb_model *model, const struct nb_tensor_spec *spec, const char *name)
+{
+    return model->options.random_weights ? (uint64_t)spec->rows * (uint64_t)spec->columns * sizeof(nb_bf16)
+                                         : nb_checkpoint_tensor_bytes(model->checkpoint, name);
+}
+
+/* Values of deviation 0.02 or so, the same in every run. Matrices take theirs from the same ones. */
+static void fill_random(nb_bf16 *values, uint64_t count)
+{
+    for (uint64_t i = 0; i < count; i += 4) {
+        const uint32_t counter[4] = {(uint32_t)i, (uint32_t)(i >> 32), 0, 0}, key[2] = {3, 5};
+        struct nb_philox number = nb_philox(counter, key);
+        for (uint64_t k = 0; k < 4 && i + k < count; k++)
+            values[i + k] = nb_bf16_from_float(((float)(number.word[k] >> 8) * 0x1p-23f - 1) * 0.035f);
+    }
+}
+
+/* In place of reading: matrices are what fill_random left in the staging buffer. */
+static nb_status make_vector(const struct loader *l, const struct nb_tensor_spec *spec, nb_dptr vector)
+{
+    nb_bf16 *values = l->staging;
+    bool is_bias = spec->role == NB_TENSOR_Q_BIAS || spec->role == NB_TENSOR_K_BIAS || spec->role == NB_TENSOR_V_BIAS;
+    for (int64_t i = 0; i < spec->columns; i++)
+        values[i] = nb_bf16_from_float(is_bias ? 0.0f : 1.0f);
+    NB_TRY(upload(l, vector, values, (uint64_t)spec->columns * sizeof *values));
+    NB_TRY(wait(l));
+    fill_random(values, (uint64_t)spec->columns);
+    return NB_OK;
+}
+
 /* A tensor read as bf16, and quantized on the device where the unit holds it so. */
 static nb_status load_bf16(const struct loader *l, const char *name, const struct nb_tensor_spec *spec,
     const struct nb_weight *weight, nb_dptr vector)
 {
     uint64_t bytes = (uint64_t)spec->rows * (uint64_t)spec->columns * sizeof(nb_bf16);
-    if (!l->work.device->dry)
+    bool makes = l->model->options.random_weights, dry = l->work.device->dry;
+    if (makes && !dry && weight->rows == 0)
+        return make_vector(l, spec, vector);
+    if (!makes && !dry)
         NB_TRY(nb_checkpoint_tensor_read_bf16(l->model->checkpoint, name, spec->rows, spec->columns, l->staging));
     if (weight->rows == 0 || weight->format == NB_WEIGHT_BF16) {
         NB_TRY(upload(l, weight->rows == 0 ? vector : weight->data, l->staging, bytes));
@@ -77,6 +112,7 @@ static nb_status load_tensor(
     nb_tensor_name(spec, unit - 1, name);
     const struct nb_weight *weight = &view->matrix[spec->role];
     bool dry = l->work.device->dry, four_bits = weight->rows > 0 && weight->format != NB_WEIGHT_BF16 &&
+                                                !l->model->options.random_weights &&
                                                 nb_checkpoint_tensor_is_quantized(l->model->checkpoint, name);
     if (!four_bits)
         NB_TRY(load_bf16(l, name, spec, weight, view->vector[spec->role]));
@@ -85,7 +121,7 @@ static nb_status load_tensor(
     if (dry)
         return NB_OK;
     nb_checkpoint_forget(l->model->checkpoint, name);
-    l->done_bytes += nb_checkpoint_tensor_bytes(l->model->checkpoint, name);
+    l->done_bytes += bytes_to_read(l->model, spec, name);
     if (l->progress)
         nb_progress_update(l->progress, l->done_bytes);
     return NB_OK;
@@ -142,7 +178,7 @@ static void measure(const struct nb_model *model, uint64_t *largest, uint64_t *t
             char name[NB_TENSOR_NAME_BYTES];
             uint64_t bytes = (uint64_t)spec[i].rows * (uint64_t)spec[i].columns * sizeof(nb_bf16);
             *largest = bytes > *largest ? bytes : *largest;
-            *total += nb_checkpoint_tensor_bytes(model->checkpoint, nb_tensor_name(&spec[i], unit - 1, name));
+            *total += bytes_to_read(model, &spec[i], nb_tensor_name(&spec[i], unit - 1, name));
         }
     }
 }
@@ -160,6 +196,8 @@ nb_status nb_model_load(
     nb_status status = NB_OK;
     for (int i = 0; status == NB_OK && i < NB_ROPE_TABLES; i++)
         status = load_rope(&l, &model->rope[i], staging_bytes);
+    if (model->options.random_weights && !model->device->dry)
+        fill_random(l.staging, staging_bytes / sizeof(nb_bf16));
     for (int unit = 0; status == NB_OK && unit < nb_weight_store_units(model->store); unit++)
         status = load_unit(&l, unit);
     if (progress && status == NB_OK)

@@ -28,6 +28,7 @@ struct nb_model_options {
     enum nb_weight_format linear_format; /* of the blocks' linears: BF16, NF4, FP4 */
     bool nested;
     enum nb_dtype activation;
+    bool random_weights;  /* for benchmarks of a shape: nothing is read; matrices are random, norms 1, biases 0 */
     bool dequantize_once; /* a block's backward pass dequantizes each matrix that it uses twice (to compute again, and for dX) once, into
                              the live set. Takes memory, saves time, changes no bit */
 };

@@ -44,7 +44,7 @@ done
 # The manual page has every verb and key.
 succeeds help manual
 says out '^\.TH NIBBLE 1' '^\.SH EXIT STATUS'
-for verb in $verbs; do says out "^\.SS nibble $verb"; done
+for verb in $verbs bench; do says out "^\.SS nibble $verb"; done
 says out 'learning.*rate'
 
 # Words it does not know: exit 2, and the nearest one it knows.

@@ -1,0 +1,95 @@
+#include "bench/bench.h"
+
+#include <string.h>
+
+#include "base/nearest.h"
+#include "command/command.h"
+
+static const struct nb_option options[] = {
+    {.name = "device", .type = NB_OPTION_TEXT, .value = "DEVICE", .help = "auto, cpu or cuda"},
+    {.name = "model", .type = NB_OPTION_TEXT, .value = "MODEL",
+        .help = "step, generate: a checkpoint, or a config.json alone, whose weights are then random"},
+    {.name = "tokens", .type = NB_OPTION_INTEGER, .value = "N", .help = "tokens of a row, in place of the usual ones", .minimum = 2,
+        .maximum = 1 << 20},
+    {.name = "micro-batch", .type = NB_OPTION_INTEGER, .value = "N", .help = "step: rows at a time", .minimum = 1, .maximum = 65536},
+    {.name = "recompute", .type = NB_OPTION_TEXT, .value = "HOW",
+        .help = "step: true, attention, false or auto, as gradient_checkpointing; otherwise all four in turn"},
+    {.name = "steps", .type = NB_OPTION_INTEGER, .value = "N", .help = "step, generate: timed steps or tokens", .minimum = 1,
+        .maximum = 1 << 20},
+    {.name = "write", .type = NB_OPTION_FLAG, .help = "matmul: use the fastest ways on this GPU from now on"},
+    {.name = "quick", .type = NB_OPTION_FLAG, .help = "small sizes, few repetitions"},
+    {.name = "json", .type = NB_OPTION_FLAG, .help = "print one JSON object"},
+    {0},
+};
+
+struct benchmark {
+    const char *name;
+    nb_status (*run)(const struct nb_bench_options *options);
+};
+
+static const struct benchmark benchmarks[] = {
+    {"matmul", nb_bench_matmul},
+    {"attention", nb_bench_attention},
+    {"step", nb_bench_step},
+    {"generate", nb_bench_generate},
+};
+
+static int option(const char *name)
+{
+    return nb_option_index(&nb_command_bench, name);
+}
+
+static nb_status choose_device(const char *name, enum nb_config_device *device)
+{
+    static const char *const names[] = {"auto", "cpu", "cuda"};
+    *device = NB_CONFIG_DEVICE_AUTO;
+    for (int i = 0; name && i < 3; i++)
+        if (strcmp(name, names[i]) == 0) {
+            *device = (enum nb_config_device)i;
+            return NB_OK;
+        }
+    return name ? nb_fail(NB_USAGE, "nibble bench: --device %s: choose auto, cpu or cuda", name) : NB_OK;
+}
+
+static nb_status run(const struct nb_arguments *arguments)
+{
+    struct nb_bench_options o = {
+        .json = arguments->given[option("json")],
+        .quick = arguments->given[option("quick")],
+        .write = arguments->given[option("write")],
+        .model = arguments->text[option("model")],
+        .tokens = (int)arguments->number[option("tokens")],
+        .micro_batch = (int)arguments->number[option("micro-batch")],
+        .recompute = arguments->text[option("recompute")],
+        .steps = (int)arguments->number[option("steps")],
+        .out = stdout,
+    };
+    NB_TRY(choose_device(arguments->text[option("device")], &o.device));
+    struct nb_nearest nearest = nb_nearest_start(arguments->positional);
+    for (size_t i = 0; i < sizeof benchmarks / sizeof *benchmarks; i++) {
+        if (strcmp(arguments->positional, benchmarks[i].name) == 0)
+            return benchmarks[i].run(&o);
+        nb_nearest_offer(&nearest, benchmarks[i].name);
+    }
+    const char *found = nb_nearest_found(&nearest);
+    if (found)
+        return nb_fail(NB_USAGE, "nibble bench %s: there is no such benchmark; did you mean %s?", arguments->positional, found);
+    return nb_fail(NB_USAGE, "nibble bench %s: there is no such benchmark; choose matmul, attention, step or generate", arguments->positional);
+}
+
+const struct nb_command nb_command_bench = {
+    .name = "bench",
+    .argument = "WHAT",
+    .summary = "measure this machine: matmul, attention, step, generate",
+    .description =
+        "Measures what this machine's GPU, or CPU, reaches, and prints it beside the limits measured in the same run: the rate of a large copy "
+        "and of a large bf16 product.\n\n"
+        "matmul: products with 4-bit weights in the shapes of Llama 3 8B and 70B, each way to compute them beside bf16 weights. With --write "
+        "later runs on this GPU take the fastest.\n"
+        "attention: one long causal sequence, forward and backward.\n"
+        "step: training steps of --model on random tokens, with the planned and the real peak of memory.\n"
+        "generate: tokens a second of --model, one sequence.",
+    .example = "nibble bench step --model configs/models/llama-3-8b.json --tokens 2048",
+    .options = options,
+    .run = run,
+};

@@ -1,0 +1,45 @@
+#!/usr/bin/env bash
+# The benchmarks as a user runs them: on the CPU, in their small sizes; what they say is read, not judged.
+. "$(dirname "$0")/common.sh"
+
+# number PATH: the value in $work/out's JSON is a number above zero.
+number() {
+  local value
+  value=$("$probe" json "$work/out" "$1") || problem "no $1 in the JSON of: $command_line"
+  [[ $value =~ ^[0-9.e+-]+$ ]] && [[ ! $value =~ ^(0|0\.0*|-.*)$ ]] || problem "$1 is \"$value\": $command_line"
+}
+
+for what in matmul attention; do
+  succeeds bench $what --device cpu --quick
+  says out 'limits measured here: copy .* GB/s' 'TFLOP/s'
+  succeeds bench $what --device cpu --quick --json
+  equal "benchmark" "$("$probe" json "$work/out" benchmark)" $what
+  number copy_gb_per_second
+  number product_tflops
+done
+number results.0.forward_tflops
+
+# A shape alone gets random weights; what it takes is what was planned.
+cp "$models/llama/config.json" "$work/shape.json"
+for recompute in true attention false auto; do
+  succeeds bench step --device cpu --quick --json --model "$work/shape.json" --recompute $recompute
+  number results.0.tokens_per_second
+  number results.0.loss
+  equal "peak, $recompute" "$("$probe" json "$work/out" results.0.peak_bytes)" "$("$probe" json "$work/out" results.0.planned_bytes)"
+done
+succeeds bench step --device cpu --quick --model "$models/llama" --tokens 40 --micro-batch 2 --steps 2
+says out '40 x 2 +true +[0-9.]+ tokens/s' '40 x 2 +auto '
+succeeds bench generate --device cpu --quick --json --model "$work/shape.json"
+number results.0.tokens_per_second
+
+refuses 2 'stpe' 'step' -- bench stpe
+refuses 2 'zzzzzz' 'matmul' -- bench zzzzzz
+refuses 2 '--model' -- bench step
+refuses 2 '--model' -- bench generate
+refuses 2 '--device gpu' 'cuda' -- bench matmul --device gpu
+refuses 2 '--write' 'GPU' -- bench matmul --device cpu --quick --json --write
+refuses 2 'gradient_checkpointing' 'attention' -- bench step --model "$work/shape.json" --recompute some --device cpu
+refuses 1 'missing.json' -- bench step --model "$work/missing.json" --device cpu
+ls -d "${TMPDIR:-/tmp}"/nibble-bench-* 2>/dev/null && problem "a benchmark leaves its folder of rows"
+
+finish

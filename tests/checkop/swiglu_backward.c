@@ -48,7 +48,7 @@ static void one(struct checkop *c, struct shape s, enum nb_dtype dtype, double d
     checkop_end(c);
 }
 
-/* Values by which only finiteness and exactness can be judged: the derivative at a saturated gate is 0 or 1. */
+/* Values by which only finiteness and saturation can be judged: the derivative is 0 or 1 there. */
 static void saturated(struct checkop *c, enum nb_dtype dtype, double gate_value, double slope)
 {
     enum { WIDTH = 32 };
@@ -72,8 +72,10 @@ static void saturated(struct checkop *c, enum nb_dtype dtype, double gate_value,
     checkop_bind(c, &args.d_up, d_up);
     checkop_bind(c, &args.slot, checkop_slot(c, &(struct nb_slot){.tokens = 1}));
     checkop_run(c, CHECKOP_swiglu_backward, &args);
-    checkop_expect(c, d_gate, 0, WIDTH, want_gate, (struct checkop_tolerance){0});
-    checkop_expect(c, d_up, 0, WIDTH, want_up, (struct checkop_tolerance){.absolute = 1e-35});
+    /* At a gate of -90 the exact values are near 1e-37, which a device may keep or round to 0. */
+    struct checkop_tolerance tiny = {.absolute = 1e-35};
+    checkop_expect(c, d_gate, 0, WIDTH, want_gate, tiny);
+    checkop_expect(c, d_up, 0, WIDTH, want_up, tiny);
     checkop_end(c);
 }
 

@@ -296,7 +296,7 @@ static void reset_block(struct nb_machine *machine, const struct nb_emulator_gri
     machine->living = machine->threads;
     machine->at_block_barrier = 0;
     machine->any = false;
-    machine->mma_order = (unsigned)(mixed(nb_emulator_seed_value()) & 31);
+    machine->mma_order = (unsigned)(mixed(nb_emulator_seed_value() / 4) & 31);
     machine->threads_known = false;
     machine->mbarriers.clear();
     machine->late.clear();

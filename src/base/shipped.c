@@ -89,9 +89,12 @@ static nb_status not_found(struct search *search)
     }
     const char *near = nb_nearest_found(&nearest);
     if (near)
-        return nb_fail(NB_USAGE, "%s/%.64s: there is no such file; did you mean %s? There are: %s. A path with a slash names a file of "
-            "your own", search->kind, search->name, near, list);
-    return nb_fail(NB_USAGE, "%s/%.64s: there is no such file. There are: %s. A path with a slash names a file of your own", search->kind,
+        return nb_fail(NB_USAGE,
+            "%s/%.64s: there is no such file; did you mean %s? There are: %s. A path with a slash names a file of "
+            "your own",
+            search->kind, search->name, near, list);
+    return nb_fail(NB_USAGE,
+        "%s/%.64s: there is no such file. There are: %s. A path with a slash names a file of your own", search->kind,
         search->name, list);
 }
 

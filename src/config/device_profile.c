@@ -14,7 +14,8 @@ enum { TEXT, WHOLE, NUMBER, CAPABILITY };
 /* What a file says, as read; a key's value goes to its place here. */
 struct device_file {
     const char *name;
-    double memory_mib, compute_capability, multiprocessors, bf16_tflops, memory_gb_per_s, link_gb_per_s, cublaslt_version;
+    double memory_mib, compute_capability, multiprocessors, bf16_tflops, memory_gb_per_s, link_gb_per_s,
+        cublaslt_version;
 };
 
 static const struct device_key {
@@ -41,19 +42,21 @@ static nb_status unknown_key(const struct nb_yaml_source *source, const struct n
     for (size_t i = 0; i < KEY_COUNT; i++)
         nb_nearest_offer(&nearest, keys[i].name);
     const char *near = nb_nearest_found(&nearest);
-    return nb_yaml_fail(source, node->key, NB_USAGE, "unknown key \"%.64s\"%s%s%s", node->key->text, near ? "; did you mean \"" : "",
-        near ? near : "; configs/devices/README.md lists those of a device", near ? "\"?" : "");
+    return nb_yaml_fail(source, node->key, NB_USAGE, "unknown key \"%.64s\"%s%s%s", node->key->text,
+        near ? "; did you mean \"" : "", near ? near : "; configs/devices/README.md lists those of a device",
+        near ? "\"?" : "");
 }
 
 /* "8.9", a digit after the point and no more: as NVIDIA writes it. */
 static bool is_capability(const char *text)
 {
     size_t digits = strspn(text, "0123456789");
-    return digits >= 1 && digits <= 2 && text[digits] == '.' && text[digits + 1] >= '0' && text[digits + 1] <= '9' && !text[digits + 2];
+    return digits >= 1 && digits <= 2 && text[digits] == '.' && text[digits + 1] >= '0' && text[digits + 1] <= '9' &&
+           !text[digits + 2];
 }
 
-static nb_status read_value(const struct nb_yaml_source *source, const struct device_key *key, const struct nb_yaml_node *node,
-    struct device_file *file)
+static nb_status read_value(const struct nb_yaml_source *source, const struct device_key *key,
+    const struct nb_yaml_node *node, struct device_file *file)
 {
     if (node->kind != NB_YAML_SCALAR || nb_yaml_is_null(node))
         return nb_yaml_fail(source, node, NB_USAGE, "%s: one value is expected", key->name);
@@ -71,13 +74,15 @@ static nb_status read_value(const struct nb_yaml_source *source, const struct de
         return nb_yaml_fail(source, node, NB_USAGE, "%s: \"%.60s\" is not a %s", key->name, node->text,
             key->type == WHOLE ? "whole number" : "number");
     if (!(value >= key->minimum && value <= key->maximum))
-        return nb_yaml_fail(source, node, NB_USAGE, "%s: %.60s is out of range: it must be at least %.10g and at most %.10g", key->name,
-            node->text, key->minimum, key->maximum);
+        return nb_yaml_fail(source, node, NB_USAGE,
+            "%s: %.60s is out of range: it must be at least %.10g and at most %.10g", key->name, node->text,
+            key->minimum, key->maximum);
     *(double *)((char *)file + key->offset) = value;
     return NB_OK;
 }
 
-static nb_status read_keys(const struct nb_yaml_source *source, const struct nb_yaml_node *root, struct device_file *file)
+static nb_status read_keys(
+    const struct nb_yaml_source *source, const struct nb_yaml_node *root, struct device_file *file)
 {
     bool given[KEY_COUNT] = {false};
     if (!root || root->kind != NB_YAML_MAPPING)

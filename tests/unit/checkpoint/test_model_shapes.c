@@ -38,7 +38,8 @@ static void read_shape(const char *name, struct nb_model_config *config)
 {
     char *path = nb_format("configs/models/%s.json", name), *text;
     size_t bytes;
-    if (nb_file_read(path, 1 << 20, false, &text, &bytes) != NB_OK || nb_model_config_parse(text, bytes, path, config) != NB_OK)
+    if (nb_file_read(path, 1 << 20, false, &text, &bytes) != NB_OK ||
+        nb_model_config_parse(text, bytes, path, config) != NB_OK)
         fail_msg("%s", nb_status_message());
     free(text);
     free(path);
@@ -52,7 +53,8 @@ static void each_has_its_makers_shape(void **state)
         struct nb_model_config c;
         read_shape(s->name, &c);
         if (nb_model_config_parameters(&c) != s->parameters)
-            fail_msg("%s: %lld parameters, not %lld", s->name, (long long)nb_model_config_parameters(&c), (long long)s->parameters);
+            fail_msg("%s: %lld parameters, not %lld", s->name, (long long)nb_model_config_parameters(&c),
+                (long long)s->parameters);
         assert_string_equal(c.family->name, s->family);
         assert_int_equal(c.hidden, s->hidden);
         assert_int_equal(c.layers, s->layers);

@@ -14,7 +14,7 @@
 #include "base/file.h"
 #include "config/device_profile.h"
 
-#define WHOLE_FILE                                                                                       \
+#define WHOLE_FILE                                                                                          \
     "name: NVIDIA GeForce RTX 4090\nmemory_mib: 24564\ncompute_capability: \"8.9\"\nmultiprocessors: 128\n" \
     "bf16_tflops: 165.2\nmemory_gb_per_s: 1008\nlink_gb_per_s: 31.5\n"
 
@@ -42,7 +42,9 @@ static void a_file_becomes_a_profile(void **state)
     assert_int_equal(parse(WHOLE_FILE "cublaslt_version: 0\n", &p), NB_OK);
     assert_int_equal(p.cublaslt_version, 0);
     assert_int_equal(parse("{name: g, memory_mib: 1000, compute_capability: 12.0, multiprocessors: 1, bf16_tflops: 1e1,"
-                           " memory_gb_per_s: 1, link_gb_per_s: 1}", &p), NB_OK);
+                           " memory_gb_per_s: 1, link_gb_per_s: 1}",
+                         &p),
+        NB_OK);
     assert_int_equal(p.compute_capability, 120);
 }
 
@@ -60,7 +62,8 @@ static void a_wrong_file_is_refused_with_its_line(void **state)
         {"name: a\nname: b\n", "gpu.yml:2:1: duplicate key"},
         {"name:\n", "name: one value is expected"},
         {"name: \"\"\n", "name: 1 to 63 bytes are expected"},
-        {"name: 0123456789012345678901234567890123456789012345678901234567890123\n", "name: 1 to 63 bytes are expected"},
+        {"name: 0123456789012345678901234567890123456789012345678901234567890123\n",
+            "name: 1 to 63 bytes are expected"},
         {"memory_mib: 24GB\n", "gpu.yml:1:13: memory_mib: \"24GB\" is not a whole number"},
         {"memory_mib: 24564.5\n", "is not a whole number"},
         {"memory_mib: 63\n", "memory_mib: 63 is out of range: it must be at least 64 and at most 16777216"},
@@ -111,11 +114,12 @@ static void every_shipped_file_is_read(void **state)
             fail_msg("%s", nb_status_message());
         assert_int_equal(strncmp(p.name, "NVIDIA ", 7), 0);
         assert_true(p.compute_capability == 80 || p.compute_capability == 86 || p.compute_capability == 89 ||
-            p.compute_capability == 90 || p.compute_capability == 120);
+                    p.compute_capability == 90 || p.compute_capability == 120);
         assert_in_range(p.memory_bytes >> 20, 8 << 10, 256 << 10);
         assert_in_range(p.multiprocessors, 20, 200);
         /* 0.8 to 8 TFLOP/s a multiprocessor, PCIe 4.0 x8 to 5.0 x16 */
-        assert_true(p.bf16_tflops >= 0.8f * (float)p.multiprocessors && p.bf16_tflops <= 8.0f * (float)p.multiprocessors);
+        assert_true(
+            p.bf16_tflops >= 0.8f * (float)p.multiprocessors && p.bf16_tflops <= 8.0f * (float)p.multiprocessors);
         assert_true(p.memory_gb_per_s >= 200 && p.memory_gb_per_s <= 8000);
         assert_true(p.link_gb_per_s >= 15 && p.link_gb_per_s <= 64);
         free(path);
@@ -142,8 +146,9 @@ static void names_are_looked_up_above_the_program(void **state)
         assert_int_equal(nb_make_folder(devices), NB_OK);
         assert_int_equal(nb_make_folder(bin), NB_OK);
         assert_int_equal(nb_file_write(file, WHOLE_FILE, sizeof WHOLE_FILE - 1), NB_OK);
-        char *command = nb_format("cp '%s' '%s' && '%s' toy && ! '%s' tox 2>'%s/err' && grep -q 'did you mean toy?' '%s/err'", program,
-            copy, copy, copy, folder, folder);
+        char *command =
+            nb_format("cp '%s' '%s' && '%s' toy && ! '%s' tox 2>'%s/err' && grep -q 'did you mean toy?' '%s/err'",
+                program, copy, copy, copy, folder, folder);
         assert_int_equal(system(command), 0);
         free(command);
         free(devices);

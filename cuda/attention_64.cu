@@ -1,0 +1,30 @@
+/* Attention with heads of up to 64. Tiles: what fits the registers of two blocks an SM and 99 KiB of shared memory. */
+#include "cuda/attention_forward.cuh"
+#include "cuda/attention_gradient.cuh"
+#include "cuda/attention_head.cuh"
+
+static nb_status forward(const struct nb_attention_view &view, bool large, cudaStream_t stream)
+{
+    (void)large;
+    return nb_attention_forward_launch<64, 2, 4, 64, 2>(view, stream);
+}
+
+static nb_status backward(const struct nb_attention_view &view, bool large, cudaStream_t stream)
+{
+    (void)large;
+    NB_TRY((nb_attention_dkv_launch<64, 2, 4, 32, 1, 2>(view, stream)));
+    return nb_attention_dq_launch<64, 2, 4, 32, 2>(view, stream);
+}
+
+static nb_status load_forward(void)
+{
+    return nb_attention_forward_load<64, 2, 4, 64, 2>();
+}
+
+static nb_status load_backward(void)
+{
+    NB_TRY((nb_attention_dkv_load<64, 2, 4, 32, 1, 2>()));
+    return nb_attention_dq_load<64, 2, 4, 32, 2>();
+}
+
+const struct nb_attention_kernels nb_attention_kernels_64 = {64, forward, backward, load_forward, load_backward};

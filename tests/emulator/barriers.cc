@@ -48,7 +48,7 @@ extern "C" void nb_emulator_warp_barrier(void)
 {
     struct nb_machine *machine = nb_machine_here;
     struct nb_warp *warp = machine->lane->warp;
-    if (!nb_machine_arrive(machine, NB_OPERATION_WARP_BARRIER))
+    if (!nb_machine_arrive(machine, NB_OPERATION_WARP_BARRIER, NB_PLACE))
         return;
     machine->known[warp->index][warp->index] = machine->now++;
     join_lanes(machine, warp);
@@ -108,7 +108,7 @@ extern "C" void nb_emulator_named_barrier(int id, int threads, bool wait)
             id, threads, warp->barrier, warp->barrier_threads);
     warp->barrier = (uint8_t)id;
     warp->barrier_threads = threads;
-    if (!nb_machine_arrive(machine, wait ? NB_OPERATION_NAMED_BARRIER : NB_OPERATION_NAMED_ARRIVE))
+    if (!nb_machine_arrive(machine, wait ? NB_OPERATION_NAMED_BARRIER : NB_OPERATION_NAMED_ARRIVE, NB_PLACE))
         return;
     struct nb_named_barrier *named = &machine->named[id];
     if (named->arrived && named->threads != threads)
@@ -201,6 +201,7 @@ extern "C" void nb_emulator_mbarrier_wait(uint64_t *barrier, int parity)
     if ((found->phases & 1) == (uint32_t)parity) {
         lane->waits_for = found;
         lane->waits_parity = (uint32_t)parity;
+        lane->place = NB_PLACE;
         nb_machine_suspend(machine);
     }
     join(row_of(machine, lane->thread), found->known.data(), machine->threads);

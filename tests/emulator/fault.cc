@@ -87,24 +87,35 @@ void nb_emulator_fail(enum nb_emulator_fault_kind kind, const char *format, ...)
 
 extern "C" const char __executable_start;
 
-/* The source line, where binutils is there to tell it; else the offset in the executable. */
+/* The frames of an inlined chain, innermost first: those of the wrappers say nothing. */
+static void read_frames(FILE *pipe, char *text, size_t bytes)
+{
+    char line[256];
+    size_t used = 0;
+    while (fgets(line, sizeof line, pipe)) {
+        line[strcspn(line, " \n")] = 0;
+        if (!strncmp(line, "ptx.h", 5) || line[0] == '?' || used + 64 > bytes)
+            continue;
+        used += (size_t)snprintf(text + used, bytes - used, "%s%s", used ? " < " : " (", line);
+    }
+    if (used)
+        snprintf(text + used, bytes - used, ")");
+}
+
+/* The source lines, where binutils is there to tell them; else the offset in the executable. `place`: a return address. */
 void nb_fault_describe_place(const void *place, char *text, size_t bytes)
 {
     text[0] = 0;
     if (!place)
         return;
-    /* A return address: the instruction is the one before. */
-    unsigned long offset = (unsigned long)((const char *)place - &__executable_start) - 1;
-    char command[128], line[512] = "";
-    snprintf(command, sizeof command, "addr2line -Cse /proc/%d/exe 0x%lx 2>/dev/null", (int)getpid(), offset);
+    unsigned long offset = (unsigned long)((const char *)place - &__executable_start) - 1; /* the call before it */
+    char command[128];
+    snprintf(command, sizeof command, "addr2line -ise /proc/%d/exe 0x%lx 2>/dev/null", (int)getpid(), offset);
     FILE *pipe = popen(command, "r");
     if (pipe) {
-        if (fgets(line, sizeof line, pipe))
-            line[strcspn(line, "\n")] = 0;
+        read_frames(pipe, text, bytes);
         pclose(pipe);
     }
-    if (line[0] && line[0] != '?')
-        snprintf(text, bytes, " (%s)", line);
-    else
+    if (!text[0])
         snprintf(text, bytes, " (instruction at executable + 0x%lx)", offset);
 }

@@ -81,39 +81,54 @@ static void go_on_with(struct nb_machine *machine, struct nb_lane *lane)
         nb_fiber_switch(&from->fiber, &lane->fiber);
 }
 
+static bool waits_at_block_barrier(const struct nb_warp *warp)
+{
+    return warp->arrived == UINT32_MAX && (warp->operation == NB_OPERATION_BLOCK_BARRIER || warp->operation == NB_OPERATION_BLOCK_ANY);
+}
+
+/* Where warp `w` waits, in words; the source line for the first few warps (it takes a while). */
+static void describe_warp(const struct nb_machine *machine, int w, char *text, size_t bytes)
+{
+    const struct nb_warp *warp = &machine->warp[w];
+    const struct nb_lane *waiting = NULL;
+    for (int l = NB_LANES - 1; l >= 0; l--) {
+        const struct nb_lane *lane = &machine->lanes[w * NB_LANES + l];
+        if (lane->waits_for || (warp->arrived >> l & 1))
+            waiting = lane;
+    }
+    char where[256] = "";
+    if (waiting && w < 4)
+        nb_fault_describe_place(waiting->place, where, sizeof where);
+    if (!waiting)
+        snprintf(text, bytes, "warp %d has exited", w);
+    else if (waiting->waits_for)
+        snprintf(text, bytes, "warp %d waits for the mbarrier at shared byte %u, %d of its %d arrivals are missing%s", w,
+            waiting->waits_for->offset, waiting->waits_for->pending, waiting->waits_for->arrivals, where);
+    else if (warp->operation == NB_OPERATION_NAMED_BARRIER)
+        snprintf(text, bytes, "warp %d waits at named barrier %d, %d of its %d threads are there%s", w, warp->barrier,
+            machine->named[warp->barrier].arrived, machine->named[warp->barrier].threads, where);
+    else
+        snprintf(text, bytes, "warp %d: lanes %08x wait at %s%s", w, warp->arrived, operation_names[warp->operation], where);
+}
+
 /* Nobody can run. Says who waits where. */
 [[noreturn]] static void report_stuck(struct nb_machine *machine)
 {
     char text[640] = "";
     size_t used = 0;
-    enum nb_emulator_fault_kind kind = NB_EMULATOR_DEADLOCK;
-    bool at_barrier = false, exited = false;
+    bool divergent = false, at_barrier = false, exited = false;
     for (int w = 0; w < machine->warps; w++) {
         const struct nb_warp *warp = &machine->warp[w];
-        at_barrier |= warp->arrived == UINT32_MAX && (warp->operation == NB_OPERATION_BLOCK_BARRIER || warp->operation == NB_OPERATION_BLOCK_ANY);
+        divergent |= warp->arrived && warp->arrived != UINT32_MAX;
+        at_barrier |= waits_at_block_barrier(warp);
         exited |= warp->exited == UINT32_MAX;
-        char here[160];
-        const struct nb_mbarrier *barrier = NULL;
-        for (int l = 0; l < NB_LANES && !barrier; l++)
-            barrier = machine->lanes[w * NB_LANES + l].waits_for;
-        if (warp->arrived && warp->arrived != UINT32_MAX)
-            kind = NB_EMULATOR_DIVERGENT_BARRIER;
-        if (warp->exited == UINT32_MAX)
-            snprintf(here, sizeof here, "warp %d has exited", w);
-        else if (barrier)
-            snprintf(here, sizeof here, "warp %d waits for the mbarrier at shared byte %u (%d of %d arrivals are missing)", w,
-                barrier->offset, barrier->pending, barrier->arrivals);
-        else if (warp->operation == NB_OPERATION_NAMED_BARRIER)
-            snprintf(here, sizeof here, "warp %d waits at named barrier %d (%d of %d threads)", w, warp->barrier,
-                machine->named[warp->barrier].arrived, machine->named[warp->barrier].threads);
-        else
-            snprintf(here, sizeof here, "warp %d: lanes %08x wait at %s", w, warp->arrived, operation_names[warp->operation]);
-        int wrote = used + 8 < sizeof text ? snprintf(text + used, sizeof text - used, "%s%s", w ? "; " : "", here) : 0;
-        used += (size_t)wrote;
+        char here[384];
+        describe_warp(machine, w, here, sizeof here);
+        if (used < sizeof text)
+            used += (size_t)snprintf(text + used, sizeof text - used, "%s%s", w ? "; " : "", here);
     }
-    if (at_barrier && exited)
-        kind = NB_EMULATOR_DIVERGENT_BARRIER;
-    nb_machine_fault(machine, kind, NULL, "no thread can go on: %s", text);
+    nb_machine_fault(machine, divergent || (at_barrier && exited) ? NB_EMULATOR_DIVERGENT_BARRIER : NB_EMULATOR_DEADLOCK, NULL,
+        "no thread can go on: %s", text);
 }
 
 static void next_fiber(struct nb_machine *machine)
@@ -157,17 +172,18 @@ void nb_machine_wake(struct nb_machine *machine, struct nb_warp *warp, uint32_t 
 
 /* ---- warps ---- */
 
-bool nb_machine_arrive(struct nb_machine *machine, enum nb_operation operation)
+bool nb_machine_arrive(struct nb_machine *machine, enum nb_operation operation, const void *place)
 {
     struct nb_lane *lane = machine->lane;
+    lane->place = place;
     struct nb_warp *warp = lane->warp;
     if (warp->exited)
-        nb_machine_fault(machine, NB_EMULATOR_DIVERGENT_BARRIER, NULL, "is at %s, but lanes %08x of its warp have exited",
+        nb_machine_fault(machine, NB_EMULATOR_DIVERGENT_BARRIER, place, "is at %s, but lanes %08x of its warp have exited",
             operation_names[operation], warp->exited);
     if (!warp->arrived)
         warp->operation = (uint8_t)operation;
     else if (warp->operation != operation)
-        nb_machine_fault(machine, NB_EMULATOR_DIVERGENT_BARRIER, NULL, "is at %s, but lanes %08x of its warp are at %s",
+        nb_machine_fault(machine, NB_EMULATOR_DIVERGENT_BARRIER, place, "is at %s, but lanes %08x of its warp are at %s",
             operation_names[operation], warp->arrived, operation_names[warp->operation]);
     warp->arrived |= 1u << lane->index;
     if (warp->arrived == UINT32_MAX)
@@ -203,15 +219,15 @@ static void release_block(struct nb_machine *machine)
     next_fiber(machine);
 }
 
-static void arrive_at_block(struct nb_machine *machine, enum nb_operation operation)
+static void arrive_at_block(struct nb_machine *machine, enum nb_operation operation, const void *place)
 {
-    if (!nb_machine_arrive(machine, operation))
+    if (!nb_machine_arrive(machine, operation, place))
         return;
     int first = machine->lane->warp->index ? 0 : machine->warps - 1;
     const struct nb_warp *other = &machine->warp[first];
     if (machine->at_block_barrier && other->arrived == UINT32_MAX && other->operation != operation &&
         (other->operation == NB_OPERATION_BLOCK_BARRIER || other->operation == NB_OPERATION_BLOCK_ANY))
-        nb_machine_fault(machine, NB_EMULATOR_DIVERGENT_BARRIER, NULL, "is at %s, but warp %d is at %s", operation_names[operation], first,
+        nb_machine_fault(machine, NB_EMULATOR_DIVERGENT_BARRIER, place, "is at %s, but warp %d is at %s", operation_names[operation], first,
             operation_names[other->operation]);
     if (++machine->at_block_barrier == machine->warps)
         release_block(machine);
@@ -221,7 +237,7 @@ static void arrive_at_block(struct nb_machine *machine, enum nb_operation operat
 
 extern "C" void nb_emulator_block_barrier(void)
 {
-    arrive_at_block(nb_machine_here, NB_OPERATION_BLOCK_BARRIER);
+    arrive_at_block(nb_machine_here, NB_OPERATION_BLOCK_BARRIER, __builtin_return_address(0));
 }
 
 extern "C" bool nb_emulator_block_any(bool condition)
@@ -229,7 +245,7 @@ extern "C" bool nb_emulator_block_any(bool condition)
     struct nb_machine *machine = nb_machine_here;
     machine->any |= condition;
     const struct nb_warp *warp = machine->lane->warp;
-    arrive_at_block(machine, NB_OPERATION_BLOCK_ANY);
+    arrive_at_block(machine, NB_OPERATION_BLOCK_ANY, __builtin_return_address(0));
     return warp->any;
 }
 
@@ -296,7 +312,7 @@ static void reset_block(struct nb_machine *machine, const struct nb_emulator_gri
     machine->living = machine->threads;
     machine->at_block_barrier = 0;
     machine->any = false;
-    machine->mma_order = (unsigned)(mixed(nb_emulator_seed_value() / 4) & 31);
+    machine->mma_order = (unsigned)(mixed(nb_emulator_seed_value() / 8) & 31);
     machine->threads_known = false;
     machine->mbarriers.clear();
     machine->late.clear();

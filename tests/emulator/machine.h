@@ -65,7 +65,8 @@ struct nb_lane {
     /* Asynchronous copies, oldest first; those before `landed` have landed. */
     std::vector<struct nb_copy> copies;
     uint32_t landed, groups;
-    /* Where it waits: an mbarrier's phase. NULL: nowhere. */
+    const void *place; /* of the barrier or warp operation that it came to last */
+    /* The mbarrier's phase for which it waits. NULL: none. */
     struct nb_mbarrier *waits_for;
     uint32_t waits_parity;
 };
@@ -189,7 +190,7 @@ void nb_machine_yield(struct nb_machine *machine);
 void nb_machine_suspend(struct nb_machine *machine);
 void nb_machine_wake(struct nb_machine *machine, struct nb_warp *warp, uint32_t lanes);
 /* True for the last lane to arrive at a warp operation, which must compute and call nb_machine_release; the others return when it did. */
-bool nb_machine_arrive(struct nb_machine *machine, enum nb_operation operation);
+bool nb_machine_arrive(struct nb_machine *machine, enum nb_operation operation, const void *place);
 void nb_machine_release(struct nb_machine *machine);
 const char *nb_operation_name(int operation);
 /* Whether the running lane's warp shares work of time `time` by `thread` through its barriers. */

@@ -13,11 +13,12 @@ static inline struct nb_exchange *exchange_of(struct nb_machine *machine)
     return &warp->exchange[warp->turn];
 }
 
-static inline struct nb_exchange *exchange_value(struct nb_machine *machine, enum nb_operation operation, uint32_t value)
+static inline struct nb_exchange *exchange_value(
+    struct nb_machine *machine, enum nb_operation operation, uint32_t value, const void *place)
 {
     struct nb_exchange *exchange = exchange_of(machine);
     exchange->value[machine->lane->index] = value;
-    if (nb_machine_arrive(machine, operation))
+    if (nb_machine_arrive(machine, operation, place))
         nb_machine_release(machine);
     return exchange;
 }
@@ -26,27 +27,27 @@ extern "C" uint32_t nb_emulator_shuffle_xor(uint32_t value, int mask)
 {
     struct nb_machine *machine = nb_machine_here;
     unsigned lane = machine->lane->index;
-    return exchange_value(machine, NB_OPERATION_SHUFFLE_XOR, value)->value[(lane ^ (unsigned)mask) & 31];
+    return exchange_value(machine, NB_OPERATION_SHUFFLE_XOR, value, NB_PLACE)->value[(lane ^ (unsigned)mask) & 31];
 }
 
 extern "C" uint32_t nb_emulator_shuffle(uint32_t value, int lane)
 {
-    return exchange_value(nb_machine_here, NB_OPERATION_SHUFFLE, value)->value[lane & 31];
+    return exchange_value(nb_machine_here, NB_OPERATION_SHUFFLE, value, NB_PLACE)->value[lane & 31];
 }
 
 extern "C" uint32_t nb_emulator_shuffle_up(uint32_t value, int delta)
 {
     struct nb_machine *machine = nb_machine_here;
     int lane = machine->lane->index, from = lane - (delta & 31);
-    return exchange_value(machine, NB_OPERATION_SHUFFLE_UP, value)->value[from < 0 ? lane : from];
+    return exchange_value(machine, NB_OPERATION_SHUFFLE_UP, value, NB_PLACE)->value[from < 0 ? lane : from];
 }
 
-static uint32_t vote(enum nb_operation operation, bool condition)
+static uint32_t vote(enum nb_operation operation, bool condition, const void *place)
 {
     struct nb_machine *machine = nb_machine_here;
     struct nb_exchange *exchange = exchange_of(machine);
     exchange->value[machine->lane->index] = condition;
-    if (nb_machine_arrive(machine, operation)) {
+    if (nb_machine_arrive(machine, operation, place)) {
         uint32_t votes = 0;
         for (int l = 0; l < NB_LANES; l++)
             votes |= exchange->value[l] << l;
@@ -58,17 +59,17 @@ static uint32_t vote(enum nb_operation operation, bool condition)
 
 extern "C" uint32_t nb_emulator_ballot(bool condition)
 {
-    return vote(NB_OPERATION_BALLOT, condition);
+    return vote(NB_OPERATION_BALLOT, condition, NB_PLACE);
 }
 
 extern "C" bool nb_emulator_warp_any(bool condition)
 {
-    return vote(NB_OPERATION_WARP_ANY, condition) != 0;
+    return vote(NB_OPERATION_WARP_ANY, condition, NB_PLACE) != 0;
 }
 
 extern "C" bool nb_emulator_warp_all(bool condition)
 {
-    return vote(NB_OPERATION_WARP_ALL, condition) == UINT32_MAX;
+    return vote(NB_OPERATION_WARP_ALL, condition, NB_PLACE) == UINT32_MAX;
 }
 
 /* ---- matrices ---- */
@@ -104,7 +105,7 @@ extern "C" nb_u32_x4 nb_emulator_ldmatrix(const void *row, int matrices, bool tr
     }
     exchange->row[index] = (const unsigned char *)row;
     enum nb_operation operation = (enum nb_operation)(NB_OPERATION_LDMATRIX_X2 + (matrices == 4) + 2 * transposed);
-    if (nb_machine_arrive(machine, operation)) {
+    if (nb_machine_arrive(machine, operation, NB_PLACE)) {
         for (int i = 0; i < matrices; i++)
             distribute(exchange, exchange->row + 8 * i, i, transposed);
         nb_machine_release(machine);
@@ -167,7 +168,7 @@ extern "C" nb_float_x4 nb_emulator_mma_bf16(nb_float_x4 d, nb_u32_x4 a, uint64_t
     exchange->a[index] = a;
     exchange->b[index] = b;
     exchange->d[index] = d;
-    if (nb_machine_arrive(machine, NB_OPERATION_MMA)) {
+    if (nb_machine_arrive(machine, NB_OPERATION_MMA, NB_PLACE)) {
         multiply(exchange, machine->mma_order);
         nb_machine_release(machine);
     }

@@ -55,7 +55,7 @@ __global__ void __launch_bounds__(THREADS) dequantize_kernel(struct nb_packed_we
         if (at + EACH <= count)
             *(uint4 *)(w + at) = nb_decode_8(nb_scale_codes(tables->codebook, scale), packed[step]);
     }
-    if (blockIdx.x == 0 && threadIdx.x == 0)
+    if (count % EACH != 0 && blockIdx.x == 0 && threadIdx.x == 0)
         store_tail(weight, tables, w, count);
 }
 

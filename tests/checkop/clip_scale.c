@@ -57,6 +57,8 @@ void checkop_clip_scale(struct checkop *c)
     one(c, 1, 4, plain, 0);       /* below the limit */
     one(c, 1000, 1e6, plain, 0);  /* above it */
     one(c, 33333, 1e30, plain, 0);
+    one(c, 8191, 10, plain, 0);   /* around what a CUDA block has in flight */
+    one(c, 8192, 10, plain, 0);
     one(c, 10, 0, plain, 0);      /* no gradient at all */
     one(c, 10, 1e6, plain, INFINITY);
     one(c, 10, 1e6, plain, NAN);

@@ -109,15 +109,15 @@ static void masked(struct checkop *c, enum nb_dtype dtype)
 }
 
 /* A NaN or +inf among the logits makes the loss not finite, which is how the step notices. */
-static void poisoned(struct checkop *c, double poison)
+static void poisoned(struct checkop *c, enum nb_dtype dtype, double poison, int at)
 {
     enum { VOCABULARY = 100, STRIDE = 104 };
-    checkop_case(c, "a logit of %g", poison);
-    struct checkop_buffer *logits = checkop_output(c, "logits", NB_DTYPE_F32, STRIDE);
+    checkop_case(c, "a logit of %g at %d, %s", poison, at, checkop_dtype_name(dtype));
+    struct checkop_buffer *logits = checkop_output(c, "logits", dtype, STRIDE);
     struct checkop_buffer *labels = checkop_input(c, "labels", NB_DTYPE_I32, 1), *loss = checkop_output(c, "loss", NB_DTYPE_F32, 1);
     checkop_fill_normal(c, logits, 1.0);
-    checkop_set(logits, 37, poison);
-    struct nb_cross_entropy args = {.rows_max = 1, .vocabulary = VOCABULARY, .logits_stride = STRIDE};
+    checkop_set(logits, (uint64_t)at, poison);
+    struct nb_cross_entropy args = {.rows_max = 1, .vocabulary = VOCABULARY, .logits_stride = STRIDE, .activation = dtype};
     checkop_bind(c, &args.logits, logits);
     checkop_bind(c, &args.labels, labels);
     checkop_bind(c, &args.loss, loss);
@@ -149,6 +149,10 @@ void checkop_cross_entropy(struct checkop *c)
     static const struct shape shapes[] = {
         {1, 1, 0, 1, 7}, {3, 5, 4, 37, 3}, {2, 2, 0, 24, 0}, {5, 8, 256, 2051, 5}, {3, 3, 0, 49152, 0},
     };
+    /* Around what the 1,024 threads of a CUDA block take in a step of eight logits each, and in four steps; one over and one short. */
+    static const struct shape bf16_shapes[] = {
+        {2, 3, 0, 8191, 1}, {1, 1, 3, 8192, 0}, {1, 1, 0, 8193, 7}, {1, 2, 0, 32768, 8}, {1, 1, 0, 32775, 1}, {2, 2, 0, 40961, 7},
+    };
     if (checkop_wants_bench(c)) {
         bench(c, NB_DTYPE_F32, true);
         bench(c, NB_DTYPE_F32, false);
@@ -171,6 +175,12 @@ void checkop_cross_entropy(struct checkop *c)
         one(c, shapes[3], dtype, CHECKOP_CONSTANT, 1000.0, true); /* a maximum far below zero */
         masked(c, dtype);
     }
-    poisoned(c, NAN);
-    poisoned(c, INFINITY);
+    for (size_t i = 0; i < sizeof bf16_shapes / sizeof *bf16_shapes; i++)
+        one(c, bf16_shapes[i], NB_DTYPE_BF16, CHECKOP_NORMAL, 3.0, true);
+    for (int k = 0; k < 2; k++) {
+        enum nb_dtype dtype = k ? NB_DTYPE_BF16 : NB_DTYPE_F32;
+        poisoned(c, dtype, NAN, 37);
+        poisoned(c, dtype, INFINITY, 37);
+        poisoned(c, dtype, NAN, 99);
+    }
 }

@@ -2,9 +2,22 @@
 #include "quant/codec.h"
 #include "quant/dynamic_map.h"
 
-static void one(struct checkop *c, enum nb_weight_format format, bool nested, int rows, int columns)
+struct variant {
+    enum nb_weight_format format;
+    bool nested;
+    int rows, columns;
+    bool foreign; /* another codebook than the format's */
+    bool tiny;    /* scales so small that weights are subnormal */
+};
+
+static void one(struct checkop *c, struct variant k)
 {
-    checkop_case(c, "%s%s %d x %d", format == NB_WEIGHT_NF4 ? "nf4" : "fp4", nested ? ", nested" : "", rows, columns);
+    enum nb_weight_format format = k.format;
+    bool nested = k.nested;
+    int rows = k.rows, columns = k.columns;
+    checkop_case(c, "%s%s %d x %d%s%s", format == NB_WEIGHT_NF4 ? "nf4" : "fp4", nested ? ", nested" : "", rows, columns,
+                 k.foreign ? ", foreign codebook" : "", k.tiny ? ", tiny scales" : "");
+    double size = k.tiny ? 1e-38 : 1;
     uint64_t count = (uint64_t)rows * (uint64_t)columns, blocks = nb_quant_blocks(count);
     const float *values = nb_quant_codebook(format == NB_WEIGHT_NF4 ? NB_QUANT_NF4 : NB_QUANT_FP4);
     struct checkop_buffer *w = checkop_output(c, "w", NB_DTYPE_BF16, count);
@@ -18,15 +31,15 @@ static void one(struct checkop *c, enum nb_weight_format format, bool nested, in
     if (nested)
         checkop_fill_below(c, absmax, 256);
     else
-        checkop_fill_uniform(c, absmax, 0, 2);
-    checkop_fill_uniform(c, nested_absmax, 0, 1);
-    checkop_set(offset, 0, 1.0625);
+        checkop_fill_uniform(c, absmax, 0, 2 * size);
+    checkop_fill_uniform(c, nested_absmax, 0, size);
+    checkop_set(offset, 0, 1.0625 * size);
     float dynamic[256];
     nb_dynamic_map(true, dynamic);
     for (uint64_t i = 0; i < 256; i++)
         checkop_set(map, i, (double)dynamic[i] * 0.99); /* not the usual map: the file's own counts */
     for (uint64_t i = 0; i < NB_QUANT_CODES; i++)
-        checkop_set(codebook, i, (double)values[i]);
+        checkop_set(codebook, i, k.foreign ? checkop_random_normal(c) : (double)values[i]);
     double *want = checkop_scratch(c, count);
     for (uint64_t i = 0; i < count; i++) {
         int byte = (int)checkop_get(data, i / 2), code = i % 2 ? byte & 15 : byte >> 4;
@@ -36,7 +49,7 @@ static void one(struct checkop *c, enum nb_weight_format format, bool nested, in
                             (float)checkop_get(nested_absmax, i / NB_QUANT_BLOCK / NB_QUANT_SUPERBLOCK);
             scale = product + (float)checkop_get(offset, 0);
         }
-        want[i] = checkop_round((double)(values[code] * scale), NB_DTYPE_BF16);
+        want[i] = checkop_round((double)((float)checkop_get(codebook, (uint64_t)code) * scale), NB_DTYPE_BF16);
     }
     struct nb_dequantize args = {.from = {.format = format, .nested = nested, .rows = rows, .columns = columns}};
     checkop_bind(c, &args.w, w);
@@ -82,10 +95,17 @@ void checkop_dequantize(struct checkop *c)
     checkop_refuses(c, CHECKOP_dequantize, &bad, "0 x 8");
     for (int k = 0; k < 4; k++) {
         enum nb_weight_format format = k & 1 ? NB_WEIGHT_FP4 : NB_WEIGHT_NF4;
-        one(c, format, k & 2, 1, 1);
-        one(c, format, k & 2, 3, 21);
-        one(c, format, k & 2, 7, 72);
-        one(c, format, k & 2, 130, 200);
-        one(c, format, k & 2, 151, 333); /* several threads, an odd number of weights */
+        one(c, (struct variant){format, k & 2, 1, 1, false, false});
+        one(c, (struct variant){format, k & 2, 3, 21, false, false});
+        one(c, (struct variant){format, k & 2, 7, 72, false, false});
+        one(c, (struct variant){format, k & 2, 130, 200, false, false});
+        one(c, (struct variant){format, k & 2, 151, 333, false, false}); /* several threads, an odd number of weights */
+        one(c, (struct variant){format, k & 2, 11, 100, true, false});
+        one(c, (struct variant){format, k & 2, 11, 100, false, true});
+        /* a superblock, which is a CUDA block's share, too: one less, exactly, one over and a block over */
+        one(c, (struct variant){format, k & 2, 43, 381, false, false});
+        one(c, (struct variant){format, k & 2, 128, 128, false, false});
+        one(c, (struct variant){format, k & 2, 5, 3277, false, false});
+        one(c, (struct variant){format, k & 2, 257, 64, false, false});
     }
 }

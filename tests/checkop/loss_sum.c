@@ -45,4 +45,7 @@ void checkop_loss_sum(struct checkop *c)
     one(c, 256, 256, 1e-3, 10); /* one tile exactly */
     one(c, 1000, 1024, 7, 10);  /* the last tile is short */
     one(c, 700, 700, 0, 1e30);
+    one(c, 8192, 8192, 0, 10);  /* as many tiles as a CUDA block has warps, one row more, and a third round */
+    one(c, 8193, 8300, 0, 10);
+    one(c, 16500, 16500, 0, 10);
 }

@@ -113,19 +113,27 @@ static void one(struct checkop *c, enum nb_weight_format format, bool nested, in
     checkop_end(c);
 }
 
-/* A weight that is not finite surfaces where the stream is waited for. */
-static void poisoned(struct checkop *c, double poison)
+/* A weight that is not finite surfaces where the stream is waited for; the first of two is named. */
+static void poisoned(struct checkop *c, bool nested, int rows, int columns, uint64_t at, double poison)
 {
-    enum { ROWS = 9, COLUMNS = 40 };
-    checkop_case(c, "a weight of %g", poison);
-    struct checkop_buffer *w = checkop_input(c, "w", NB_DTYPE_BF16, ROWS * COLUMNS);
+    uint64_t count = (uint64_t)rows * (uint64_t)columns, blocks = nb_quant_blocks(count);
+    checkop_case(c, "%d x %d%s, weight %d is %g", rows, columns, nested ? ", nested" : "", (int)at, poison);
+    struct checkop_buffer *w = checkop_input(c, "w", NB_DTYPE_BF16, count);
     checkop_fill_normal(c, w, 1.0);
-    checkop_set(w, 123, poison);
-    struct nb_quantize args = {.to = {.format = NB_WEIGHT_NF4, .rows = ROWS, .columns = COLUMNS}};
+    checkop_set(w, count - 1, INFINITY);
+    checkop_set(w, at, poison);
+    struct nb_quantize args = {.to = {.format = NB_WEIGHT_NF4, .nested = nested, .rows = rows, .columns = columns}};
     checkop_bind(c, &args.w, w);
-    checkop_bind(c, &args.to.data, checkop_output(c, "data", NB_DTYPE_U8, ROWS * COLUMNS / 2));
-    checkop_bind(c, &args.to.absmax, checkop_output(c, "absmax", NB_DTYPE_F32, nb_quant_blocks(ROWS * COLUMNS)));
+    checkop_bind(c, &args.to.data, checkop_output(c, "data", NB_DTYPE_U8, nb_quant_packed_bytes(count)));
+    checkop_bind(c, &args.to.absmax, checkop_output(c, "absmax", nested ? NB_DTYPE_U8 : NB_DTYPE_F32, blocks));
     checkop_bind(c, &args.to.codebook, checkop_output(c, "codebook", NB_DTYPE_F32, NB_QUANT_CODES));
+    checkop_bind_scratch(c, &args.scratch);
+    if (nested) {
+        uint64_t superblocks = nb_quant_superblocks(blocks);
+        checkop_bind(c, &args.to.nested_absmax, checkop_output(c, "nested_absmax", NB_DTYPE_F32, superblocks));
+        checkop_bind(c, &args.to.nested_map, checkop_output(c, "nested_map", NB_DTYPE_F32, 256));
+        checkop_bind(c, &args.to.nested_offset, checkop_output(c, "nested_offset", NB_DTYPE_F32, 1));
+    }
     checkop_run_fails(c, CHECKOP_quantize, &args, NB_FORMAT);
     checkop_end(c);
 }
@@ -165,11 +173,17 @@ void checkop_quantize(struct checkop *c)
         one(c, format, k & 2, 3, 21, CHECKOP_NORMAL);      /* one partial block */
         one(c, format, k & 2, 7, 72, CHECKOP_NORMAL);      /* blocks across rows */
         one(c, format, k & 2, 130, 200, CHECKOP_NORMAL);   /* two second-level blocks, the last partial */
+        one(c, format, k & 2, 43, 381, CHECKOP_NORMAL);    /* a superblock less one weight, exactly one, one weight over, a block over */
+        one(c, format, k & 2, 128, 128, CHECKOP_NORMAL);
+        one(c, format, k & 2, 5, 3277, CHECKOP_NORMAL);
+        one(c, format, k & 2, 257, 64, CHECKOP_NORMAL);
         one(c, format, k & 2, 20, 40, CHECKOP_MIXED);
         one(c, format, k & 2, 20, 40, CHECKOP_ZERO);
         one(c, format, k & 2, 20, 40, CHECKOP_CONSTANT);
         one(c, format, k & 2, 20, 40, CHECKOP_HUGE);
     }
-    poisoned(c, NAN);
-    poisoned(c, -INFINITY);
+    poisoned(c, false, 9, 40, 123, NAN);
+    poisoned(c, true, 9, 40, 123, -INFINITY);
+    poisoned(c, false, 9, 41, 9 * 41 - 1, NAN);
+    poisoned(c, true, 1100, 500, 530000, INFINITY); /* more scales than a CUDA block looks at in a round */
 }

@@ -71,15 +71,16 @@ static void one(struct checkop *c, struct variant k, enum nb_dtype dtype, enum c
 }
 
 /* One logit that is no number to choose by, wherever it stands. */
-static void spoiled(struct checkop *c, struct variant k, double spoil, uint64_t at)
+static void spoiled(struct checkop *c, struct variant k, enum nb_dtype dtype, double spoil, uint64_t at)
 {
-    checkop_case(c, "vocabulary %d, temperature %g, logit %d is %g", k.vocabulary, (double)k.temperature, (int)at, spoil);
-    struct checkop_buffer *logits = checkop_input(c, "logits", NB_DTYPE_F32, (uint64_t)k.vocabulary);
+    checkop_case(c, "vocabulary %d, temperature %g, logit %d is %g, %s", k.vocabulary, (double)k.temperature, (int)at, spoil,
+                 checkop_dtype_name(dtype));
+    struct checkop_buffer *logits = checkop_input(c, "logits", dtype, (uint64_t)k.vocabulary);
     struct checkop_buffer *next = checkop_output(c, "next", NB_DTYPE_I32, 1);
     checkop_fill_normal(c, logits, 2.0);
     checkop_set(logits, at, spoil);
     struct nb_sample args = {.vocabulary = k.vocabulary, .top_k = k.top_k, .temperature = k.temperature, .top_p = k.top_p,
-                             .activation = NB_DTYPE_F32};
+                             .activation = dtype};
     double want = -1;
     checkop_bind(c, &args.logits, logits);
     checkop_bind(c, &args.next, next);
@@ -110,6 +111,10 @@ void checkop_sample(struct checkop *c)
         {1, 0, 1, 1},        {37, 0, 0, 1},          {37, 0, 1, 1},       {1000, 1, 1, 1},       {1000, 5, 0.7f, 1},
         {1000, 0, 1, 0.5f},  {1000, 50, 0.9f, 0.9f}, {1000, 0, 5, 0.01f}, {1000, 5000, 1, 0.3f}, {49152, 0, 0.8f, 0.95f},
     };
+    /* around the 2,048 logits that a CUDA block takes: ties and sums that run on from tile to tile */
+    static const struct variant tiles[] = {
+        {2047, 0, 1, 0.8f}, {2048, 1999, 1, 1}, {2049, 2049, 1, 0.999f}, {2056, 0, 1, 1}, {20001, 7000, 2, 0.9f}, {20001, 0, 0.1f, 1},
+    };
     if (checkop_wants_bench(c)) {
         bench(c, 0, 1);
         bench(c, 0.8f, 1);
@@ -126,15 +131,22 @@ void checkop_sample(struct checkop *c)
             one(c, variants[i], index & 1 ? NB_DTYPE_BF16 : NB_DTYPE_F32, CHECKOP_NORMAL, index);
     /* all tied; a few far above the rest; differences below what fp32's exp sees; +0 beside -0 */
     for (uint32_t index = 0; index < 6; index++)
-        for (size_t i = 4; i < 7; i++) {
-            one(c, variants[i], NB_DTYPE_F32, CHECKOP_CONSTANT, index);
-            one(c, variants[i], NB_DTYPE_F32, CHECKOP_HUGE, index);
-            one(c, variants[i], NB_DTYPE_F32, CHECKOP_SUBNORMAL, index);
-            one(c, variants[i], NB_DTYPE_F32, CHECKOP_ZERO, index);
+        for (size_t i = 4; i < 7; i++)
+            for (int dtype = NB_DTYPE_F32; dtype <= NB_DTYPE_BF16; dtype++) {
+                one(c, variants[i], (enum nb_dtype)dtype, CHECKOP_CONSTANT, index);
+                one(c, variants[i], (enum nb_dtype)dtype, CHECKOP_HUGE, index);
+                one(c, variants[i], (enum nb_dtype)dtype, CHECKOP_SUBNORMAL, index);
+                one(c, variants[i], (enum nb_dtype)dtype, CHECKOP_ZERO, index);
+            }
+    for (size_t i = 0; i < sizeof tiles / sizeof *tiles; i++)
+        for (uint32_t index = 0; index < 3; index++) {
+            one(c, tiles[i], NB_DTYPE_BF16, CHECKOP_NORMAL, index);
+            one(c, tiles[i], NB_DTYPE_BF16, CHECKOP_CONSTANT, index);
         }
-    for (size_t i = 1; i < 6; i++) {
-        spoiled(c, variants[i], NAN, 0);
-        spoiled(c, variants[i], NAN, (uint64_t)variants[i].vocabulary - 1);
-        spoiled(c, variants[i], INFINITY, 17);
-    }
+    for (size_t i = 1; i < 6; i++)
+        for (int dtype = NB_DTYPE_F32; dtype <= NB_DTYPE_BF16; dtype++) {
+            spoiled(c, variants[i], (enum nb_dtype)dtype, NAN, 0);
+            spoiled(c, variants[i], (enum nb_dtype)dtype, NAN, (uint64_t)variants[i].vocabulary - 1);
+            spoiled(c, variants[i], (enum nb_dtype)dtype, INFINITY, 17);
+        }
 }

@@ -38,6 +38,8 @@ void checkop_square_sum(struct checkop *c)
     checkop_refuses(c, CHECKOP_square_sum, &bad, "count 300");
     one(c, 1, CHECKOP_NORMAL);
     one(c, 3, CHECKOP_NORMAL);
+    one(c, 63, CHECKOP_NORMAL);  /* around a CUDA block's 64 */
+    one(c, 64, CHECKOP_NORMAL);
     one(c, 517, CHECKOP_NORMAL); /* several threads, none with as much as the next */
     for (int pattern = 0; pattern < CHECKOP_PATTERNS; pattern++)
         one(c, 65, (enum checkop_pattern)pattern);

@@ -8,15 +8,6 @@
 #include "cuda/cublaslt.cuh"
 #include "cuda/probe.cuh"
 
-/* WHILE OPS ARE BEING WRITTEN: those that are not there are NULL. */
-extern "C" {
-#define WEAK(name)                                                                                                                      \
-    nb_status nb_cuda_##name(struct nb_device *, struct nb_stream *, const struct nb_##name *) __attribute__((weak));                   \
-    nb_status nb_cuda_prepare_##name(struct nb_cuda *) __attribute__((weak));                                                           \
-    uint64_t nb_cuda_##name##_scratch_bytes(const struct nb_device_profile *, const struct nb_##name *) __attribute__((weak));
-NB_OPS(WEAK)
-}
-
 struct nb_event {
     cudaEvent_t event;
 };
@@ -327,9 +318,7 @@ static nb_status prepare_site(struct nb_cuda *cuda, const struct nb_product_site
 static nb_status prepare(struct nb_device *device, const struct nb_product_site *sites, int count)
 {
     struct nb_cuda *cuda = nb_cuda_of(device);
-#define PREPARE(name)             \
-    if (nb_cuda_prepare_##name)   \
-        NB_TRY(nb_cuda_prepare_##name(cuda));
+#define PREPARE(name) NB_TRY(nb_cuda_prepare_##name(cuda));
     NB_OPS(PREPARE)
 #undef PREPARE
     for (int i = 0; cuda->blaslt && i < count; i++)
@@ -411,8 +400,7 @@ static nb_status open_gpu(struct nb_cuda *cuda, bool own_products)
     NB_TRY(nb_cuda_status(cudaEventCreateWithFlags(&cuda->fork, cudaEventDisableTiming), "creating an event"));
     for (int i = 0; i < 2; i++)
         NB_TRY(nb_cuda_status(cudaEventCreateWithFlags(&cuda->join[i], cudaEventDisableTiming), "creating an event"));
-    if (nb_cuda_prepare_add)
-        NB_TRY(nb_cuda_prepare_add(cuda));
+    NB_TRY(nb_cuda_prepare_add(cuda));
     if (!own_products)
         NB_TRY(nb_blaslt_create(cuda, &cuda->blaslt));
     cuda->base.profile.cublaslt_version = nb_blaslt_version(cuda->blaslt);

@@ -83,6 +83,24 @@ static void fill(struct checkop *c, struct tensor *t, const struct variant *k)
     }
 }
 
+static void bind(struct checkop *c, struct nb_adamw *args, const struct tensor *t)
+{
+    checkop_bind(c, &args->master, t->master);
+    checkop_bind(c, &args->gradient, t->gradient);
+    checkop_bind(c, &args->copy, t->copy);
+    checkop_bind(c, &args->m, t->m);
+    checkop_bind(c, &args->v, t->v);
+    checkop_bind(c, &args->m_absmax, t->m_absmax);
+    checkop_bind(c, &args->v_absmax, t->v_absmax);
+    struct checkop_buffer *m_map = checkop_input(c, "m_map", NB_DTYPE_F32, 256), *v_map = checkop_input(c, "v_map", NB_DTYPE_F32, 256);
+    for (uint64_t i = 0; i < 256; i++) {
+        checkop_set(m_map, i, (double)t->m_map[i]);
+        checkop_set(v_map, i, (double)t->v_map[i]);
+    }
+    checkop_bind(c, &args->m_map, m_map);
+    checkop_bind(c, &args->v_map, v_map);
+}
+
 static double moment_before(const struct tensor *t, bool second, bool moments_8bit, uint64_t i)
 {
     const struct checkop_buffer *b = second ? t->v : t->m;
@@ -137,25 +155,51 @@ static void one(struct checkop *c, struct variant k)
     fill(c, &t, &k);
     struct nb_adamw args = {.count = k.count, .beta1 = beta1, .beta2 = beta2, .epsilon = epsilon, .weight_decay = k.weight_decay,
                             .moments_8bit = k.moments_8bit, .copy_dtype = k.copy_dtype};
-    checkop_bind(c, &args.master, t.master);
-    checkop_bind(c, &args.gradient, t.gradient);
-    checkop_bind(c, &args.copy, t.copy);
-    checkop_bind(c, &args.m, t.m);
-    checkop_bind(c, &args.v, t.v);
-    checkop_bind(c, &args.m_absmax, t.m_absmax);
-    checkop_bind(c, &args.v_absmax, t.v_absmax);
-    struct checkop_buffer *m_map = checkop_input(c, "m_map", NB_DTYPE_F32, 256), *v_map = checkop_input(c, "v_map", NB_DTYPE_F32, 256);
-    for (uint64_t i = 0; i < 256; i++) {
-        checkop_set(m_map, i, (double)t.m_map[i]);
-        checkop_set(v_map, i, (double)t.v_map[i]);
-    }
-    checkop_bind(c, &args.m_map, m_map);
-    checkop_bind(c, &args.v_map, v_map);
+    bind(c, &args, &t);
     checkop_bind(c, &args.step, checkop_step(c, &step, false));
     checkop_run(c, CHECKOP_adamw, &args);
     checkop_expect(c, t.gradient, 0, k.count, t.zero, (struct checkop_tolerance){0}); /* finite or not */
     if (k.finite)
         expect_update(c, &t, &k, update(&t, &k, &step));
+    checkop_end(c);
+}
+
+/* Moments that lie on the midpoints of neighbouring codes and right beside them: here the nearest code is no matter of tolerance. With
+ * betas and moments of 0 and a factor of 1, m is the gradient x and v its square; a first element of 1 in each block makes the scale 1. */
+static void on_midpoints(struct checkop *c, bool second)
+{
+    enum { BESIDE = 7, BLOCKS = BESIDE, COUNT = BLOCKS * NB_DYNAMIC_BLOCK };
+    checkop_case(c, "on the midpoints of the %s moment's codes", second ? "second" : "first");
+    struct nb_dynamic_coder of_m, of_v;
+    nb_dynamic_coder_init(true, &of_m);
+    nb_dynamic_coder_init(false, &of_v);
+    struct variant k = {COUNT, true, true, true, NB_DTYPE_BF16, 0};
+    struct tensor t;
+    uint8_t m_codes[COUNT], v_codes[COUNT];
+    fill(c, &t, &k);
+    for (int i = 0; i < COUNT; i++) {
+        int at = i % NB_DYNAMIC_BLOCK - 1;
+        float x = at < 0 ? 1.0f : second ? sqrtf(of_v.midpoints[at]) : of_m.midpoints[at];
+        for (int beside = i / NB_DYNAMIC_BLOCK - BESIDE / 2; at >= 0 && beside != 0; beside += beside < 0 ? 1 : -1)
+            x = nextafterf(x, beside < 0 ? -2.0f : 2.0f);
+        checkop_set(t.gradient, (uint64_t)i, (double)x);
+        m_codes[i] = nb_dynamic_code(&of_m, x);
+        v_codes[i] = nb_dynamic_code(&of_v, x * x);
+    }
+    struct nb_step step = {.step = 1, .learning_rate = 1e-2f, .inverse_count = 1, .clip_scale = 1, .finite = 1};
+    struct nb_adamw args = {.count = COUNT, .epsilon = epsilon, .moments_8bit = true, .copy_dtype = NB_DTYPE_BF16};
+    bind(c, &args, &t);
+    checkop_bind(c, &args.step, checkop_step(c, &step, false));
+    checkop_run(c, CHECKOP_adamw, &args);
+    checkop_expect(c, t.gradient, 0, COUNT, t.zero, (struct checkop_tolerance){0});
+    checkop_expect_bytes(c, t.m, 0, COUNT, m_codes);
+    checkop_expect_bytes(c, t.v, 0, COUNT, v_codes);
+    for (uint64_t i = 0; i < BLOCKS; i++)
+        t.want_m[i] = 1;
+    checkop_expect(c, t.m_absmax, 0, BLOCKS, t.want_m, (struct checkop_tolerance){0});
+    checkop_expect(c, t.v_absmax, 0, BLOCKS, t.want_m, (struct checkop_tolerance){0});
+    checkop_claim(t.master, 0, COUNT); /* other cases look at it */
+    checkop_claim(t.copy, 0, COUNT);
     checkop_end(c);
 }
 
@@ -171,7 +215,10 @@ static void bench(struct checkop *c, bool moments_8bit)
     struct checkop_buffer *v = checkop_output(c, "v", moments_8bit ? NB_DTYPE_U8 : NB_DTYPE_F32, COUNT);
     struct checkop_buffer *m_absmax = checkop_output(c, "m_absmax", NB_DTYPE_F32, COUNT / NB_DYNAMIC_BLOCK);
     struct checkop_buffer *v_absmax = checkop_output(c, "v_absmax", NB_DTYPE_F32, COUNT / NB_DYNAMIC_BLOCK);
-    struct checkop_buffer *map = checkop_input(c, "map", NB_DTYPE_F32, 256), *zeroed[] = {master, gradient, m, v, m_absmax, v_absmax};
+    struct checkop_buffer *m_map = checkop_input(c, "m_map", NB_DTYPE_F32, 256), *v_map = checkop_input(c, "v_map", NB_DTYPE_F32, 256);
+    struct checkop_buffer *zeroed[] = {master, gradient, m, v, m_absmax, v_absmax};
+    nb_dynamic_map(true, checkop_image(m_map));
+    nb_dynamic_map(false, checkop_image(v_map));
     for (size_t i = 0; i < sizeof zeroed / sizeof *zeroed; i++)
         checkop_fill_value(zeroed[i], 0, checkop_count(zeroed[i]), 0);
     checkop_bind(c, &args.master, master);
@@ -181,8 +228,8 @@ static void bench(struct checkop *c, bool moments_8bit)
     checkop_bind(c, &args.v, v);
     checkop_bind(c, &args.m_absmax, m_absmax);
     checkop_bind(c, &args.v_absmax, v_absmax);
-    checkop_bind(c, &args.m_map, map);
-    checkop_bind(c, &args.v_map, map);
+    checkop_bind(c, &args.m_map, m_map);
+    checkop_bind(c, &args.v_map, v_map);
     struct nb_step step = {.step = 7, .learning_rate = 1e-2f, .inverse_count = 0.01f, .clip_scale = 0.7f, .finite = 1};
     checkop_bind(c, &args.step, checkop_step(c, &step, false));
     /* master and gradient read and written, copy written, both moments read and written */
@@ -213,4 +260,9 @@ void checkop_adamw(struct checkop *c)
     one(c, (struct variant){5000, true, true, false, NB_DTYPE_F32, 0.01});
     one(c, (struct variant){5000, false, false, false, NB_DTYPE_BF16, 0.1}); /* a step that is not taken */
     one(c, (struct variant){70000, true, false, false, NB_DTYPE_F32, 0.1});
+    one(c, (struct variant){4097, false, false, false, NB_DTYPE_BF16, 0.1});
+    one(c, (struct variant){4095, false, true, false, NB_DTYPE_BF16, 0.1}); /* a group of four cut short */
+    one(c, (struct variant){4094, true, true, false, NB_DTYPE_F32, 0.1});
+    on_midpoints(c, false);
+    on_midpoints(c, true);
 }

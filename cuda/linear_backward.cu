@@ -55,7 +55,7 @@ static void add_adapters(struct nb_product *product, const struct nb_linear_back
         segment.right_stride = a->in;
         segment.factor = 1;
         if (lora->dropout > 0) {
-            struct nb_product_masked masked = {segment, lora->dropout, lora->module};
+            struct nb_product_masked masked = {segment, begin, lora->dropout, lora->module};
             product->masked[product->masked_count++] = masked;
         } else {
             product->segment[product->output[0].segment_end++] = segment;

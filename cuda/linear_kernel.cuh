@@ -282,7 +282,7 @@ NB_KERNEL_FUNCTION int nb_product_quarters(int depth, int k)
  * numbers of four features: the even one draws them for row g, the odd one for row g + 8. */
 template <class S>
 NB_KERNEL_FUNCTION void nb_product_add_masked(float sum[S::WIDE][4], const unsigned char *left, const unsigned char *right,
-    const struct nb_product_place &place, int i, int quarters, const struct nb_dropout &dropout, float scale)
+    const struct nb_product_place &place, int i, int quarters, const struct nb_dropout &dropout, int first_feature, float scale)
 {
     int q = place.lane % 4;
 #pragma unroll
@@ -298,8 +298,8 @@ NB_KERNEL_FUNCTION void nb_product_add_masked(float sum[S::WIDE][4], const unsig
         }
 #pragma unroll
         for (int n = 0; n < 2; n++) {
-            int column = place.column_begin + place.warp_column + (2 * j + n) * 8;
-            uint32_t own = nb_dropout_keep_block(&dropout, (uint32_t)(column / 4 + q / 2));
+            int feature = first_feature + place.column_begin + place.warp_column + (2 * j + n) * 8;
+            uint32_t own = nb_dropout_keep_block(&dropout, (uint32_t)(feature / 4 + q / 2));
             uint32_t other = nb_shuffle_xor_u32(own, 1);
             uint32_t above = q % 2 ? other >> 16 : own, below = q % 2 ? own >> 16 : other;
             float *to = sum[2 * j + n];
@@ -333,8 +333,8 @@ NB_KERNEL_FUNCTION void nb_product_masked_segment(float sum[S::HIGH][S::WIDE][4]
             int token = p.tokens && row < place.rows ? p.tokens[p.row_begin + row] : row;
             struct nb_dropout dropout = nb_dropout(masked.dropout, masked.module, p.step->random_step, p.step->seed,
                 p.slot->token_offset + (uint32_t)token);
-            nb_product_add_masked<S>(
-                sum[i], left, right, place, i, nb_product_quarters(masked.segment.depth, k), dropout, scale);
+            nb_product_add_masked<S>(sum[i], left, right, place, i, nb_product_quarters(masked.segment.depth, k), dropout,
+                masked.first_feature, scale);
         }
     }
 }

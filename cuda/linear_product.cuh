@@ -22,9 +22,11 @@ struct nb_product_segment {
     float factor;
 };
 
-/* backward only, after the segments: sum += keep(row, column) ? left right / (1 - dropout) : 0, with left and right as in a segment. */
+/* backward only, after the segments: sum += keep(row, first_feature + column) ? left right / (1 - dropout) : 0, with left and right as in a
+ * segment. */
 struct nb_product_masked {
     struct nb_product_segment segment;
+    int first_feature; /* of the output's column 0: a multiple of 4 */
     float dropout;
     uint64_t module;
 };

@@ -111,13 +111,15 @@ enum nb_product_path nb_product_path_of(const struct nb_device_profile *profile,
 
 /* ---- chunks ---- */
 
-/* A chunk is at least 32 MiB, which the larger caches hold, and wide enough for two waves of 128 x 256 tiles at 2,048 tokens, so that the
- * product still fills the chip. Whole tiles of 256 results. */
+/* A chunk is at least 128 KiB a multiprocessor, which the second-level caches hold (16 MiB on an H100), and wide enough for two waves of
+ * 128 x 256 tiles at 2,048 tokens, so that the product still fills the chip (32 MiB there at a sum over 4,096). Whole tiles of 256
+ * results. */
 int nb_product_chunk(const struct nb_device_profile *profile, const struct nb_product_site *site)
 {
     int width = site->backward ? site->in : site->out;
     int64_t depth = site->backward ? site->out : site->in;
-    int64_t cached = ((int64_t)32 << 20) / (2 * depth) / 256 * 256, waves = (int64_t)profile->multiprocessors / 8 * 256;
+    int64_t multiprocessors = profile->multiprocessors > 0 ? profile->multiprocessors : 1;
+    int64_t cached = (multiprocessors << 17) / (2 * depth) / 256 * 256, waves = multiprocessors / 8 * 256;
     int64_t chunk = cached > waves ? cached : waves;
     if (chunk < 256)
         chunk = 256;

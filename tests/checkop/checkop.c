@@ -65,12 +65,15 @@ void checkop_case(struct checkop *c, const char *format, ...)
     c->cases++;
 }
 
+enum { UNCLAIMED, CLAIMED, LEFT_OPEN };
+
 /* Elements that no expectation claimed are as they were before. */
-static void expect_unclaimed_untouched(struct checkop *c, const struct checkop_buffer *b, const unsigned char *after, const char *where)
+static void expect_unclaimed_untouched(
+    struct checkop *c, const struct checkop_buffer *b, const unsigned char *after, bool library, const char *where)
 {
     uint64_t size = nb_dtype_bytes(b->dtype);
     for (uint64_t i = 0; i < b->count; i++)
-        if (!b->claimed[i] && memcmp(after + i * size, b->image + i * size, size) != 0) {
+        if ((b->claimed[i] == UNCLAIMED || (b->claimed[i] == LEFT_OPEN && !library)) && memcmp(after + i * size, b->image + i * size, size) != 0) {
             checkop_fail(c, "%s%s[%" PRIu64 "] was to be left as it was, %g, and is %g", b->name, where, i, checkop_get(b, i),
                          checkop_element(after, b->dtype, i));
             return;
@@ -84,9 +87,9 @@ void checkop_end(struct checkop *c)
         if (b->written && c->has_run && !b->in_use)
             checkop_abort(c, "output %s was bound to nothing", b->name);
         if (b->written && c->has_run) {
-            expect_unclaimed_untouched(c, b, b->result, "");
+            expect_unclaimed_untouched(c, b, b->result, false, "");
             EACH_TESTED(c, b, k)
-                expect_unclaimed_untouched(c, b, b->tested[k], c->target[k].where);
+                expect_unclaimed_untouched(c, b, b->tested[k], c->target[k].library_products, c->target[k].where);
         }
         free(b->image);
         free(b->result);
@@ -334,7 +337,7 @@ static void claim(struct checkop *c, struct checkop_buffer *b, uint64_t begin, u
         checkop_abort(c, "expectation of %s[%" PRIu64 "] of %" PRIu64, b->name, begin + count - 1, b->count);
     if (!c->has_run)
         checkop_abort(c, "expectation of %s before the run", b->name);
-    memset(b->claimed + begin, 1, count);
+    memset(b->claimed + begin, CLAIMED, count);
 }
 
 /* Reports the first element out of tolerance and how many there are. */
@@ -357,8 +360,18 @@ void checkop_expect(struct checkop *c, struct checkop_buffer *b, uint64_t begin,
 {
     claim(c, b, begin, count);
     compare(c, b, b->result, begin, count, want, tolerance, "");
-    EACH_TESTED(c, b, k)
-        compare(c, b, b->tested[k], begin, count, want, tolerance, c->target[k].where);
+    EACH_TESTED(c, b, k) {
+        struct checkop_tolerance own = tolerance;
+        own.absolute += tolerance.tested + (c->target[k].library_products ? tolerance.library : 0);
+        compare(c, b, b->tested[k], begin, count, want, own, c->target[k].where);
+    }
+}
+
+void checkop_leave_open(struct checkop *c, struct checkop_buffer *b, uint64_t begin, uint64_t count)
+{
+    if (begin + count > b->count)
+        checkop_abort(c, "%s[%" PRIu64 "] of %" PRIu64 " is left open", b->name, begin + count - 1, b->count);
+    memset(b->claimed + begin, LEFT_OPEN, count);
 }
 
 /* Of the elements, how many are the rounded `want` to the bit. */
@@ -462,7 +475,7 @@ void checkop_expect_norm(struct checkop *c, struct checkop_buffer *b, uint64_t b
 
 void checkop_claim(struct checkop_buffer *b, uint64_t begin, uint64_t count)
 {
-    memset(b->claimed + begin, 1, count);
+    memset(b->claimed + begin, CLAIMED, count);
 }
 
 void checkop_true(struct checkop *c, bool condition, const char *format, ...)

@@ -130,8 +130,12 @@ void checkop_run_fails(struct checkop *c, enum checkop_op op, void *args, nb_sta
  * an infinity only itself. All zero: equal. Derive it from the dtype and the number of roundings, in a comment. */
 struct checkop_tolerance {
     double ulps, relative, absolute;
+    double tested;  /* besides, absolute, on a device under test: where `want` follows from what the reference stored before */
+    double library; /* besides, absolute, where a library multiplies: it rounds what stood in its result before */
 };
 
+/* Elements that a library's products may leave as anything; nibble's own leave them as they were. */
+void checkop_leave_open(struct checkop *c, struct checkop_buffer *b, uint64_t begin, uint64_t count);
 /* Elements [begin, begin + count) of b after the run, against want[0 .. count); claims them. */
 void checkop_expect(struct checkop *c, struct checkop_buffer *b, uint64_t begin, uint64_t count, const double *want,
                     struct checkop_tolerance tolerance);

@@ -5,8 +5,9 @@
 #include <stddef.h>
 
 #include "checkop.h"
+#include "device/cuda/plan.h"
 
-enum { CHECKOP_TARGETS_MAX = 8, CHECKOP_BUFFERS_MAX = 96, CHECKOP_BINDINGS_MAX = 48, CHECKOP_STREAMS = 3, CHECKOP_MESSAGES_MAX = 12 };
+enum { CHECKOP_TARGETS_MAX = 12, CHECKOP_BUFFERS_MAX = 96, CHECKOP_BINDINGS_MAX = 48, CHECKOP_STREAMS = 3, CHECKOP_MESSAGES_MAX = 12 };
 
 struct checkop_buffer {
     const char *name;
@@ -30,7 +31,12 @@ struct checkop_target {
     bool under_test;          /* compared by tolerance; the others by bytes */
     int same_as;              /* whose bytes it must give: the reference's, or those of an earlier one under test; -1: nobody's */
     uint64_t machine_seed;    /* checkop_machine_seed's before each run; 0: none */
-    bool library_products;    /* serves only the ops that a library computes there: for the others it is another target once more */
+    bool library_products;    /* cuBLASLt multiplies there */
+    bool products_alone;      /* serves only the ops that multiply by matrices: for the others it is another target once more */
+    bool forces_path;         /* of every matrix, by a table that is written anew before each run */
+    enum nb_product_path path;
+    struct nb_product_table products;
+    struct nb_product_choice choice[NB_LINEAR_PARTS];
     double copy_bytes_per_second; /* 0: not measured yet */
     uint64_t ran, in_f32, too_large; /* cases of the op at work: run, and not run for want of fp32, or over work_max */
 };
@@ -82,6 +88,9 @@ void checkop_fail(struct checkop *c, const char *format, ...) __attribute__((for
 /* A mistake of the check or of the machine, not of the op: prints and exits 2. */
 _Noreturn void checkop_abort(const struct checkop *c, const char *format, ...) __attribute__((format(printf, 2, 3)));
 
+/* Writes the tables of the targets that force a path, for the sites of the run to come. */
+void checkop_choose_paths(struct checkop *c, enum checkop_op op, const void *args);
+
 /* A clock that only goes forward. */
 double checkop_seconds(void);
 
@@ -115,6 +124,12 @@ double checkop_work(enum checkop_op op, const void *args);
  * seed, and fresh memory holds bytes 0xff that count as never written. */
 extern const bool checkop_machine_emulated;
 void checkop_machine_seed(uint64_t seed);
+/* The GPU that is emulated from now on, by its compute capability; 0: the usual one. */
+void checkop_machine_gpu(int compute_capability, int multiprocessors);
+
+/* After a fault of a kernel, which stops the machine: makes the emulated one run again, without what was queued. False: there was none, or it
+ * is real. */
+bool checkop_machine_revive(void);
 
 /* Deliberately broken ops must be caught. Returns the number that were not. */
 int checkop_self_test(uint64_t seed);

@@ -6,3 +6,14 @@ void checkop_machine_seed(uint64_t seed)
 {
     (void)seed;
 }
+
+void checkop_machine_gpu(int compute_capability, int multiprocessors)
+{
+    (void)compute_capability;
+    (void)multiprocessors;
+}
+
+bool checkop_machine_revive(void)
+{
+    return false;
+}

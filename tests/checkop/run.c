@@ -244,8 +244,8 @@ static bool is_refusal_of_f32(const struct checkop *c, const struct checkop_targ
 }
 
 /* The streams' waits, the last one's first. What the op found wrong surfaces at one of them, at most once: on the stream that ran it, or,
- * where a device has one word for all streams, at the first. */
-static void wait_for_all(struct checkop *c, const struct checkop_target *t, nb_status want)
+ * where a device has one word for all streams, at the first. False: the emulated machine had stopped, and nothing came back. */
+static bool wait_for_all(struct checkop *c, const struct checkop_target *t, nb_status want)
 {
     nb_status got = NB_OK;
     char message[512] = "";
@@ -253,6 +253,10 @@ static void wait_for_all(struct checkop *c, const struct checkop_target *t, nb_s
         nb_status status = t->device->stream_wait(t->device, t->stream[i]);
         if (status == NB_OK)
             continue;
+        if (checkop_machine_revive()) {
+            checkop_fail(c, "%s: %s", t->name, nb_status_message());
+            return false;
+        }
         if (got != NB_OK)
             checkop_fail(c, "%s: the streams' waits gave two errors: %s; %s", t->name, message, nb_status_message());
         got = status;
@@ -260,10 +264,13 @@ static void wait_for_all(struct checkop *c, const struct checkop_target *t, nb_s
     }
     if (got != want)
         checkop_fail(c, "%s: the streams' waits gave status %d, not %d: %s", t->name, (int)got, (int)want, message);
+    return true;
 }
 
-/* Uploads on one stream, the op on a second, downloads on a third, joined by events alone. False: the device declined the case. */
-static bool enqueue_all(struct checkop *c, const struct checkop_target *t, struct placed *placed, void *args, nb_status want)
+enum outcome { RAN, DECLINED, LOST };
+
+/* Uploads on one stream, the op on a second, downloads on a third, joined by events alone. */
+static enum outcome enqueue_all(struct checkop *c, const struct checkop_target *t, struct placed *placed, void *args, nb_status want)
 {
     struct nb_device *d = t->device;
     for (int i = 0; i <= c->buffers; i++)
@@ -280,8 +287,8 @@ static bool enqueue_all(struct checkop *c, const struct checkop_target *t, struc
     for (int i = 0; i <= c->buffers; i++)
         if (placed[i].total)
             must(c, t, d->download(d, t->stream[2], placed[i].after, placed[i].base, placed[i].total), "download");
-    wait_for_all(c, t, declined ? NB_OK : want);
-    return !declined;
+    bool came_back = wait_for_all(c, t, declined ? NB_OK : want);
+    return !came_back ? LOST : declined ? DECLINED : RAN;
 }
 
 static void bind_to(struct checkop *c, const struct checkop_target *t, struct placed *placed, void *args)
@@ -309,15 +316,15 @@ static void run_on(struct checkop *c, int target, void *args, nb_status want)
         if (c->buffer[i].in_use)
             place(c, t, c->buffer[i].bytes, c->buffer[i].image, &placed[i]);
     bind_to(c, t, placed, args);
-    bool ran = enqueue_all(c, t, placed, args, want);
-    t->ran += ran;
-    t->in_f32 += !ran;
+    enum outcome outcome = enqueue_all(c, t, placed, args, want);
+    t->ran += outcome == RAN;
+    t->in_f32 += outcome == DECLINED;
     for (int i = 0; i <= c->buffers; i++) {
         if (!placed[i].total)
             continue;
-        if (i == c->buffers)
+        if (i == c->buffers && outcome != LOST)
             check_guards(c, t, "scratch", &placed[i]);
-        else if (want == NB_OK && ran)
+        else if (want == NB_OK && outcome == RAN)
             collect(c, target, &c->buffer[i], &placed[i]);
         unplace(t, &placed[i]);
     }
@@ -325,7 +332,7 @@ static void run_on(struct checkop *c, int target, void *args, nb_status want)
 
 bool checkop_takes_part(const struct checkop_target *t, enum checkop_op op)
 {
-    return !t->library_products || op == CHECKOP_linear || op == CHECKOP_linear_backward;
+    return !t->products_alone || op == CHECKOP_linear || op == CHECKOP_linear_backward;
 }
 
 static void run_everywhere(struct checkop *c, enum checkop_op op, void *args, nb_status want)
@@ -338,6 +345,7 @@ static void run_everywhere(struct checkop *c, enum checkop_op op, void *args, nb
         checkop_abort(c, "a run outside a case");
     c->has_run = true;
     c->runs[op]++;
+    checkop_choose_paths(c, op, args);
     bool too_large = c->work_max > 0 && checkop_work(op, args) > c->work_max;
     for (int target = 0; target < c->targets; target++) {
         struct checkop_target *t = &c->target[target];

@@ -31,8 +31,8 @@ enum nb_emulator_fault_kind {
 
 /* ---- for tests ---- */
 
-/* Order of fibers, blocks and streams, and of the sums of the reference for cuBLASLt. Takes effect at the next launch. */
-/* (Within a group of four seeds the sums of mma.sync keep one order: bits may be compared.) */
+/* Order of fibers, blocks and streams, and of the sums of mma.sync (by seed / 8 alone: within a group of eight seeds bits may be compared)
+ * and of the reference for cuBLASLt. Takes effect at the next launch. */
 void nb_emulator_seed(uint64_t seed);
 /* What it was set to last (0 at start). */
 uint64_t nb_emulator_seed_value(void);

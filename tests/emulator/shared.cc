@@ -289,5 +289,9 @@ extern "C" void nb_emulator_copy_async_wait(int groups)
     uint32_t until = lane->landed;
     while (until < lane->copies.size() && lane->copies[until].group + (uint32_t)groups < lane->groups)
         until++;
+    /* What an arrival at an mbarrier covers was written for its waiters as of then, though it lands at this wait. */
+    for (const struct nb_late_arrival &late : machine->late)
+        if (late.lane == lane && late.copies > lane->landed)
+            nb_copies_land(machine, lane, std::min(until, late.copies), late.time);
     nb_copies_land(machine, lane, until, machine->now);
 }

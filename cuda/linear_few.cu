@@ -18,26 +18,24 @@ enum {
 
 /* sum += the step's weights times x, of which this lane reads its token's columns. Two chains of products. */
 template <int KIND>
-NB_KERNEL_FUNCTION void multiply_step(float sum[2][4], const struct nb_few_run<KIND> &run, const struct nb_few &d,
-    const struct nb_few_part &part, const float *table, const nb_bf16 *x, int row, int column)
+NB_KERNEL_FUNCTION void multiply_step(
+    float sum[2][4], const struct nb_few_run<KIND> &run, const struct nb_few_rows &rows, const nb_bf16 *x, int column, int in)
 {
     struct nb_scaled_codes codes[2];
-    if constexpr (KIND == NB_FEW_PACKED)
-        nb_few_scale(codes, run, part, table);
+    if constexpr (KIND == NB_FEW_PACKED) {
+        nb_few_scale(codes, run, rows, column + nb_few_column<KIND>(0) < in);
+        x += nb_few_run_column(column, in);
+    }
 #pragma unroll
     for (int i = 0; i < nb_few_shape<KIND>::PIECES; i++) {
         int at = column + nb_few_column<KIND>(i);
-        uint4 zero = {0, 0, 0, 0}, low, high, tokens = at < d.in ? *(const uint4 *)(x + at) : zero;
-        if constexpr (KIND == NB_FEW_PACKED) {
-            low = nb_decode_8(codes[0], nb_word_of(run.data[0], i));
-            high = nb_decode_8(codes[1], nb_word_of(run.data[1], i));
-        } else if constexpr (KIND == NB_FEW_DENSE) {
-            low = run.data[0][i], high = run.data[1][i];
-        } else {
-            low = nb_few_straddling(part, table, row, at, d.in);
-            high = nb_few_straddling(part, table, row + 8, at, d.in);
-        }
-        struct nb_few_weights weights = nb_few_weights_of(low, high);
+        uint4 tokens = {0, 0, 0, 0};
+        if (KIND == NB_FEW_PACKED)
+            tokens = *(const uint4 *)(x + 8 * i);
+        else if (at < in)
+            tokens = *(const uint4 *)(x + at);
+        struct nb_few_weights weights = nb_few_weights_of(
+            nb_few_decode<KIND>(run, codes, rows, 0, i, column, in), nb_few_decode<KIND>(run, codes, rows, 1, i, column, in));
         uint32_t first[2] = {tokens.x, tokens.y}, second[2] = {tokens.z, tokens.w};
         nb_mma_bf16(sum[0], weights.first, first);
         nb_mma_bf16(sum[1], weights.second, second);
@@ -73,22 +71,23 @@ template <int KIND> __global__ void __launch_bounds__(THREADS, 2) few_kernel(str
         return;
     int p = tile >= d.tiles[2] ? 2 : tile >= d.tiles[1] ? 1 : 0;
     const struct nb_few_part &part = d.part[p];
-    int warp = threadIdx.x / NB_WARP, lane = threadIdx.x % NB_WARP, first = (tile - d.tiles[p]) * ROWS, row = first + lane / 4;
+    int warp = threadIdx.x / NB_WARP, lane = threadIdx.x % NB_WARP, first = (tile - d.tiles[p]) * ROWS, in = d.in;
     float *table = (float *)nb_shared_memory(), *sums = table + NB_FEW_TABLE_FLOATS;
     const nb_bf16 *x = d.x + (int64_t)(lane / 4 < valid ? lane / 4 : 0) * d.x_stride;
+    struct nb_few_rows rows = nb_few_rows_of<KIND>(part, table, first + lane / 4, in);
     int column = warp * nb_few_shape<KIND>::DEPTH;
     struct nb_few_run<KIND> next;
-    if (column < d.in)
-        nb_few_fetch<KIND>(&next, part, row, column, d.in);
+    if (column < in)
+        nb_few_fetch<KIND>(&next, rows, column, in);
     nb_few_fill_table(table, part);
     nb_block_barrier();
     float sum[2][4] = {};
-    while (column < d.in) {
+    while (column < in) {
         struct nb_few_run<KIND> run = next;
         int after = column + WARPS * nb_few_shape<KIND>::DEPTH;
-        if (after < d.in)
-            nb_few_fetch<KIND>(&next, part, row, after, d.in);
-        multiply_step<KIND>(sum, run, d, part, table, x, row, column);
+        if (after < in)
+            nb_few_fetch<KIND>(&next, rows, after, in);
+        multiply_step<KIND>(sum, run, rows, x, column, in);
         column = after;
     }
     int token = lane % 4 * 2;

@@ -66,6 +66,31 @@ template <int KIND> NB_KERNEL_FUNCTION int nb_few_column(int piece)
     return KIND == NB_FEW_DENSE ? 32 * piece + 8 * quarter : 64 * quarter + 8 * piece;
 }
 
+/* A lane's two rows of W, g and g + 8 of a warp's 16. Rows behind the part's last are read as the last; what comes of them is not stored. */
+struct nb_few_rows {
+    const uint8_t *data[2]; /* their first bytes; straddling: the matrix's */
+    int64_t block[2];       /* packed: their first blocks; straddling: their first flat index */
+    const void *absmax;
+    const float *nested_absmax, *table; /* table: nb_few_fill_table's */
+    float offset;
+};
+
+template <int KIND>
+NB_KERNEL_FUNCTION struct nb_few_rows nb_few_rows_of(const struct nb_few_part &part, const float *table, int row, int in)
+{
+    struct nb_few_rows rows = {{}, {}, part.packed.absmax, part.packed.nested_absmax, table, 0.0f};
+    if (rows.nested_absmax)
+        rows.offset = part.packed.nested_offset[0];
+#pragma unroll
+    for (int i = 0; i < 2; i++) {
+        int at = row + 8 * i < part.out ? row + 8 * i : part.out - 1;
+        int64_t flat = (int64_t)(part.row_begin + at) * in;
+        rows.data[i] = KIND == NB_FEW_DENSE ? (const uint8_t *)(part.dense + flat) : part.packed.data + (KIND == NB_FEW_PACKED ? flat / 2 : 0);
+        rows.block[i] = KIND == NB_FEW_PACKED ? flat / 64 : flat;
+    }
+    return rows;
+}
+
 /* A lane's two runs as they lie in memory, and what makes their scales. */
 template <int KIND> struct nb_few_run {
     uint4 data[2][nb_few_shape<KIND>::LOADS];
@@ -73,73 +98,87 @@ template <int KIND> struct nb_few_run {
     float absmax[2]; /* plain: the scale; nested: of the superblock */
 };
 
-/* Fetches the runs of rows `row` and row + 8 (of the part; those behind its last become zeros) of the step at `column`. */
-template <int KIND>
-NB_KERNEL_FUNCTION void nb_few_fetch(struct nb_few_run<KIND> *run, const struct nb_few_part &part, int row, int column, int in)
+/* Where a lane's run of a packed matrix begins in a row, for the step at `column`; behind `in` the first, which there counts as zeros. */
+NB_KERNEL_FUNCTION int nb_few_run_column(int column, int in)
 {
+    int at = column + nb_few_column<NB_FEW_PACKED>(0);
+    return at < in ? at : 0;
+}
+
+/* Fetches a lane's runs of the step at `column`. Straddling: nothing, their bytes come when they are decoded. */
+template <int KIND>
+NB_KERNEL_FUNCTION void nb_few_fetch(struct nb_few_run<KIND> *run, const struct nb_few_rows &rows, int column, int in)
+{
+    int first = nb_few_run_column(column, in);
 #pragma unroll
     for (int i = 0; i < 2; i++) {
-        bool there = row + 8 * i < part.out;
-        int64_t flat = (int64_t)(part.row_begin + row + 8 * i) * in + column;
-        uint4 zero = {0, 0, 0, 0};
         if (KIND == NB_FEW_DENSE) {
+            uint4 zero = {0, 0, 0, 0};
 #pragma unroll
             for (int j = 0; j < nb_few_shape<KIND>::LOADS; j++) {
-                int at = nb_few_column<KIND>(j);
-                run->data[i][j] = there && column + at < in ? nb_load_once_16(part.dense + flat + at) : zero;
+                int at = column + nb_few_column<KIND>(j);
+                run->data[i][j] = at < in ? nb_load_once_16(rows.data[i] + 2 * at) : zero;
             }
         } else if (KIND == NB_FEW_PACKED) {
-            int at = nb_few_column<KIND>(0);
-            there = there && column + at < in;
-            int64_t block = (flat + at) / 64;
 #pragma unroll
-            for (int j = 0; j < 2; j++)
-                run->data[i][j] = there ? nb_load_once_16(part.packed.data + (flat + at) / 2 + 16 * j) : zero;
-            run->code[i] = 0;
-            run->absmax[i] = 0.0f;
-            if (there && part.packed.nested_absmax) {
-                run->code[i] = ((const uint8_t *)part.packed.absmax)[block];
-                run->absmax[i] = part.packed.nested_absmax[block / 256];
-            } else if (there) {
-                run->absmax[i] = ((const float *)part.packed.absmax)[block];
+            for (int j = 0; j < nb_few_shape<KIND>::LOADS; j++)
+                run->data[i][j] = nb_load_once_16(rows.data[i] + (first / 2 + 16 * j));
+            int64_t block = rows.block[i] + first / 64;
+            if (rows.nested_absmax) {
+                run->code[i] = ((const uint8_t *)rows.absmax)[block];
+                run->absmax[i] = rows.nested_absmax[block / 256];
+            } else {
+                run->absmax[i] = ((const float *)rows.absmax)[block];
             }
         }
     }
 }
 
 /* Eight weights of a run whose blocks straddle rows, straight from memory. */
-NB_KERNEL_FUNCTION uint4 nb_few_straddling(const struct nb_few_part &part, const float *table, int row, int column, int in)
+NB_KERNEL_FUNCTION uint4 nb_few_straddling(const struct nb_few_rows &rows, int i, int column, int in)
 {
     uint4 zero = {0, 0, 0, 0};
-    if (row >= part.out || column >= in)
+    if (column >= in)
         return zero;
-    int64_t flat = (int64_t)(part.row_begin + row) * in + column;
-    float scale = nb_block_scale(part.packed, table, flat / 64);
-    struct nb_scaled_codes codes = nb_scale_codes(table + 256, scale);
-    return nb_decode_8(codes, *(const uint32_t *)(part.packed.data + flat / 2));
+    int64_t flat = rows.block[i] + column, block = flat / 64;
+    float scale;
+    if (rows.nested_absmax) {
+        scale = rows.table[((const uint8_t *)rows.absmax)[block]] * rows.nested_absmax[block / 256];
+        scale = scale + rows.offset;
+    } else {
+        scale = ((const float *)rows.absmax)[block];
+    }
+    return nb_decode_8(nb_scale_codes(rows.table + 256, scale), *(const uint32_t *)(rows.data[i] + flat / 2));
 }
 
-/* The codes of a lane's two runs times their scales. */
+/* The codes of a lane's two runs times their scales; times zero where they lie behind `in`. */
 NB_KERNEL_FUNCTION void nb_few_scale(
-    struct nb_scaled_codes codes[2], const struct nb_few_run<NB_FEW_PACKED> &run, const struct nb_few_part &part, const float *table)
+    struct nb_scaled_codes codes[2], const struct nb_few_run<NB_FEW_PACKED> &run, const struct nb_few_rows &rows, bool inside)
 {
-    bool nested = part.packed.nested_absmax != NULL;
-    float offset = nested ? part.packed.nested_offset[0] : 0.0f;
 #pragma unroll
     for (int i = 0; i < 2; i++) {
         float scale = run.absmax[i];
-        if (nested) {
-            scale = table[run.code[i]] * scale;
-            scale = scale + offset;
+        if (rows.nested_absmax) {
+            scale = rows.table[run.code[i]] * scale;
+            scale = scale + rows.offset;
         }
-        codes[i] = nb_scale_codes(table + 256, scale);
+        codes[i] = nb_scale_codes(rows.table + 256, inside ? scale : 0.0f);
     }
 }
 
-NB_KERNEL_FUNCTION uint32_t nb_word_of(const uint4 data[2], int word)
+/* The runs' piece `piece` as weights: eight columns of row i. */
+template <int KIND>
+NB_KERNEL_FUNCTION uint4 nb_few_decode(const struct nb_few_run<KIND> &run, const struct nb_scaled_codes codes[2],
+    const struct nb_few_rows &rows, int i, int piece, int column, int in)
 {
-    const uint4 &half = data[word / 4];
-    return word % 4 == 0 ? half.x : word % 4 == 1 ? half.y : word % 4 == 2 ? half.z : half.w;
+    if constexpr (KIND == NB_FEW_DENSE) {
+        return run.data[i][piece];
+    } else if constexpr (KIND == NB_FEW_STRADDLING) {
+        return nb_few_straddling(rows, i, column + nb_few_column<KIND>(piece), in);
+    } else {
+        const uint4 &words = run.data[i][piece / 4];
+        return nb_decode_8(codes[i], piece % 4 == 0 ? words.x : piece % 4 == 1 ? words.y : piece % 4 == 2 ? words.z : words.w);
+    }
 }
 
 /* The a of two products: eight columns of rows g and g + 8. */

@@ -24,11 +24,14 @@ template <int TILES> struct wide_shape {
     static constexpr int TOKENS = 8 * TILES, STAGE_BYTES = TOKENS * ROW_BYTES, BYTES = TABLE_BYTES + 2 * STAGE_BYTES;
 };
 
+/* A warp a token: 32 pieces of 16 bytes. */
 template <int KIND, int TILES>
 NB_KERNEL_FUNCTION void fill_stage(unsigned char *stage, const struct nb_few &d, int column, int valid)
 {
-    for (int i = threadIdx.x; i < wide_shape<TILES>::TOKENS * (NB_FEW_DEPTH / 8); i += THREADS) {
-        int token = i / (NB_FEW_DEPTH / 8), at = i % (NB_FEW_DEPTH / 8) * 8;
+    int at = threadIdx.x % NB_WARP * 8;
+#pragma unroll
+    for (int n = 0; n < TILES; n++) {
+        int token = threadIdx.x / NB_WARP + 8 * n;
         bool inside = token < valid && column + at < d.in;
         nb_copy_async_16(stage + x_offset<KIND>(token, at), inside ? d.x + (int64_t)token * d.x_stride + column + at : d.x, inside ? 16 : 0);
     }
@@ -38,32 +41,23 @@ template <int TILES> struct wide_sum {
     float of[TILES][4];
 };
 
-/* sum += the weights of a run at `within` of a stage's columns, times all tokens. */
+/* sum += the weights of the run at `column`, times all tokens. stage: the columns from `column` - `within` on. */
 template <int KIND, int TILES>
-NB_KERNEL_FUNCTION void multiply_run(struct wide_sum<TILES> &sum, const struct nb_few_run<KIND> &run, const struct nb_few &d,
-    const struct nb_few_part &part, const float *table, const unsigned char *stage, int row, int column, int within)
+NB_KERNEL_FUNCTION void multiply_run(struct wide_sum<TILES> &sum, const struct nb_few_run<KIND> &run, const struct nb_few_rows &rows,
+    const unsigned char *stage, int column, int within, int in)
 {
     struct nb_scaled_codes codes[2];
     if constexpr (KIND == NB_FEW_PACKED)
-        nb_few_scale(codes, run, part, table);
+        nb_few_scale(codes, run, rows, column + nb_few_column<KIND>(0) < in);
     int token = threadIdx.x % NB_WARP / 4;
 #pragma unroll
     for (int i = 0; i < nb_few_shape<KIND>::PIECES; i++) {
-        int at = within + nb_few_column<KIND>(i);
-        uint4 low, high;
-        if constexpr (KIND == NB_FEW_PACKED) {
-            low = nb_decode_8(codes[0], nb_word_of(run.data[0], i));
-            high = nb_decode_8(codes[1], nb_word_of(run.data[1], i));
-        } else if constexpr (KIND == NB_FEW_DENSE) {
-            low = run.data[0][i], high = run.data[1][i];
-        } else {
-            low = nb_few_straddling(part, table, row, column + at, d.in);
-            high = nb_few_straddling(part, table, row + 8, column + at, d.in);
-        }
-        struct nb_few_weights weights = nb_few_weights_of(low, high);
+        struct nb_few_weights weights = nb_few_weights_of(
+            nb_few_decode<KIND>(run, codes, rows, 0, i, column, in), nb_few_decode<KIND>(run, codes, rows, 1, i, column, in));
+        const unsigned char *piece = stage + x_offset<KIND>(token, within) + x_offset<KIND>(0, nb_few_column<KIND>(i));
 #pragma unroll
         for (int n = 0; n < TILES; n++) {
-            uint4 tokens = *(const uint4 *)(stage + x_offset<KIND>(token + 8 * n, at));
+            uint4 tokens = *(const uint4 *)(piece + 8 * n * ROW_BYTES);
             uint32_t first[2] = {tokens.x, tokens.y}, second[2] = {tokens.z, tokens.w};
             nb_mma_bf16(sum.of[n], weights.first, first);
             nb_mma_bf16(sum.of[n], weights.second, second);
@@ -71,23 +65,32 @@ NB_KERNEL_FUNCTION void multiply_run(struct wide_sum<TILES> &sum, const struct n
     }
 }
 
+/* Through shared memory, so that neighbouring threads end neighbouring outputs. A token's row of sums is padded for the writes' banks. */
+enum { SUM_ROW = NB_FEW_ROWS + 4 };
+
 template <int TILES>
 NB_KERNEL_FUNCTION void store_sums(
-    const struct nb_few &d, const struct nb_few_part &part, int begin, int row, int split, int valid, const struct wide_sum<TILES> &sum)
+    const struct nb_few &d, int p, float *sums, int first, int split, int valid, const struct wide_sum<TILES> &sum)
 {
-    int lane = threadIdx.x % NB_WARP, outputs = d.outputs[NB_LINEAR_PARTS];
+    const struct nb_few_part &part = d.part[p];
+    int lane = threadIdx.x % NB_WARP, row = threadIdx.x / NB_WARP * ROWS + lane / 4, outputs = d.outputs[NB_LINEAR_PARTS];
+    nb_block_barrier();
 #pragma unroll
-    for (int n = 0; n < TILES; n++) {
+    for (int n = 0; n < TILES; n++)
 #pragma unroll
-        for (int i = 0; i < 4; i++) {
-            int token = 8 * n + lane % 4 * 2 + i % 2, output = row + i / 2 * 8;
-            if (token >= valid || output >= part.out)
-                continue;
-            if (d.splits > 1)
-                d.partials[((int64_t)split * d.tokens_max + token) * outputs + begin + output] = sum.of[n][i];
-            else
-                nb_few_store(part, token, output, sum.of[n][i], part.b ? nb_few_branch(part, token, output) : 0.0f);
-        }
+        for (int i = 0; i < 4; i++)
+            sums[(8 * n + lane % 4 * 2 + i % 2) * SUM_ROW + row + i / 2 * 8] = sum.of[n][i];
+    nb_block_barrier();
+#pragma unroll 1
+    for (int i = threadIdx.x; i < valid * NB_FEW_ROWS; i += THREADS) {
+        int token = i / NB_FEW_ROWS, output = first + i % NB_FEW_ROWS;
+        float value = sums[token * SUM_ROW + i % NB_FEW_ROWS];
+        if (output >= part.out)
+            continue;
+        if (d.splits > 1)
+            d.partials[((int64_t)split * d.tokens_max + token) * outputs + d.outputs[p] + output] = value;
+        else
+            nb_few_store(part, token, output, value, part.b ? nb_few_branch(part, token, output) : 0.0f);
     }
 }
 
@@ -102,11 +105,12 @@ template <int KIND, int TILES> __global__ void __launch_bounds__(THREADS, 1) wid
     const struct nb_few_part &part = d.part[p];
     float *table = (float *)nb_shared_memory();
     unsigned char *stages = nb_shared_memory() + TABLE_BYTES;
-    int row = (tile - d.tiles[p]) * NB_FEW_ROWS + threadIdx.x / NB_WARP * ROWS + threadIdx.x % NB_WARP / 4;
+    int first = (tile - d.tiles[p]) * NB_FEW_ROWS, row = first + threadIdx.x / NB_WARP * ROWS + threadIdx.x % NB_WARP / 4;
     int begin = split * d.steps * NB_FEW_DEPTH, end = begin + d.steps * NB_FEW_DEPTH < d.in ? begin + d.steps * NB_FEW_DEPTH : d.in;
     constexpr int DEPTH = nb_few_shape<KIND>::DEPTH;
+    struct nb_few_rows rows = nb_few_rows_of<KIND>(part, table, row, d.in);
     struct nb_few_run<KIND> next;
-    nb_few_fetch<KIND>(&next, part, row, begin, d.in);
+    nb_few_fetch<KIND>(&next, rows, begin, d.in);
     fill_stage<KIND, TILES>(stages, d, begin, valid);
     nb_copy_async_commit();
     nb_few_fill_table(table, part);
@@ -121,13 +125,14 @@ template <int KIND, int TILES> __global__ void __launch_bounds__(THREADS, 1) wid
         for (int within = 0; within < NB_FEW_DEPTH; within += DEPTH) {
             struct nb_few_run<KIND> run = next;
             if (column + within + DEPTH < end)
-                nb_few_fetch<KIND>(&next, part, row, column + within + DEPTH, d.in);
+                nb_few_fetch<KIND>(&next, rows, column + within + DEPTH, d.in);
             if (column + within < end)
-                multiply_run<KIND, TILES>(sum, run, d, part, table, stages + stage * wide_shape<TILES>::STAGE_BYTES, row, column, within);
+                multiply_run<KIND, TILES>(
+                    sum, run, rows, stages + stage * wide_shape<TILES>::STAGE_BYTES, column + within, within, d.in);
         }
     }
     nb_copy_async_wait<0>();
-    store_sums<TILES>(d, part, d.outputs[p], row, split, valid, sum);
+    store_sums<TILES>(d, p, (float *)stages, first, split, valid, sum);
 }
 
 /* y from the cuts' sums: a thread an output of a token. */

@@ -45,20 +45,23 @@ struct matmul {
 
 /* ---- forcing a way ---- */
 
-/* Every product takes `path`: a table without sizes cannot say so, so one line for each shape at hand. */
+/* Every product takes `path`: one line for each matrix forward, and for each stack backward. */
 struct forced {
-    struct nb_product_choice choice[2 * BLOCK_OPS * NB_LINEAR_PARTS];
+    struct nb_product_choice choice[BLOCK_OPS * (NB_LINEAR_PARTS + 1)];
     struct nb_product_table table;
 };
 
 static void force(struct nb_bench *bench, struct forced *forced, enum nb_product_path path, const struct nb_linear *ops, int count)
 {
     int n = 0;
-    for (int i = 0; i < count; i++)
-        for (int p = 0; p < ops[i].parts; p++)
-            for (int backward = 0; backward < 2; backward++)
-                forced->choice[n++] =
-                    (struct nb_product_choice){ops[i].part[p].out, ops[i].in, ops[i].tokens_max, backward != 0, path};
+    for (int i = 0; i < count; i++) {
+        int stacked = 0;
+        for (int p = 0; p < ops[i].parts; p++) {
+            forced->choice[n++] = (struct nb_product_choice){ops[i].part[p].out, ops[i].in, ops[i].tokens_max, false, path};
+            stacked += ops[i].part[p].out;
+        }
+        forced->choice[n++] = (struct nb_product_choice){stacked, ops[i].in, ops[i].tokens_max, true, path};
+    }
     forced->table = (struct nb_product_table){
         .cublaslt_version = bench->device->profile.cublaslt_version, .count = n, .choice = forced->choice};
     snprintf(forced->table.device, sizeof forced->table.device, "%s", bench->device->profile.name);
@@ -216,35 +219,58 @@ static void record_line(struct matmul *m, const struct line *line, double flops)
     }
 }
 
-static void keep_fastest(struct matmul *m, const struct line *line, int out, int in)
+/* A size that two ops have keeps its first line. */
+static void add_choice(struct matmul *m, struct nb_product_choice choice)
 {
-    int best = WAY_FUSED;
+    for (int i = 0; i < m->fastest_count; i++) {
+        const struct nb_product_choice *c = &m->fastest[i];
+        if (c->out == choice.out && c->in == choice.in && c->tokens == choice.tokens && c->backward == choice.backward)
+            return;
+    }
+    if (m->fastest_count < CHOICES_MAX)
+        m->fastest[m->fastest_count++] = choice;
+}
+
+static void keep_fastest(struct matmul *m, const struct line *line, const struct nb_linear *op)
+{
+    int best = WAY_FUSED, stacked = 0;
     for (int way = WAY_FUSED; way < WAY_BF16; way++)
         if (has_way(m->bench, way) && line->time[way].median < line->time[best].median)
             best = way;
-    if (m->fastest_count < CHOICES_MAX)
-        m->fastest[m->fastest_count++] =
-            (struct nb_product_choice){out, in, line->tokens, line->backward, (enum nb_product_path)best};
+    for (int p = 0; p < op->parts; p++) {
+        stacked += op->part[p].out;
+        if (!line->backward)
+            add_choice(m, (struct nb_product_choice){op->part[p].out, op->in, line->tokens, false, (enum nb_product_path)best});
+    }
+    if (line->backward)
+        add_choice(m, (struct nb_product_choice){stacked, op->in, line->tokens, true, (enum nb_product_path)best});
 }
 
-/* All ways of the ops that `build` adds, in both directions; single matrices decide the table. */
+/* Matrices that share their input are one op, as in a block; each op's fastest way goes into the table. */
+enum which { OP_Q_K_V, OP_O, OP_GATE_UP, OP_DOWN, OP_BLOCK, WHICH_COUNT };
+
+static const char *const which_names[WHICH_COUNT] = {"q k v", "o", "gate up", "down", "block, r=16"};
+
 struct subject {
     const struct model *model;
-    const char *what;
-    int out, in; /* of a single matrix; 0: the block */
+    enum which which;
 };
 
 static nb_status build(struct nb_bench *bench, const struct subject *s, int tokens, bool adapter, struct work *w)
 {
     const int q_k_v[3] = {s->model->hidden, s->model->key, s->model->key}, hidden[1] = {s->model->hidden},
               gate_up[2] = {s->model->intermediate, s->model->intermediate};
+    bool all = s->which == OP_BLOCK, adapts = all && adapter;
     *w = (struct work){0};
-    if (s->out)
-        return add_op(bench, w, &s->out, 1, s->in, tokens, false);
-    NB_TRY(add_op(bench, w, q_k_v, 3, s->model->hidden, tokens, adapter));
-    NB_TRY(add_op(bench, w, hidden, 1, s->model->hidden, tokens, adapter));
-    NB_TRY(add_op(bench, w, gate_up, 2, s->model->hidden, tokens, adapter));
-    return add_op(bench, w, hidden, 1, s->model->intermediate, tokens, adapter);
+    if (all || s->which == OP_Q_K_V)
+        NB_TRY(add_op(bench, w, q_k_v, 3, s->model->hidden, tokens, adapts));
+    if (all || s->which == OP_O)
+        NB_TRY(add_op(bench, w, hidden, 1, s->model->hidden, tokens, adapts));
+    if (all || s->which == OP_GATE_UP)
+        NB_TRY(add_op(bench, w, gate_up, 2, s->model->hidden, tokens, adapts));
+    if (all || s->which == OP_DOWN)
+        NB_TRY(add_op(bench, w, hidden, 1, s->model->intermediate, tokens, adapts));
+    return NB_OK;
 }
 
 static nb_status measure_ways(struct matmul *m, const struct subject *s, struct line line[2], struct work *w)
@@ -268,7 +294,7 @@ static nb_status measure_subject(struct matmul *m, const struct subject *s, int 
     struct work *w = malloc(sizeof *w);
     if (!w)
         return nb_fail(NB_MEMORY, "no memory for a benchmark");
-    struct line line[2] = {{.model = s->model->name, .what = s->what, .tokens = tokens}};
+    struct line line[2] = {{.model = s->model->name, .what = which_names[s->which], .tokens = tokens}};
     line[1] = line[0];
     line[1].backward = true;
     nb_status status = measure_ways(m, s, line, w);
@@ -277,8 +303,8 @@ static nb_status measure_subject(struct matmul *m, const struct subject *s, int 
         if (!m->bench->options->json)
             print_line(m, &line[backward], flops);
         record_line(m, &line[backward], flops);
-        if (s->out)
-            keep_fastest(m, &line[backward], s->out, s->in);
+        if (s->which != OP_BLOCK)
+            keep_fastest(m, &line[backward], &w->forward[0]);
     }
     free(w);
     return status;
@@ -286,16 +312,9 @@ static nb_status measure_subject(struct matmul *m, const struct subject *s, int 
 
 static nb_status measure_model(struct matmul *m, const struct model *model, const int *tokens, int count)
 {
-    const struct subject subject[] = {
-        {model, "q, o", model->hidden, model->hidden},
-        {model, "k, v", model->key, model->hidden},
-        {model, "gate, up", model->intermediate, model->hidden},
-        {model, "down", model->hidden, model->intermediate},
-        {model, "block, r=16", 0, 0},
-    };
-    for (size_t s = 0; s < sizeof subject / sizeof *subject; s++)
+    for (int which = 0; which < WHICH_COUNT; which++)
         for (int t = 0; t < count; t++)
-            NB_TRY(measure_subject(m, &subject[s], tokens[t]));
+            NB_TRY(measure_subject(m, &(struct subject){model, (enum which)which}, tokens[t]));
     return NB_OK;
 }
 

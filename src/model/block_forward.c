@@ -165,7 +165,8 @@ static nb_status run_linear(const struct nb_block *b, const struct nb_block_line
     nb_block_parts(b, linear, args.part);
     for (int i = 0; i < linear->count; i++)
         args.part[i].accumulate = accumulate;
-    args.site_tokens = b->tokens_limit;
+    /* A generated token is a site of its own, planned for one. */
+    args.site_tokens = b->tokens_max == 1 ? 1 : b->tokens_limit;
     return nb_work_linear(b->work, &args, b->tokens_limit);
 }
 

@@ -33,23 +33,22 @@ static const char *format_name(const struct nb_run *run)
     return "bf16";
 }
 
-/* 4096 x 14336 at 2048 tokens: forward scratch, backward fused. A matrix's two directions stand on one line. */
-static void print_products(const struct nb_run *run, const struct nb_plan *plan, FILE *out)
+/* "forward  4096 x 14336 fused, 1024 x 4096 scratch". Backward, matrices that share their input are one, stacked. */
+static void print_direction(const struct nb_run *run, const struct nb_plan *plan, bool backward, FILE *out)
 {
-    const char *title = "products ";
+    bool first = true;
     for (int i = 0; i < plan->sites; i++) {
-        const struct nb_product_site *s = &plan->site[i], *back = NULL;
-        if (s->format == NB_WEIGHT_BF16 || s->backward)
+        const struct nb_product_site *s = &plan->site[i];
+        if (s->format == NB_WEIGHT_BF16 || s->backward != backward)
             continue;
-        for (int k = 0; k < plan->sites && !back; k++)
-            if (plan->site[k].backward && plan->site[k].out == s->out && plan->site[k].in == s->in &&
-                plan->site[k].tokens == s->tokens && plan->site[k].format == s->format)
-                back = &plan->site[k];
-        fprintf(out, "%s  %d x %d at %d tokens: %s forward", title, s->out, s->in, s->tokens,
-            nb_product_path_name(nb_product_path_of(&run->profile, s)));
-        fprintf(out, back ? ", %s backward\n" : "\n", back ? nb_product_path_name(nb_product_path_of(&run->profile, back)) : "");
-        title = "         ";
+        const char *path = nb_product_path_name(nb_product_path_of(&run->profile, s));
+        if (first)
+            fprintf(out, "%s  ", backward ? "           backward" : "products   forward ");
+        fprintf(out, "%s%d x %d %s", first ? "" : ", ", s->out, s->in, path);
+        first = false;
     }
+    if (!first)
+        fprintf(out, "\n");
 }
 
 static void print_device(const struct nb_run *run, const struct nb_plan *plan, FILE *out)
@@ -61,14 +60,15 @@ static void print_device(const struct nb_run *run, const struct nb_plan *plan, F
         fprintf(out, "device     %s (compute capability %d.%d), %s\n", p->name, p->compute_capability / 10,
             p->compute_capability % 10,
             p->cublaslt_version ? "cuBLASLt for large products" : "products on nibble's own kernels, without cuBLASLt");
-    print_products(run, plan, out);
+    print_direction(run, plan, false, out);
+    print_direction(run, plan, true, out);
     int again = plan->blocks - plan->kept_everything - plan->kept_attention;
     if (again + plan->kept_attention == 0)
         return;
     fprintf(out, "recompute  %d of %d blocks", again + plan->kept_attention, plan->blocks);
     if (plan->kept_attention)
         fprintf(out, ", %d of them without their attention", plan->kept_attention);
-    fprintf(out, "\n");
+    fprintf(out, run->model.dequantize_once ? ", each matrix dequantized once for that and for its gradient\n" : "\n");
 }
 
 static void print_run(const struct nb_run *run, const struct nb_plan *plan, FILE *out)

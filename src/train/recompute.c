@@ -82,7 +82,7 @@ static nb_status choose_by_layer(struct nb_run *run)
     }
 }
 
-nb_status nb_recompute_choose(struct nb_run *run)
+static nb_status choose_keep(struct nb_run *run)
 {
     switch (run->config->gradient_checkpointing) {
     case NB_CONFIG_CHECKPOINTING_TRUE:
@@ -98,4 +98,46 @@ nb_status nb_recompute_choose(struct nb_run *run)
         break;
     }
     return choose_by_layer(run);
+}
+
+/* Whether every product with 4-bit weights multiplies from scratch, and so to the same bits from a matrix that was dequantized before. */
+static nb_status may_dequantize_once(const struct nb_run *run, bool *may)
+{
+    struct nb_plan plan;
+    *may = run->profile.kind == NB_DEVICE_CUDA && run->model.linear_format != NB_WEIGHT_BF16;
+    if (!*may)
+        return NB_OK;
+    nb_status status = nb_plan_make(run, &plan);
+    for (int i = 0; i < plan.sites; i++)
+        if (plan.site[i].format != NB_WEIGHT_BF16 && nb_product_path_of(&run->profile, &plan.site[i]) == NB_PRODUCT_FUSED)
+            *may = false;
+    nb_plan_destroy(&plan);
+    return status;
+}
+
+static bool computes_again(const struct nb_run *run)
+{
+    int blocks = nb_checkpoint_config(run->checkpoint)->layers;
+    for (int i = 0; i < blocks; i++)
+        if (run->keep[i] != NB_KEEP_EVERYTHING)
+            return true;
+    return false;
+}
+
+/* For a few hundred megabytes it saves a pass over the weights, more than keeping a block's activations for as much would. */
+nb_status nb_recompute_choose(struct nb_run *run)
+{
+    bool once;
+    struct cost cost;
+    run->model.dequantize_once = false;
+    NB_TRY(may_dequantize_once(run, &once));
+    run->model.dequantize_once = once;
+    NB_TRY(choose_keep(run));
+    if (!once)
+        return NB_OK;
+    NB_TRY(measure(run, &cost));
+    if (computes_again(run) && cost.bytes <= (double)run->available_bytes)
+        return NB_OK;
+    run->model.dequantize_once = false;
+    return choose_keep(run);
 }

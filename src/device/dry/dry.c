@@ -261,28 +261,23 @@ static nb_status add_site(struct dry *dry, const struct nb_product_site *new)
     return NB_OK;
 }
 
-static nb_status add_parts(
-    struct dry *dry, const struct nb_linear_part *part, int parts, struct nb_product_site site)
+/* What the few-token kernel takes has no choice of ways. */
+static nb_status sites_linear(struct dry *dry, const struct nb_linear *a)
 {
-    for (int p = 0; dry->base.profile.kind == NB_DEVICE_CUDA && p < parts; p++) {
-        site.out = part[p].out;
-        site.format = part[p].weight.format;
+    for (int p = 0; dry->base.profile.kind == NB_DEVICE_CUDA && !nb_linear_is_few(a) && p < a->parts; p++) {
+        struct nb_product_site site = nb_linear_site(a, p);
         NB_TRY(add_site(dry, &site));
     }
     return NB_OK;
 }
 
-static nb_status sites_linear(struct dry *dry, const struct nb_linear *a)
-{
-    struct nb_product_site site = {.in = a->in, .tokens = a->site_tokens ? a->site_tokens : a->tokens_max};
-    return add_parts(dry, a->part, a->parts, site);
-}
-
+/* dX is one product with all parts' matrices. */
 static nb_status sites_linear_backward(struct dry *dry, const struct nb_linear_backward *a)
 {
-    struct nb_product_site site = {
-        .in = a->in, .tokens = a->site_tokens ? a->site_tokens : a->tokens_max, .backward = true};
-    return nb_dptr_is_null(a->dx) ? NB_OK : add_parts(dry, a->part, a->parts, site);
+    if (dry->base.profile.kind != NB_DEVICE_CUDA || nb_dptr_is_null(a->dx))
+        return NB_OK;
+    struct nb_product_site site = nb_linear_backward_site(a);
+    return add_site(dry, &site);
 }
 
 #define SITES(dry, args)                                                                                     \

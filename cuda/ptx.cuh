@@ -324,7 +324,10 @@ NB_INSTRUCTION void nb_mma_bf16(float d[4], const uint32_t a[4], const uint32_t 
 
 NB_INSTRUCTION uint32_t nb_permute_bytes(uint32_t a, uint32_t b, uint32_t selector)
 {
-    return __byte_perm(a, b, selector);
+    /* Not __byte_perm, which masks its selector first. */
+    uint32_t d;
+    asm("prmt.b32 %0, %1, %2, %3;" : "=r"(d) : "r"(a), "r"(b), "r"(selector));
+    return d;
 }
 
 NB_INSTRUCTION uint32_t nb_pack_bf16(float low, float high)

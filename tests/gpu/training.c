@@ -1,0 +1,332 @@
+/* Whole training on the CUDA device, real or emulated, beside the CPU's in bf16.
+ *
+ *   gpu_training MODELS [--only WHAT]      MODELS: the folder of tiny models, tests/golden/models
+ *
+ * Losses of the two devices, step by step, lie within 5e-3: both round at the same points, but sum in another order, so that a value next to
+ * a tie may round the other way; 5e-3 is a thousandth of the losses. On one device what is kept and what is computed again, a
+ * matrix dequantized once, and going on from a checkpoint change no bit. Exit 77 where there is no GPU. */
+#include <inttypes.h>
+#include <math.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
+
+#include "base/file.h"
+#include "base/log.h"
+#include "device/cuda/cuda.h"
+#include "train/device.h"
+#include "train/plan.h"
+#include "train/recompute.h"
+#include "train/step.h"
+#include "train/trainer.h"
+
+enum { STEPS = 3, ROWS = 12, LONGEST = 40, SKIP = 77 };
+
+static const double tolerance = 5e-3;
+
+struct test {
+    const char *models;
+    char *folder;
+    int checks, failures;
+};
+
+static void fail(struct test *t, const char *what, const char *why)
+{
+    printf("FAILED %s: %s\n", what, why);
+    t->failures++;
+}
+
+/* A call that must succeed; otherwise the check at work has failed. */
+static bool works(struct test *t, const char *what, nb_status status)
+{
+    if (status != NB_OK)
+        fail(t, what, nb_status_message());
+    return status == NB_OK;
+}
+
+/* ---- models and rows ---- */
+
+/* Rows of many lengths below 200 ids; labels of their second halves train. */
+static nb_status write_rows(const char *folder)
+{
+    char *path = nb_path_join(folder, "rows.jsonl");
+    FILE *file = fopen(path, "w");
+    if (!file)
+        return nb_fail_errno("%s", path);
+    for (int r = 0; r < ROWS; r++)
+        for (int part = 0, length = 9 + r * 7 % (LONGEST - 8); part < 2; part++) {
+            fputs(part ? "], \"labels\": [" : "{\"input_ids\": [", file);
+            for (int i = 0; i < length; i++)
+                fprintf(file, "%s%d", i ? ", " : "", part && i < length / 2 ? -100 : 3 + (r * 31 + i * 17) % 200);
+            fputs(part ? "]}\n" : "", file);
+        }
+    free(path);
+    return fclose(file) == 0 ? NB_OK : nb_fail_errno("the rows");
+}
+
+/* One block in the shape of SmolLM2-135M, with a small vocabulary. */
+static nb_status write_shape(const char *folder)
+{
+    static const char text[] =
+        "{\"architectures\": [\"LlamaForCausalLM\"], \"model_type\": \"llama\", \"hidden_size\": 576, \"intermediate_size\": 1536,\n"
+        " \"num_hidden_layers\": 1, \"num_attention_heads\": 9, \"num_key_value_heads\": 3, \"vocab_size\": 1003,\n"
+        " \"max_position_embeddings\": 2048, \"rms_norm_eps\": 1e-05, \"rope_theta\": 100000, \"hidden_act\": \"silu\",\n"
+        " \"tie_word_embeddings\": true}\n";
+    char *path = nb_path_join(folder, "smollm2-block.json");
+    nb_status status = nb_file_write(path, text, sizeof text - 1);
+    free(path);
+    return status;
+}
+
+static char *yaml_of(const struct test *t, const char *model, const char *device, const char *out, const char *more)
+{
+    return nb_format("base_model: %s\nlora_r: 8\nlora_alpha: 12\n%s%s"
+                     "datasets: [{path: %s/rows.jsonl, type: tokens}]\nlearning_rate: 1e-3\nlr_scheduler: constant\n"
+                     "sequence_len: %d\nmicro_batch_size: 2\nbf16: true\ndevice: %s\noutput_dir: %s/%s\n%s",
+        model, strstr(more, "adapter:") ? "" : "adapter: qlora\n",
+        strstr(more, "lora_target") ? "" : "lora_target_linear: true\n", t->folder, LONGEST, device, t->folder, out, more);
+}
+
+/* ---- a run of a few steps ---- */
+
+struct result {
+    double loss[STEPS];
+    float grad_norm[STEPS];
+    uint64_t planned, peak;
+};
+
+static nb_status take_steps(struct nb_run *run, struct nb_session *session, struct result *result)
+{
+    struct nb_stepper_options options = nb_stepper_options_of(run);
+    struct nb_stepper *stepper = NULL;
+    int64_t per_epoch = run->length.steps_per_epoch;
+    nb_status status = nb_stepper_create(session, &options, &stepper);
+    for (int i = 0; status == NB_OK && i < STEPS; i++) {
+        struct nb_step_rows rows;
+        struct nb_step_result step;
+        status = nb_batch_plan_step(run->batches, (uint64_t)(i / per_epoch), (uint32_t)(i % per_epoch), &rows);
+        if (status == NB_OK)
+            status = nb_stepper_run(stepper, run->data, &rows, i + 1, run->config->learning_rate, &step);
+        if (status == NB_OK && !step.finite)
+            status = nb_fail(NB_NUMERIC, "step %d is not finite", i + 1);
+        if (status == NB_OK) {
+            result->loss[i] = step.loss;
+            result->grad_norm[i] = step.grad_norm;
+        }
+    }
+    nb_stepper_destroy(&stepper);
+    return status;
+}
+
+typedef void change_run(struct nb_run *run);
+
+static nb_status train_opened(struct nb_run *run, struct result *result)
+{
+    struct nb_session *session = NULL;
+    struct nb_plan plan;
+    nb_status status = nb_plan_make(run, &plan);
+    if (status == NB_OK)
+        status = nb_run_open_device(run, plan.site, plan.sites);
+    struct nb_session_args args = {.capacity = plan.peak_bytes, .positions_max = run->sequence_len};
+    if (status == NB_OK)
+        status = nb_session_open(run, &args, &session);
+    if (status == NB_OK)
+        status = take_steps(run, session, result);
+    result->planned = plan.peak_bytes;
+    result->peak = session ? nb_arena_high_water(session->arena) : 0;
+    nb_session_close(&session);
+    nb_plan_destroy(&plan);
+    return status;
+}
+
+static nb_status train(const char *yaml, change_run *change, struct result *result)
+{
+    struct nb_config config;
+    struct nb_run *run = NULL;
+    *result = (struct result){0};
+    NB_TRY(nb_config_parse(yaml, strlen(yaml), "test.yml", NULL, 0, &config));
+    nb_status status = nb_config_validate_train(&config);
+    struct nb_run_args args = {.config = &config, .purpose = NB_PURPOSE_TRAIN, .random_weights = true};
+    if (status == NB_OK)
+        status = nb_run_open(&args, &run);
+    if (status == NB_OK && change)
+        change(run);
+    if (status == NB_OK)
+        status = train_opened(run, result);
+    nb_run_destroy(&run);
+    nb_config_destroy(&config);
+    return status;
+}
+
+/* ---- the checks ---- */
+
+/* Both devices, the same config: losses side by side, and the plan held to the byte. */
+static void compare_devices(struct test *t, const char *name, const char *model, const char *more)
+{
+    struct result cpu, gpu;
+    char *on_cpu = yaml_of(t, model, "cpu", "out", more), *on_gpu = yaml_of(t, model, "cuda", "out", more);
+    t->checks++;
+    int failures = t->failures;
+    double worst = 0;
+    if (works(t, name, train(on_cpu, NULL, &cpu)) && works(t, name, train(on_gpu, NULL, &gpu))) {
+        for (int i = 0; i < STEPS; i++) {
+            double away = fabs(cpu.loss[i] - gpu.loss[i]);
+            worst = away > worst ? away : worst;
+            if (!(away <= tolerance)) {
+                printf("step %d: loss %.6f on the CPU, %.6f on the GPU\n", i + 1, cpu.loss[i], gpu.loss[i]);
+                fail(t, name, "the losses differ");
+            }
+        }
+        if (gpu.planned != gpu.peak) {
+            printf("%" PRIu64 " bytes were planned, %" PRIu64 " taken\n", gpu.planned, gpu.peak);
+            fail(t, name, "the plan is not the program");
+        }
+    }
+    free(on_cpu);
+    free(on_gpu);
+    if (t->failures == failures)
+        printf("ok %s: losses %.4f %.4f %.4f, at most %.1e apart\n", name, gpu.loss[0], gpu.loss[1], gpu.loss[2], worst);
+    fflush(stdout);
+}
+
+static void dequantize_once(struct nb_run *run)
+{
+    run->model.dequantize_once = true;
+}
+
+static void keep_this_and_that(struct nb_run *run)
+{
+    for (int i = 0; i < nb_checkpoint_config(run->checkpoint)->layers; i++)
+        run->keep[i] = (enum nb_keep)(i % NB_KEEP_NOTHING);
+}
+
+/* Ways of getting the same numbers on the GPU. */
+static void compare_ways(struct test *t, const char *name, const char *model)
+{
+    static const struct {
+        const char *what, *more;
+        change_run *change;
+    } ways[] = {
+        {"recompute all", "gradient_checkpointing: true\n", NULL},
+        {"again", "gradient_checkpointing: true\n", NULL},
+        {"keep attention", "gradient_checkpointing: attention\n", NULL},
+        {"keep all", "gradient_checkpointing: false\n", NULL},
+        {"keep this and that", "gradient_checkpointing: true\n", keep_this_and_that},
+        {"dequantize once", "gradient_checkpointing: true\n", dequantize_once},
+    };
+    struct result first = {0}, result;
+    int failures = t->failures;
+    for (size_t i = 0; i < sizeof ways / sizeof *ways; i++) {
+        char *yaml = yaml_of(t, model, "cuda", "out", ways[i].more);
+        t->checks++;
+        if (works(t, ways[i].what, train(yaml, ways[i].change, &result))) {
+            if (i == 0)
+                first = result;
+            if (memcmp(first.loss, result.loss, sizeof first.loss) != 0 ||
+                memcmp(first.grad_norm, result.grad_norm, sizeof first.grad_norm) != 0)
+                fail(t, ways[i].what, "other bits than a run that recomputes all");
+        }
+        free(yaml);
+    }
+    if (t->failures == failures)
+        printf("ok %s: the same bits in %zu ways\n", name, sizeof ways / sizeof *ways);
+    fflush(stdout);
+}
+
+static nb_status train_whole(struct test *t, const char *model, const char *out, int steps, bool resume)
+{
+    struct nb_train_options options = {.resume = resume};
+    struct nb_config config;
+    char *more = nb_format("max_steps: %d\nsave_steps: 2\nlora_dropout: 0.1\noptimizer: adamw_8bit\n", steps);
+    char *yaml = yaml_of(t, model, "cuda", out, more);
+    nb_status status = nb_config_parse(yaml, strlen(yaml), "test.yml", NULL, 0, &config);
+    free(yaml);
+    free(more);
+    if (status == NB_OK)
+        status = nb_config_validate_train(&config);
+    if (status == NB_OK)
+        status = nb_train(&config, &options);
+    nb_config_destroy(&config);
+    return status;
+}
+
+static bool same_file(const struct test *t, const char *a, const char *b, const char *name)
+{
+    char *path[2] = {nb_format("%s/%s/%s", t->folder, a, name), nb_format("%s/%s/%s", t->folder, b, name)};
+    struct nb_mapped_file file[2] = {0};
+    bool same = nb_mapped_file_open(path[0], &file[0]) == NB_OK && nb_mapped_file_open(path[1], &file[1]) == NB_OK &&
+                file[0].bytes == file[1].bytes && memcmp(file[0].data, file[1].data, file[0].bytes) == 0;
+    for (int i = 0; i < 2; i++) {
+        nb_mapped_file_close(&file[i]);
+        free(path[i]);
+    }
+    return same;
+}
+
+/* Four steps at once, and two and two. */
+static void compare_resumed(struct test *t, const char *name, const char *model)
+{
+    t->checks++;
+    if (!works(t, name, train_whole(t, model, "whole", 4, false)) || !works(t, name, train_whole(t, model, "halves", 2, false)) ||
+        !works(t, name, train_whole(t, model, "halves", 4, true)))
+        return;
+    if (!same_file(t, "whole", "halves", "adapter_model.safetensors") ||
+        !same_file(t, "whole/checkpoint-4", "halves/checkpoint-4", "optimizer.safetensors"))
+        fail(t, name, "a resumed run leaves other bytes");
+    else
+        printf("ok %s: a resumed run leaves the same bytes\n", name);
+    fflush(stdout);
+}
+
+static void run_checks(struct test *t, const char *only)
+{
+    static const char *const families[] = {
+        "llama", "llama_tied", "llama3_rope", "mistral", "qwen2", "qwen3", "llama_straddling"};
+    static const char *const variants[] = {
+        "gradient_checkpointing: true\n",
+        "gradient_checkpointing: attention\nlora_dropout: 0.1\nsample_packing: true\n",
+        "gradient_accumulation_steps: 2\noptimizer: adamw_8bit\nbnb_4bit_quant_type: fp4\nbnb_4bit_use_double_quant: false\n",
+        "adapter: lora\nload_in_4bit: false\nlora_target_modules: [q_proj, down_proj]\n",
+    };
+    for (size_t f = 0; f < sizeof families / sizeof *families; f++) {
+        char *model = nb_path_join(t->models, families[f]);
+        if (!only || strcmp(only, families[f]) == 0)
+            compare_devices(t, families[f], model, variants[f % 4]);
+        free(model);
+    }
+    char *block = nb_path_join(t->folder, "smollm2-block.json"), *llama = nb_path_join(t->models, "llama");
+    if (!only || strcmp(only, "smollm2") == 0)
+        compare_devices(t, "smollm2's block", block, "gradient_checkpointing: true\n");
+    if (!only || strcmp(only, "ways") == 0)
+        compare_ways(t, "llama", llama);
+    if (!only || strcmp(only, "resume") == 0)
+        compare_resumed(t, "llama", llama);
+    free(block);
+    free(llama);
+}
+
+int main(int argc, char **argv)
+{
+    struct nb_device_profile profile;
+    const char *base = getenv("TMPDIR"), *only = argc == 4 && strcmp(argv[2], "--only") == 0 ? argv[3] : NULL;
+    if (argc != 2 && !only) {
+        fprintf(stderr, "usage: %s MODELS [--only FAMILY|smollm2|ways|resume]\n", argv[0]);
+        return 2;
+    }
+    if (nb_cuda_probe(&(struct nb_cuda_options){0}, &profile) != NB_OK) {
+        printf("skipped: %s\n", nb_status_message());
+        return SKIP;
+    }
+    struct test t = {.models = argv[1], .folder = nb_format("%s/nibble-test-XXXXXX", base ? base : "/tmp")};
+    if (!mkdtemp(t.folder) || write_rows(t.folder) != NB_OK || write_shape(t.folder) != NB_OK) {
+        fprintf(stderr, "%s: cannot be used\n", t.folder);
+        return 1;
+    }
+    printf("training on %s\n", profile.name);
+    run_checks(&t, only);
+    nb_remove_folder(t.folder);
+    free(t.folder);
+    printf("%d checks, %d failures\n", t.checks, t.failures);
+    return t.failures || t.checks == 0;
+}

@@ -1,13 +1,15 @@
-/* Bound by bytes. An element with fp32 moments and a bf16 copy: 16 read (master, gradient, m, v), 18 written (the same and the copy); with
- * 8-bit moments 10 and 12. Elements stand four to a thread, so that every access of fp32 is 16 bytes and a warp's are neighbours.
+/* Bound by bytes. An element with fp32 moments and a bf16 copy: 16 read (master, gradient, m, v), 18 written (the
+ * same and the copy); with 8-bit moments 10 and 12. Elements stand four to a thread, so that every access of fp32 is
+ * 16 bytes and a warp's are neighbours.
  *
- * 8-bit: a warp takes a block of 256 elements, eight to a lane: decode by the maps in shared memory, update, find both scales by
- * butterflies, encode by arithmetic and one comparison (dynamic_code.cuh). Some 120 instructions an element (quotient and root 36, two codes
- * 55), where a multiprocessor of an H200 issues 130 while its memory brings the 22 bytes: there both are about even; other cards wait for
- * the bytes.
+ * 8-bit: a warp takes a block of 256 elements, eight to a lane: decode by the maps in shared memory, update, find
+ * both scales by butterflies, encode by arithmetic and one comparison (dynamic_code.cuh). Some 120 instructions an
+ * element (quotient and root 36, two codes 55), where a multiprocessor of an H200 issues 130 while its memory brings
+ * the 22 bytes: there both are about even; other cards wait for the bytes.
  *
- * Arithmetic, order and roundings are quant/adamw.c's. Thread 0 of a block computes the step's factors in double; blocks are persistent,
- * some to a multiprocessor, so that this is done rarely. Elementwise but for the blocks of 256: the grid changes no bit. */
+ * Arithmetic, order and roundings are quant/adamw.c's. Thread 0 of a block computes the step's factors in double;
+ * blocks are persistent, some to a multiprocessor, so that this is done rarely. Elementwise but for the blocks of
+ * 256: the grid changes no bit. */
 #include "cuda/dynamic_code.cuh"
 #include "quant/adamw.h"
 
@@ -26,11 +28,12 @@ struct adamw_operands {
 /* Shared memory. */
 struct adamw_tables {
     struct nb_adamw_factors factors;
-    float m_map[NB_DYNAMIC_CODES], m_midpoints[NB_DYNAMIC_CODES], v_map[NB_DYNAMIC_CODES], v_midpoints[NB_DYNAMIC_CODES];
+    float m_map[NB_DYNAMIC_CODES], m_midpoints[NB_DYNAMIC_CODES];
+    float v_map[NB_DYNAMIC_CODES], v_midpoints[NB_DYNAMIC_CODES];
 };
 
-/* base^exponent by squaring: at most 2 * 32 products, exact enough (some 1e-14 at exponents where the power still matters), and far
- * faster than pow on cards with few double units. */
+/* base^exponent by squaring: at most 2 * 32 products, exact enough (some 1e-14 at exponents where the power still
+ * matters), and far faster than pow on cards with few double units. */
 NB_KERNEL_FUNCTION double power_of(double base, uint32_t exponent)
 {
     double power = 1.0;
@@ -198,7 +201,8 @@ NB_KERNEL_FUNCTION float largest_of(const float x[EACH])
 
 /* The lane's moments of its two groups, from codes; and to codes, which leaves them scaled. */
 template <bool SIGNED>
-NB_KERNEL_FUNCTION void decode(const float *map, const uint8_t *codes, const int length[HALVES], float absmax, float x[EACH])
+NB_KERNEL_FUNCTION void decode(
+    const float *map, const uint8_t *codes, const int length[HALVES], float absmax, float x[EACH])
 {
 #pragma unroll
     for (int h = 0; h < HALVES; h++) {
@@ -210,7 +214,8 @@ NB_KERNEL_FUNCTION void decode(const float *map, const uint8_t *codes, const int
 }
 
 template <bool SIGNED>
-NB_KERNEL_FUNCTION void encode(const float *midpoints, float x[EACH], float absmax, const int length[HALVES], uint8_t *codes)
+NB_KERNEL_FUNCTION void encode(
+    const float *midpoints, float x[EACH], float absmax, const int length[HALVES], uint8_t *codes)
 {
     nb_dynamic_scale<EACH>(x, absmax);
 #pragma unroll
@@ -228,7 +233,8 @@ NB_KERNEL_FUNCTION void encode(const float *midpoints, float x[EACH], float absm
 
 /* Block `block` of 256 elements, WHOLE: none beyond the tensor's end; lane l has elements 4l to 4l + 3 of each half. */
 template <bool NARROW, bool WHOLE>
-NB_KERNEL_FUNCTION void update_block(const struct adamw_operands &o, const struct adamw_tables *t, const struct nb_adamw_factors &f, int64_t block)
+NB_KERNEL_FUNCTION void update_block(
+    const struct adamw_operands &o, const struct adamw_tables *t, const struct nb_adamw_factors &f, int64_t block)
 {
     int lane = (int)threadIdx.x % NB_WARP, length[HALVES];
     int64_t begin = block * NB_DYNAMIC_BLOCK + lane * GROUP;
@@ -300,10 +306,11 @@ static adamw_function *kernel_of(bool moments_8bit, enum nb_dtype copy)
 nb_status nb_cuda_adamw(struct nb_device *device, struct nb_stream *stream, const struct nb_adamw *args)
 {
     NB_TRY(nb_check_adamw(args));
-    struct adamw_operands o = {nb_pointer<float>(args->master), nb_pointer<float>(args->gradient), nb_pointer<void>(args->copy),
-        nb_pointer<void>(args->m), nb_pointer<void>(args->v), nb_pointer<float>(args->m_absmax), nb_pointer<float>(args->v_absmax),
-        nb_pointer<const float>(args->m_map), nb_pointer<const float>(args->v_map), nb_pointer<const struct nb_step>(args->step),
-        (int64_t)args->count, args->beta1, args->beta2, args->epsilon, args->weight_decay};
+    struct adamw_operands o = {nb_pointer<float>(args->master), nb_pointer<float>(args->gradient),
+        nb_pointer<void>(args->copy), nb_pointer<void>(args->m), nb_pointer<void>(args->v),
+        nb_pointer<float>(args->m_absmax), nb_pointer<float>(args->v_absmax), nb_pointer<const float>(args->m_map),
+        nb_pointer<const float>(args->v_map), nb_pointer<const struct nb_step>(args->step), (int64_t)args->count,
+        args->beta1, args->beta2, args->epsilon, args->weight_decay};
     int each = args->moments_8bit ? WARPS * NB_DYNAMIC_BLOCK : THREADS * GROUP;
     unsigned needed = nb_blocks_of(o.count, each), most = (unsigned)device->profile.multiprocessors * BLOCKS_EACH;
     struct nb_launch launch = {dim3(needed < most ? needed : most), THREADS, shared_bytes_of(args->moments_8bit)};

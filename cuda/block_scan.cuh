@@ -4,7 +4,8 @@
 
 #include "cuda/device.cuh"
 
-/* The sum of x over this thread and all before it. `slots`: a T for each thread, in shared memory; the call begins and ends with a barrier. */
+/* The sum of x over this thread and all before it. `slots`: a T for each thread, in shared memory; the call begins
+ * and ends with a barrier. */
 template <typename T> NB_KERNEL_FUNCTION T nb_block_scan(T x, T *slots)
 {
     int thread = (int)threadIdx.x, threads = (int)blockDim.x;
@@ -21,7 +22,8 @@ template <typename T> NB_KERNEL_FUNCTION T nb_block_scan(T x, T *slots)
     return x;
 }
 
-/* The least x, the same in every thread. `slots`: 32 words of shared memory; the call begins and ends with a barrier. */
+/* The least x, the same in every thread. `slots`: 32 words of shared memory; the call begins and ends with a
+ * barrier. */
 NB_KERNEL_FUNCTION uint32_t nb_block_min(uint32_t x, uint32_t *slots)
 {
     int lane = (int)threadIdx.x % NB_WARP, warps = (int)blockDim.x / NB_WARP;

@@ -1,6 +1,7 @@
-/* One block adds a partial sum for every 256 elements of the gradient: 660 KB for the adapters of an 8B model, a few microseconds once a
- * step, bound by what one multiprocessor draws from the cache. A thread adds every 1,024th partial, so the order is fixed whatever the
- * GPU; in double, where another order than the CPU's shows in the 13th digit. */
+/* One block adds a partial sum for every 256 elements of the gradient: 660 KB for the adapters of an 8B model, a few
+ * microseconds once a step, bound by what one multiprocessor draws from the cache. A thread adds every 1,024th
+ * partial, so the order is fixed whatever the GPU; in double, where another order than the CPU's shows in the 13th
+ * digit. */
 #include <math.h>
 
 #include "cuda/double_sum.cuh"
@@ -44,8 +45,8 @@ nb_status nb_cuda_clip_scale(struct nb_device *device, struct nb_stream *stream,
     (void)device;
     NB_TRY(nb_check_clip_scale(args));
     struct nb_launch launch = {dim3(1), THREADS, WARPS * (int)sizeof(double)};
-    return nb_cuda_launch("clip_scale", clip_scale_kernel, launch, stream->stream, nb_pointer<const float>(args->partial),
-        nb_pointer<struct nb_step>(args->step), (int64_t)args->count);
+    return nb_cuda_launch("clip_scale", clip_scale_kernel, launch, stream->stream,
+        nb_pointer<const float>(args->partial), nb_pointer<struct nb_step>(args->step), (int64_t)args->count);
 }
 
 nb_status nb_cuda_prepare_clip_scale(struct nb_cuda *cuda)

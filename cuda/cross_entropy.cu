@@ -1,8 +1,9 @@
-/* A block of 1,024 threads takes a row. One read finds the maximum and the sum of exponentials together: a thread keeps the maximum of
- * what it saw and rescales its sum when that rises; the gradient takes one more read and a write. 2 bytes a logit and pass, bound by
- * bytes: a multiprocessor gets about 10 logits a clock of an H200's memory, and its special function units make 16 exponentials.
- * The gradient's pass goes from the row's end to its beginning: what was read last still stands in the second-level cache, where all
- * rows at work (250 KB each) may not fit. What a thread adds depends on the vocabulary alone, so other rows change no bit. */
+/* A block of 1,024 threads takes a row. One read finds the maximum and the sum of exponentials together: a thread
+ * keeps the maximum of what it saw and rescales its sum when that rises; the gradient takes one more read and a
+ * write. 2 bytes a logit and pass, bound by bytes: a multiprocessor gets about 10 logits a clock of an H200's
+ * memory, and its special function units make 16 exponentials. The gradient's pass goes from the row's end to its
+ * beginning: what was read last still stands in the second-level cache, where all rows at work (250 KB each) may not
+ * fit. What a thread adds depends on the vocabulary alone, so other rows change no bit. */
 #include <float.h>
 #include <math.h>
 
@@ -10,7 +11,8 @@
 
 enum { THREADS = 1024, WARPS = THREADS / NB_WARP, FLIGHT = 4, SHARED_BYTES = 2 * WARPS * (int)sizeof(float) };
 
-/* e^x, the product rounded once more than the exponent: relative error |x| * 2^-24 and 2 ulp. Results below 2^-126 are 0. */
+/* e^x, the product rounded once more than the exponent: relative error |x| * 2^-24 and 2 ulp. Results below 2^-126
+ * are 0. */
 NB_KERNEL_FUNCTION float exponential(float x)
 {
     return nb_exp2_fast(x * 1.44269504f);
@@ -140,7 +142,8 @@ struct cross_entropy_operands {
     int64_t stride;
 };
 
-template <bool GRADIENT> __global__ void __launch_bounds__(THREADS) cross_entropy_kernel(struct cross_entropy_operands o)
+template <bool GRADIENT>
+__global__ void __launch_bounds__(THREADS) cross_entropy_kernel(struct cross_entropy_operands o)
 {
     int i = (int)blockIdx.x;
     if (i >= nb_valid_trained_rows(o.slot, o.row_begin, o.rows_max))
@@ -161,11 +164,12 @@ nb_status nb_cuda_cross_entropy(struct nb_device *device, struct nb_stream *stre
     (void)device;
     NB_TRY(nb_check_cross_entropy(args));
     NB_TRY(nb_cuda_refuse_f32("cross_entropy", args->activation));
-    struct cross_entropy_operands o = {nb_pointer<nb_bf16>(args->logits), nb_pointer<const int32_t>(args->labels), nb_pointer<float>(args->loss),
-        nb_pointer<const struct nb_slot>(args->slot), args->row_begin, args->rows_max, args->vocabulary, args->logits_stride};
+    struct cross_entropy_operands o = {nb_pointer<nb_bf16>(args->logits), nb_pointer<const int32_t>(args->labels),
+        nb_pointer<float>(args->loss), nb_pointer<const struct nb_slot>(args->slot), args->row_begin, args->rows_max,
+        args->vocabulary, args->logits_stride};
     struct nb_launch launch = {dim3((unsigned)args->rows_max), THREADS, SHARED_BYTES};
-    return nb_cuda_launch("cross_entropy", args->gradient ? cross_entropy_kernel<true> : cross_entropy_kernel<false>, launch,
-        stream->stream, o);
+    return nb_cuda_launch("cross_entropy", args->gradient ? cross_entropy_kernel<true> : cross_entropy_kernel<false>,
+        launch, stream->stream, o);
 }
 
 nb_status nb_cuda_prepare_cross_entropy(struct nb_cuda *cuda)

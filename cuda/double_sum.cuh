@@ -1,4 +1,5 @@
-/* Sums in double precision over a warp and a block, in a fixed order, for the few results that stand for a whole step. */
+/* Sums in double precision over a warp and a block, in a fixed order, for the few results that stand for a whole
+ * step. */
 #ifndef NB_CUDA_DOUBLE_SUM_CUH
 #define NB_CUDA_DOUBLE_SUM_CUH
 
@@ -22,8 +23,9 @@ NB_KERNEL_FUNCTION double nb_warp_sum_double(double x)
     return x;
 }
 
-/* The sum over the block of up to 1,024 threads, the same in each. `slots`: 32 doubles of shared memory; the call begins and ends with a
- * barrier, so they may be used again. Two butterflies, not one thread's loop: GeForce cards make two additions a clock. */
+/* The sum over the block of up to 1,024 threads, the same in each. `slots`: 32 doubles of shared memory; the call
+ * begins and ends with a barrier, so they may be used again. Two butterflies, not one thread's loop: GeForce cards
+ * make two additions a clock. */
 NB_KERNEL_FUNCTION double nb_block_sum_double(double x, double *slots)
 {
     int lane = (int)threadIdx.x % NB_WARP, warp = (int)threadIdx.x / NB_WARP, warps = (int)blockDim.x / NB_WARP;

@@ -1,13 +1,15 @@
-/* One block: some thousand losses. A warp takes a tile of NB_TILE_TOKENS rows, eight to a lane; the tiles of a round are then added in
- * order. Bound by latency, some microseconds; nothing else runs less often but once a micro-batch. */
+/* One block: some thousand losses. A warp takes a tile of NB_TILE_TOKENS rows, eight to a lane; the tiles of a round
+ * are then added in order. Bound by latency, some microseconds; nothing else runs less often but once a micro-batch. */
 #include "cuda/double_sum.cuh"
 
 enum { THREADS = 1024, WARPS = THREADS / NB_WARP };
 
-__global__ void __launch_bounds__(THREADS) loss_sum_kernel(const float *loss, struct nb_step *step, const struct nb_slot *slot, int rows_max)
+__global__ void __launch_bounds__(THREADS)
+    loss_sum_kernel(const float *loss, struct nb_step *step, const struct nb_slot *slot, int rows_max)
 {
     double *tile_sum = (double *)nb_shared_memory();
-    int rows = nb_valid_trained_rows(slot, 0, rows_max), lane = (int)threadIdx.x % NB_WARP, warp = (int)threadIdx.x / NB_WARP;
+    int rows = nb_valid_trained_rows(slot, 0, rows_max);
+    int lane = (int)threadIdx.x % NB_WARP, warp = (int)threadIdx.x / NB_WARP;
     double total = 0;
     for (int64_t round = 0; round < rows; round += WARPS * NB_TILE_TOKENS) {
         int64_t begin = round + warp * NB_TILE_TOKENS;

@@ -1,11 +1,15 @@
-/* At loading alone, once a matrix; 2 bytes read and half a byte written a weight, about 35 instructions each, so a GPU's memory and its
- * arithmetic take about as long: some 20 ms for 8B. The bits are the CPU's, so sums are in its order.
- *   blocks    eight lanes take a block of 64, eight weights each: absmax by butterflies, codes by counting thresholds
+/* At loading alone, once a matrix; 2 bytes read and half a byte written a weight, about 35 instructions each, so a
+ * GPU's memory and its arithmetic take about as long: some 20 ms for 8B. The bits are the CPU's, so sums are in its
+ * order.
+ *   blocks    eight lanes take a block of 64, eight weights each: absmax by butterflies, codes by counting
+ *             thresholds
  *   sums      (nested) a thread adds 256 scales in order, in double
- *   finish    one block: writes codebook and map, adds the sums in order to the offset, and looks for a scale that is not finite; the
- *             first such block's first bad weight goes into the device's fault word, which the wait for the stream turns into an error
+ *   finish    one block: writes codebook and map, adds the sums in order to the offset, and looks for a scale that
+ *             is not finite; the first such block's first bad weight goes into the device's fault word, which the
+ *             wait for the stream turns into an error
  *   scales    (nested) a warp quantizes 256 scales to the nearest dynamic code
- * Tables that the host computes (thresholds, codebook, map) travel as kernel arguments: an op has no other way to upload. */
+ * Tables that the host computes (thresholds, codebook, map) travel as kernel arguments: an op has no other way to
+ * upload. */
 #include <math.h>
 
 #include "cuda/dynamic_code.cuh"
@@ -52,7 +56,8 @@ NB_KERNEL_FUNCTION uint4 load_eight(const nb_bf16 *w, int64_t begin, int64_t cou
     return eight;
 }
 
-/* The largest magnitude of the block as bits of bf16, the same in its eight lanes. As integers, so that a NaN is the largest. */
+/* The largest magnitude of the block as bits of bf16, the same in its eight lanes. As integers, so that a NaN is the
+ * largest. */
 NB_KERNEL_FUNCTION uint32_t largest_bits(uint4 eight)
 {
     const uint32_t pair[EACH / 2] = {eight.x, eight.y, eight.z, eight.w};
@@ -84,7 +89,8 @@ NB_KERNEL_FUNCTION uint32_t pack_eight(const struct staircase &s, const float x[
     return packed;
 }
 
-__global__ void __launch_bounds__(THREADS) quantize_blocks_kernel(struct quantize_operands o, struct staircase staircase)
+__global__ void __launch_bounds__(THREADS)
+    quantize_blocks_kernel(struct quantize_operands o, struct staircase staircase)
 {
     int64_t begin = ((int64_t)blockIdx.x * THREADS + threadIdx.x) * EACH;
     uint4 eight = load_eight(o.w, begin, o.count);
@@ -131,7 +137,8 @@ NB_KERNEL_FUNCTION bool is_bad(float absmax)
     return !(absmax <= 3.40282347e38f);
 }
 
-/* The thread's first block, of thread, thread + FINISH_THREADS, ..., whose absmax is not finite; `blocks` if there is none. */
+/* The thread's first block, of thread, thread + FINISH_THREADS, ..., whose absmax is not finite; `blocks` if there
+ * is none. */
 NB_KERNEL_FUNCTION int64_t first_bad_of_thread(const float *absmax, int64_t blocks)
 {
     int64_t i = threadIdx.x;
@@ -193,7 +200,8 @@ NB_KERNEL_FUNCTION void set_offset(const struct quantize_operands &o)
         *o.nested_offset = (float)(total / (double)o.blocks);
 }
 
-__global__ void __launch_bounds__(FINISH_THREADS) quantize_finish_kernel(struct quantize_operands o, struct quantize_tables tables)
+__global__ void __launch_bounds__(FINISH_THREADS)
+    quantize_finish_kernel(struct quantize_operands o, struct quantize_tables tables)
 {
     int thread = (int)threadIdx.x;
     if (thread < NB_QUANT_CODES)

@@ -1,11 +1,13 @@
-/* Some hundred kilobytes of logits, so bound by launches and latency: two kernels for the largest, four and a fill for a draw with top_k or
- * top_p, two to four microseconds each at a vocabulary of 128k. Nothing is sorted: a bf16 logit has 65,536 values, which are counted, and all
- * logits of a value have one probability.
- *   tiles  a block takes 2,048 logits: the largest with its lowest id, what is no number to choose by, and a count for each value
- *   cut    one block: the largest of all; then, from the counts in falling order, the value at which top_k or top_p ends, and how many of
- *          the logits that have it are still in
+/* Some hundred kilobytes of logits, so bound by launches and latency: two kernels for the largest, four and a fill
+ * for a draw with top_k or top_p, two to four microseconds each at a vocabulary of 128k. Nothing is sorted: a bf16
+ * logit has 65,536 values, which are counted, and all logits of a value have one probability.
+ *   tiles  a block takes 2,048 logits: the largest with its lowest id, what is no number to choose by, and a count
+ *          for each value
+ *   cut    one block: the largest of all; then, from the counts in falling order, the value at which top_k or top_p
+ *          ends, and how many of the logits that have it are still in
  *   sums   a block a tile: the probability above the cut, in double, and how many logits stand at it
- *   pick   one block: running sums over the tiles by rising id, then over the tile in which uniform * total is passed
+ *   pick   one block: running sums over the tiles by rising id, then over the tile in which uniform * total is
+ *          passed
  * Counts are whole numbers and sums are in fixed orders, so the same logits give the same id. */
 #include <math.h>
 
@@ -25,7 +27,8 @@ enum {
 
 #define NONE 0xffffffffu
 
-/* What the kernels tell each other. A logit is in if its value comes before `cut` in falling order, and of those at it the first `ties`. */
+/* What the kernels tell each other. A logit is in if its value comes before `cut` in falling order, and of those at
+ * it the first `ties`. */
 struct sample_choice {
     float largest;
     uint32_t cut, ties;
@@ -79,7 +82,8 @@ NB_KERNEL_FUNCTION float probability(const struct sample_operands &o, float larg
 }
 
 /* Logits [begin, begin + count) as bits, begin a multiple of count; those beyond the vocabulary as NONE. */
-template <int COUNT> NB_KERNEL_FUNCTION void load_logits(const struct sample_operands &o, int64_t begin, uint32_t bits[COUNT])
+template <int COUNT>
+NB_KERNEL_FUNCTION void load_logits(const struct sample_operands &o, int64_t begin, uint32_t bits[COUNT])
 {
     if (COUNT == 8 && begin + COUNT <= o.vocabulary) {
         uint4 v = *(const uint4 *)(o.logits + begin);
@@ -153,8 +157,8 @@ NB_KERNEL_FUNCTION uint32_t taken_of(struct sample_cut cut, uint32_t place, uint
     return place < cut.place ? count : place == cut.place ? cut.ties : 0;
 }
 
-/* Values are looked at in rows of 128, four to a lane, so that reads are whole lines: a warp sums 16 rows, a running sum over the 512 tells
- * the row, one over the row's values the value. What the block's shared memory holds: */
+/* Values are looked at in rows of 128, four to a lane, so that reads are whole lines: a warp sums 16 rows, a running
+ * sum over the 512 tells the row, one over the row's values the value. What the block's shared memory holds: */
 enum { ROW = NB_WARP * 4, ROWS = VALUES / ROW, OWN_ROWS = ROWS / (THREADS / NB_WARP) };
 struct sample_shared {
     double slots[THREADS];
@@ -176,7 +180,8 @@ NB_KERNEL_FUNCTION uint32_t count_of_thread(const struct sample_operands &o, uin
 }
 
 /* The first `limit` logits. */
-NB_KERNEL_FUNCTION struct sample_cut cut_by_count(const struct sample_operands &o, struct sample_shared *shared, uint32_t limit)
+NB_KERNEL_FUNCTION struct sample_cut cut_by_count(
+    const struct sample_operands &o, struct sample_shared *shared, uint32_t limit)
 {
     int first = (int)threadIdx.x / NB_WARP * OWN_ROWS;
     uint32_t *slots = (uint32_t *)shared->slots;
@@ -189,7 +194,8 @@ NB_KERNEL_FUNCTION struct sample_cut cut_by_count(const struct sample_operands &
             shared->count_of_row[row] = count;
     }
     nb_block_barrier();
-    uint32_t count = threadIdx.x < ROWS ? shared->count_of_row[threadIdx.x] : 0, end = nb_block_scan<uint32_t>(count, slots);
+    uint32_t count = threadIdx.x < ROWS ? shared->count_of_row[threadIdx.x] : 0;
+    uint32_t end = nb_block_scan<uint32_t>(count, slots);
     if (end >= limit && end - count < limit) {
         shared->row = threadIdx.x;
         shared->count_before = end - count;
@@ -232,7 +238,8 @@ NB_KERNEL_FUNCTION struct sample_cut cut_by_probability(
             shared->sum_of_row[row] = sum;
     }
     nb_block_barrier();
-    double own = threadIdx.x < ROWS ? shared->sum_of_row[threadIdx.x] : 0.0, end = nb_block_scan<double>(own, shared->slots);
+    double own = threadIdx.x < ROWS ? shared->sum_of_row[threadIdx.x] : 0.0;
+    double end = nb_block_scan<double>(own, shared->slots);
     double target = (double)o.top_p * shared->slots[THREADS - 1];
     uint32_t row = nb_block_min(end >= target ? threadIdx.x : NONE, shared->count_of_row);
     if (row == NONE) /* no probability is a number: all stay in */
@@ -311,16 +318,18 @@ __global__ void __launch_bounds__(TILE_THREADS) sample_sums_kernel(struct sample
 /* nb_random_uniform(seed, NB_RANDOM_SAMPLE, 0, index). */
 NB_KERNEL_FUNCTION float uniform_of(uint64_t seed, uint32_t index)
 {
-    const uint32_t counter[4] = {index / 4, (uint32_t)NB_RANDOM_SAMPLE << 24, 0, 0}, key[2] = {(uint32_t)seed, (uint32_t)(seed >> 32)};
+    const uint32_t counter[4] = {index / 4, (uint32_t)NB_RANDOM_SAMPLE << 24, 0, 0};
+    const uint32_t key[2] = {(uint32_t)seed, (uint32_t)(seed >> 32)};
     struct nb_philox number = nb_philox(counter, key);
-    uint32_t word = index % 4 == 0 ? number.word[0] : index % 4 == 1 ? number.word[1] : index % 4 == 2 ? number.word[2] : number.word[3];
+    uint32_t even = index & 2 ? number.word[2] : number.word[0], odd = index & 2 ? number.word[3] : number.word[1];
+    uint32_t word = index & 1 ? odd : even;
     return (float)(word >> 8) * 0x1p-24f;
 }
 
-/* The tile in which the running probability exceeds uniform * total, into shared->found: a thread takes `per` tiles in a row. Returns
- * whether there is one, and the threshold. */
-NB_KERNEL_FUNCTION bool find_tile(
-    const struct sample_operands &o, const struct sample_choice &choice, struct sample_shared *shared, double *threshold)
+/* The tile in which the running probability exceeds uniform * total, into shared->found: a thread takes `per` tiles
+ * in a row. Returns whether there is one, and the threshold. */
+NB_KERNEL_FUNCTION bool find_tile(const struct sample_operands &o, const struct sample_choice &choice,
+    struct sample_shared *shared, double *threshold)
 {
     int per = (o.tiles + THREADS - 1) / THREADS, begin = (int)threadIdx.x * per;
     int end = begin + per < o.tiles ? begin + per : o.tiles;
@@ -377,7 +386,8 @@ NB_KERNEL_FUNCTION void pick_within(
         last = chance[i] > 0 ? id + i : last;
     }
     double sum = at.running + nb_block_scan<double>(own, shared->slots);
-    uint32_t *slots = shared->count_of_row, first = nb_block_min(sum > threshold && last != NONE ? threadIdx.x : NONE, slots);
+    uint32_t *slots = shared->count_of_row;
+    uint32_t first = nb_block_min(sum > threshold && last != NONE ? threadIdx.x : NONE, slots);
     /* Should rounding keep all sums below: the last with a chance. ~ turns the order around. */
     uint32_t reversed = nb_block_min(last == NONE ? NONE : ~last, slots);
     if (first == NONE && threadIdx.x == 0 && reversed != NONE)
@@ -438,7 +448,8 @@ nb_status nb_cuda_sample(struct nb_device *device, struct nb_stream *stream, con
     struct nb_cuda_sample_scratch scratch;
     nb_cuda_sample_scratch_of(args, &scratch);
     struct sample_operands o = operands_of(args, &scratch);
-    struct nb_launch tiles = {dim3((unsigned)o.tiles), TILE_THREADS, TILE_SHARED_BYTES}, one = {dim3(1), THREADS, sizeof(struct sample_shared)};
+    struct nb_launch tiles = {dim3((unsigned)o.tiles), TILE_THREADS, TILE_SHARED_BYTES};
+    struct nb_launch one = {dim3(1), THREADS, sizeof(struct sample_shared)};
     if (scratch.counts_bytes > 0)
         NB_TRY(device->fill_zero(device, stream, nb_dptr_at(args->scratch.base, scratch.counts), scratch.counts_bytes));
     NB_TRY(nb_cuda_launch("sample, tiles", sample_tiles_kernel, tiles, stream->stream, o));

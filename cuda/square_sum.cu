@@ -1,6 +1,6 @@
-/* Bound by the 4 bytes an element that it reads. Four lanes take a tile of 256 elements: lane q reads 16 bytes of every 64, so it owns
- * four of the CPU's 16 lanes and adds them in the CPU's order; a warp's load fills whole sectors, several are in flight. The same bits as the
- * CPU's. */
+/* Bound by the 4 bytes an element that it reads. Four lanes take a tile of 256 elements: lane q reads 16 bytes of
+ * every 64, so it owns four of the CPU's 16 lanes and adds them in the CPU's order; a warp's load fills whole
+ * sectors, several are in flight. The same bits as the CPU's. */
 #include "cuda/device.cuh"
 
 enum { THREADS = 256, QUAD = 4, TILES = THREADS / QUAD, STEPS = NB_TILE_ELEMENTS / 16 };
@@ -14,7 +14,8 @@ NB_KERNEL_FUNCTION float4 add4(float4 a, float4 b)
 /* Lane by lane of the 16, from the lane `mask` away. */
 NB_KERNEL_FUNCTION float4 exchange4(float4 a, int mask)
 {
-    float4 other = {nb_shuffle_xor(a.x, mask), nb_shuffle_xor(a.y, mask), nb_shuffle_xor(a.z, mask), nb_shuffle_xor(a.w, mask)};
+    float4 other = {
+        nb_shuffle_xor(a.x, mask), nb_shuffle_xor(a.y, mask), nb_shuffle_xor(a.z, mask), nb_shuffle_xor(a.w, mask)};
     return other;
 }
 
@@ -35,7 +36,8 @@ __global__ void __launch_bounds__(THREADS) square_sum_kernel(const float *gradie
             lanes = add4(lanes, square);
         }
     }
-    /* Lanes l and l + 8, then l and l + 4, then crosswise: the order of the CPU's nb_sum16. Sums of two commute bit by bit. */
+    /* Lanes l and l + 8, then l and l + 4, then crosswise: the order of the CPU's nb_sum16. Sums of two commute bit
+     * by bit. */
     lanes = add4(lanes, exchange4(lanes, 2));
     lanes = add4(lanes, exchange4(lanes, 1));
     if (tile < tiles && quarter == 0)
@@ -48,8 +50,8 @@ nb_status nb_cuda_square_sum(struct nb_device *device, struct nb_stream *stream,
     NB_TRY(nb_check_square_sum(args));
     int64_t tiles = (int64_t)(args->count / NB_TILE_ELEMENTS);
     struct nb_launch launch = {dim3(nb_blocks_of(tiles, TILES)), THREADS, 0};
-    return nb_cuda_launch("square_sum", square_sum_kernel, launch, stream->stream, nb_pointer<const float>(args->gradient),
-        nb_pointer<float>(args->partial), tiles);
+    return nb_cuda_launch("square_sum", square_sum_kernel, launch, stream->stream,
+        nb_pointer<const float>(args->gradient), nb_pointer<float>(args->partial), tiles);
 }
 
 nb_status nb_cuda_prepare_square_sum(struct nb_cuda *cuda)

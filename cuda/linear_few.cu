@@ -103,16 +103,6 @@ template <int KIND> __global__ void __launch_bounds__(THREADS, 2) few_kernel(str
 
 /* ---- launching ---- */
 
-bool nb_linear_few_serves(const struct nb_linear *args)
-{
-    if (args->activation != NB_DTYPE_BF16 || args->tokens_max > NB_CUDA_FEW_TOKENS)
-        return false;
-    for (int p = 0; p < args->parts; p++)
-        if (!nb_dptr_is_null(args->part[p].lora.a) && args->part[p].lora.dropout > 0)
-            return false;
-    return true;
-}
-
 static enum nb_few_kind kind_of(const struct nb_linear *args, int p)
 {
     return args->part[p].weight.format == NB_WEIGHT_BF16 ? NB_FEW_DENSE : args->in % 64 == 0 ? NB_FEW_PACKED : NB_FEW_STRADDLING;
@@ -157,7 +147,7 @@ nb_status nb_linear_few(struct nb_cuda *cuda, cudaStream_t stream, const struct 
     (void)cuda;
     struct nb_linear_few_plan plan;
     nb_linear_few_plan_of(args, &plan);
-    bool narrow = args->tokens_max <= NB_LORA_FEW_TOKENS;
+    bool narrow = nb_lora_site_tokens(args->site_tokens, args->tokens_max) <= NB_LORA_FEW_TOKENS;
     for (int kind = NB_FEW_PACKED; kind <= NB_FEW_DENSE; kind++) {
         struct nb_few few = {};
         few.x = nb_pointer<const nb_bf16>(args->x);

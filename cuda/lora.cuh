@@ -25,12 +25,9 @@ nb_status nb_lora_down_prepare(void);
 nb_status nb_lora_backward_prepare(void);
 nb_status nb_lora_backward_a_prepare(void);
 
-/* Whether the few-token kernel serves the call: tokens_max <= NB_CUDA_FEW_TOKENS and no dropout. t must be there (nb_lora_down). */
-bool nb_linear_few_serves(const struct nb_linear *args);
-
-/* All of y of a call that it serves, adapter, bias, output scale and accumulation included. For up to 4 tokens a warp walks a row of W and the
- * scale multiplies each 64-block's fp32 sum (so the weight is not rounded to bf16 first); from 5 to 64 tokens weights stand on the
- * 16 side of the tensor cores, and K is cut by (out, in) alone, never by the number of tokens. */
+/* All of y of a call that is few (nb_linear_is_few), adapter, bias, output scale and accumulation included; t must be there. Weights are the
+ * bf16 values of training, bit for bit, on the 16 side of the tensor cores. A site of up to 4 tokens: one launch. From 5 to 64: K is cut by
+ * (out, in) alone, never by the number of tokens. `partials` as in nb_lora_down. */
 nb_status nb_linear_few(struct nb_cuda *cuda, cudaStream_t stream, const struct nb_linear *args, nb_dptr partials);
 nb_status nb_linear_few_prepare(struct nb_cuda *cuda);
 

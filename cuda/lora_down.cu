@@ -304,7 +304,7 @@ nb_status nb_lora_down(struct nb_cuda *cuda, cudaStream_t stream, const struct n
     if (plan.stack.tiles == 0)
         return NB_OK;
     struct down d = down_of(args, &plan, partials);
-    if (args->tokens_max <= NB_LORA_FEW_TOKENS && !plan.stack.dropout) {
+    if (nb_lora_site_tokens(args->site_tokens, args->tokens_max) <= NB_LORA_FEW_TOKENS && !plan.stack.dropout) {
         struct nb_launch few = {
             dim3((unsigned)plan.stack.begin[NB_LINEAR_PARTS]), FEW_THREADS, NB_LORA_FEW_TOKENS * FEW_THREADS / NB_WARP * 4};
         return nb_cuda_launch("lora down, few tokens", few_kernel, few, stream, d);

@@ -484,7 +484,7 @@ static void test_few(const few_case &k)
             to->lora.rank = k.rank, to->lora.scale = 0.75f;
         }
     }
-    CHECK(nb_linear_few_serves(&args), "it should serve the call");
+    CHECK(nb_linear_is_few(&args), "the case is not few");
     buffer<float> partials((size_t)nb_cuda_lora_partial_bytes(NULL, &args) / 4 + 1);
     must(nb_linear_few(NULL, stream, &args, partials.at()));
     for (int p = 0; p < k.parts; p++) {
@@ -547,10 +547,11 @@ static const few_case few_cases[] = {
     {6, 8, 584, 1, {16400}, 0, 0, NB_WEIGHT_BF16, false, true, false},
 };
 
-/* More tokens never ask for less scratch, whatever the site. */
+/* More tokens never ask for less scratch, whatever the site; and what is asked for the most serves fewer. */
 static void test_bytes(void)
 {
-    for (int site = 0; site <= 8192; site += 8192) {
+    static const int sites[] = {0, 1, 8192};
+    for (int site : sites) {
         uint64_t before[2] = {0, 0};
         for (int tokens = 1; tokens <= 8192; tokens += tokens < 600 ? 1 : 97) {
             struct nb_linear forward = {};
@@ -568,6 +569,12 @@ static void test_bytes(void)
             nb_lora_down_plan_of(&forward, &plan);
             uint64_t used = plan.splits > 1 ? (uint64_t)plan.splits * (uint64_t)tokens * (uint64_t)(plan.stack.tile * plan.stack.tiles) * 4 : 0;
             CHECK(used <= bytes[0], "%d tokens use %llu bytes", tokens, (unsigned long long)used);
+            struct nb_lora_backward_plan backward_plan;
+            nb_lora_backward_plan_of(&backward, &backward_plan);
+            uint64_t end = 0;
+            for (int p = 0; p < 3; p++)
+                end = backward_plan.db[p] + (uint64_t)(backward_plan.group * out[p] * backward_plan.width[p]) * 4;
+            CHECK(end <= bytes[1], "%d tokens use %llu bytes backward", tokens, (unsigned long long)end);
             for (int i = 0; i < 2; i++) {
                 CHECK(bytes[i] >= before[i], "%d tokens of site %d ask for less than fewer", tokens, site);
                 CHECK(bytes[i] <= 40u << 20, "%d tokens ask for %llu bytes", tokens, (unsigned long long)bytes[i]);

@@ -22,6 +22,11 @@ static int divide_up(int64_t value, int64_t by)
     return (int)((value + by - 1) / by);
 }
 
+int nb_lora_site_tokens(int site_tokens, int tokens_max)
+{
+    return site_tokens > tokens_max ? site_tokens : tokens_max;
+}
+
 static int rank_of(const struct nb_linear_part *part)
 {
     return nb_dptr_is_null(part->lora.a) ? 0 : part->lora.rank;
@@ -69,11 +74,11 @@ void nb_lora_down_plan_of(const struct nb_linear *args, struct nb_lora_down_plan
     nb_lora_stack_of(args->part, args->parts, &plan->stack);
     if (plan->stack.tiles == 0)
         return;
-    int64_t site = args->site_tokens > 0 ? args->site_tokens : args->tokens_max;
+    int site = nb_lora_site_tokens(args->site_tokens, args->tokens_max);
     plan->splits = down_splits(args->in, site, plan->stack.tiles, &plan->split_columns);
     uint64_t splits = (uint64_t)plan->splits, tokens = (uint64_t)args->tokens_max, rows = splits > 1 ? splits * tokens : 0;
-    if (args->site_tokens <= 0) {
-        /* A caller who names no site may call with fewer tokens and so more splits: room for the most that any number takes. */
+    if (args->site_tokens < args->tokens_max) {
+        /* What is asked for the most tokens also serves fewer, which may take more splits: room for the most that any number takes. */
         int columns;
         splits = (uint64_t)down_splits(args->in, 1, plan->stack.tiles, &columns);
         uint64_t most = (uint64_t)divide_up(BLOCKS * NB_LORA_ROWS, plan->stack.tiles);
@@ -90,6 +95,7 @@ uint64_t nb_cuda_lora_partial_bytes(const struct nb_device_profile *profile, con
     /* What few tokens need is asked of any number, so that more never ask for less. */
     struct nb_linear few = *args;
     few.tokens_max = args->tokens_max < NB_CUDA_FEW_TOKENS ? args->tokens_max : NB_CUDA_FEW_TOKENS;
+    few.site_tokens = args->site_tokens < NB_CUDA_FEW_TOKENS ? args->site_tokens : NB_CUDA_FEW_TOKENS;
     struct nb_linear_few_plan plan;
     nb_linear_few_plan_of(&few, &plan);
     return nb_aligned(down.partial_bytes > plan.partial_bytes ? down.partial_bytes : plan.partial_bytes);
@@ -128,8 +134,7 @@ void nb_lora_backward_plan_of(const struct nb_linear_backward *args, struct nb_l
         plan->width[p] = round_up(rank_of(&args->part[p]), 8);
         plan->rank_tiles[p] = divide_up(plan->width[p], plan->tile);
     }
-    int64_t site = args->site_tokens > 0 ? args->site_tokens : args->tokens_max;
-    int64_t site_tiles = (site + NB_TILE_TOKENS - 1) / NB_TILE_TOKENS;
+    int64_t site_tiles = divide_up(nb_lora_site_tokens(args->site_tokens, args->tokens_max), NB_TILE_TOKENS);
     site_tiles = site_tiles < NB_LORA_GROUP ? site_tiles : NB_LORA_GROUP;
     uint64_t tile_bytes, least_bytes;
     backward_cut(args, plan, RANGE_LEAST, &least_bytes);
@@ -150,7 +155,7 @@ void nb_lora_backward_plan_of(const struct nb_linear_backward *args, struct nb_l
         at += group * (uint64_t)args->part[p].out * row;
     }
     plan->partial_bytes = at;
-    if (args->site_tokens <= 0) {
+    if (args->site_tokens < args->tokens_max) {
         /* As in the down product: fewer tokens may take shorter ranges. */
         uint64_t all = tiles * least_bytes, bound = least_bytes > group_bytes ? least_bytes : group_bytes;
         plan->partial_bytes = all < bound ? all : bound;
@@ -180,7 +185,7 @@ void nb_linear_few_plan_of(const struct nb_linear *args, struct nb_linear_few_pl
     int splits = wanted < 1 ? 1 : wanted < steps ? wanted : steps;
     plan->steps = divide_up(steps, splits);
     plan->splits = divide_up(steps, plan->steps);
-    if (plan->splits > 1 && args->tokens_max > NB_LORA_FEW_TOKENS)
+    if (plan->splits > 1 && nb_lora_site_tokens(args->site_tokens, args->tokens_max) > NB_LORA_FEW_TOKENS)
         plan->partial_bytes = (uint64_t)plan->splits * (uint64_t)args->tokens_max *
                               (uint64_t)plan->outputs[NB_LINEAR_PARTS] * sizeof(float);
 }

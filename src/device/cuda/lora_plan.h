@@ -12,9 +12,12 @@ extern "C" {
 enum {
     NB_LORA_ROWS = 128,     /* tokens a block of the down product */
     NB_LORA_DEPTH = 64,     /* of `in` or `out`: what a stage of a block's pipeline holds */
-    NB_LORA_FEW_TOKENS = 4, /* up to here t has a kernel of its own, without partial sums */
+    NB_LORA_FEW_TOKENS = 4, /* a site of so many has kernels of its own, without partial sums */
     NB_LORA_GROUP = 16,     /* tiles of tokens whose partial sums of u and db exist at a time, at most */
 };
+
+/* The tokens that choices go by: the site's, or where a caller names none (or fewer, to ask for scratch that serves all) the call's. */
+int nb_lora_site_tokens(int site_tokens, int tokens_max);
 
 /* The parts' ranks one behind the other, each from a multiple of 8 on (with dropout: of `tile`, so that a tile is one part's). */
 struct nb_lora_stack {
@@ -43,7 +46,7 @@ struct nb_lora_backward_plan {
 };
 void nb_lora_backward_plan_of(const struct nb_linear_backward *args, struct nb_lora_backward_plan *plan);
 
-/* The few-token product of 5 to NB_CUDA_FEW_TOKENS tokens: a block takes NB_FEW_ROWS rows of W and `steps` times NB_FEW_DEPTH of `in`. */
+/* The few-token product for sites of 5 to NB_CUDA_FEW_TOKENS tokens: a block takes NB_FEW_ROWS rows of W and `steps` times NB_FEW_DEPTH of `in`. */
 enum { NB_FEW_ROWS = 128, NB_FEW_DEPTH = 256 };
 struct nb_linear_few_plan {
     int row_tiles[NB_LINEAR_PARTS + 1]; /* of the parts before each; the last: of all */

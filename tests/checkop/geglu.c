@@ -8,10 +8,14 @@ struct shape {
 
 enum { APART, OVER_GATE, OVER_UP };
 
-static void one(struct checkop *c, struct shape s, enum nb_dtype dtype, enum checkop_pattern pattern, double deviation, int place)
+static void one(
+    struct checkop *c, struct shape s, enum nb_dtype dtype, enum checkop_pattern pattern, double deviation, int place)
 {
-    checkop_case(c, "%d of %d x %d %s %s, gate times %g, y %s", s.tokens, s.tokens_max, s.width, checkop_dtype_name(dtype),
-                 checkop_pattern_name(pattern), deviation, place == OVER_GATE ? "over gate" : place == OVER_UP ? "over up" : "apart");
+    checkop_case(c, "%d of %d x %d %s %s, gate times %g, y %s", s.tokens, s.tokens_max, s.width,
+        checkop_dtype_name(dtype), checkop_pattern_name(pattern), deviation,
+        place == OVER_GATE ? "over gate"
+        : place == OVER_UP ? "over up"
+                           : "apart");
     uint64_t all = (uint64_t)s.tokens_max * (uint64_t)s.width, n = (uint64_t)s.tokens * (uint64_t)s.width;
     struct checkop_buffer *y = checkop_output(c, "y", dtype, all);
     struct checkop_buffer *gate = place == OVER_GATE ? y : checkop_input(c, "gate", dtype, all);
@@ -26,8 +30,8 @@ static void one(struct checkop *c, struct shape s, enum nb_dtype dtype, enum che
         double g = checkop_get(gate, i), u = sqrt(2 / 3.141592653589793) * (g + 0.044715 * g * g * g);
         double gelu = u < -2 ? g / (1 + exp(-2 * u)) : g / 2 * (1 + tanh(u));
         want[i] = checkop_round(gelu, dtype) * checkop_get(up, i);
-        /* 2u is rounded five times, and an error of 2u is one of exp(-2u), 89 at most, that counts where this is beside 1; exp within
-         * 1 ulp, a sum, a quotient and a product. */
+        /* 2u is rounded five times, and an error of 2u is one of exp(-2u), 89 at most, that counts where this is beside
+         * 1; exp within 1 ulp, a sum, a quotient and a product. */
         relative[i] = 2.5 * 0x1p-23 + 5 * 0x1p-24 * fmin(fabs(2 * u), 89) / (1 + exp(2 * u));
     }
     struct nb_geglu args = {.tokens_max = s.tokens_max, .width = s.width, .activation = dtype};
@@ -40,7 +44,8 @@ static void one(struct checkop *c, struct shape s, enum nb_dtype dtype, enum che
     double absolute = 8 * 11 * 3e-39;
     for (uint64_t i = 0; i < n; i++)
         checkop_expect_activation(c, y, i, 1, want + i, relative[i], absolute);
-    checkop_expect_activation(c, y, 0, n, want, 2.5 * 0x1p-23 + 5 * 89 * 0x1p-24, absolute); /* and 97 in 100 rounded alike */
+    checkop_expect_activation(
+        c, y, 0, n, want, 2.5 * 0x1p-23 + 5 * 89 * 0x1p-24, absolute); /* and 97 in 100 rounded alike */
     checkop_end(c);
 }
 

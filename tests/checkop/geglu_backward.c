@@ -20,10 +20,11 @@ static double loss_of_pair(void *context, const double *x)
 
 static void one(struct checkop *c, struct shape s, enum nb_dtype dtype, double deviation, bool in_place)
 {
-    checkop_case(c, "%d of %d x %d %s, gate times %g%s, differences", s.tokens, s.tokens_max, s.width, checkop_dtype_name(dtype),
-                 deviation, in_place ? ", in place" : "");
+    checkop_case(c, "%d of %d x %d %s, gate times %g%s, differences", s.tokens, s.tokens_max, s.width,
+        checkop_dtype_name(dtype), deviation, in_place ? ", in place" : "");
     uint64_t all = (uint64_t)s.tokens_max * (uint64_t)s.width, n = (uint64_t)s.tokens * (uint64_t)s.width;
-    struct checkop_buffer *d_gate = checkop_output(c, "d_gate", dtype, all), *d_up = checkop_output(c, "d_up", dtype, all);
+    struct checkop_buffer *d_gate = checkop_output(c, "d_gate", dtype, all),
+                          *d_up = checkop_output(c, "d_up", dtype, all);
     struct checkop_buffer *gate = in_place ? d_gate : checkop_input(c, "gate", dtype, all);
     struct checkop_buffer *up = in_place ? d_up : checkop_input(c, "up", dtype, all);
     struct checkop_buffer *dy = checkop_input(c, "dy", dtype, all);
@@ -47,9 +48,10 @@ static void one(struct checkop *c, struct shape s, enum nb_dtype dtype, double d
     checkop_bind(c, &args.d_up, d_up);
     checkop_bind(c, &args.slot, checkop_slot(c, &(struct nb_slot){.tokens = (uint32_t)s.tokens}));
     checkop_run(c, CHECKOP_geglu_backward, &args);
-    /* The slope's two terms cancel near g = -0.75; 1 - s is off by 2^-25 at most, which g dp/dg < 60 multiplies before s is 1, and by
-     * 2u's five roundings, whose 2u s (1 - s) is below 1/4: below 2^-18. The differences of dy * gelu * up, with a gate of up to 100
-     * beside them, are good to 1e-8. gelu's own error grows with 2u where it is small: 5 roundings of up to 89. */
+    /* The slope's two terms cancel near g = -0.75; 1 - s is off by 2^-25 at most, which g dp/dg < 60 multiplies before
+     * s is 1, and by 2u's five roundings, whose 2u s (1 - s) is below 1/4: below 2^-18. The differences of dy * gelu *
+     * up, with a gate of up to 100 beside them, are good to 1e-8. gelu's own error grows with 2u where it is small: 5
+     * roundings of up to 89. */
     double slack = 1e-8 * deviation;
     checkop_expect_activation(c, d_gate, 0, n, want_gate, 4 * 0x1p-23, largest * 0x1p-18 + slack);
     checkop_expect_activation(c, d_up, 0, n, want_up, 4 * 0x1p-23, 4 * 0x1p-22 + slack);
@@ -62,7 +64,8 @@ static void saturated(struct checkop *c, enum nb_dtype dtype, double gate_value,
     enum { WIDTH = 32 };
     checkop_case(c, "gate %g, %s", gate_value, checkop_dtype_name(dtype));
     struct checkop_buffer *gate = checkop_input(c, "gate", dtype, WIDTH), *up = checkop_input(c, "up", dtype, WIDTH);
-    struct checkop_buffer *dy = checkop_input(c, "dy", dtype, WIDTH), *d_gate = checkop_output(c, "d_gate", dtype, WIDTH);
+    struct checkop_buffer *dy = checkop_input(c, "dy", dtype, WIDTH),
+                          *d_gate = checkop_output(c, "d_gate", dtype, WIDTH);
     struct checkop_buffer *d_up = checkop_output(c, "d_up", dtype, WIDTH);
     checkop_fill_value(gate, 0, WIDTH, gate_value);
     checkop_fill_value(up, 0, WIDTH, 0.75);
@@ -108,7 +111,8 @@ void checkop_geglu_backward(struct checkop *c)
         return;
     }
     const nb_dptr p = {4096}, q = {8192};
-    struct nb_geglu_backward bad = {.gate = p, .up = p, .dy = p, .d_gate = q, .d_up = q, .slot = p, .tokens_max = 1, .width = 8};
+    struct nb_geglu_backward bad = {
+        .gate = p, .up = p, .dy = p, .d_gate = q, .d_up = q, .slot = p, .tokens_max = 1, .width = 8};
     checkop_refuses(c, CHECKOP_geglu_backward, &bad, "d_gate and d_up");
     for (int k = 0; k < 2; k++) {
         enum nb_dtype dtype = k ? NB_DTYPE_BF16 : NB_DTYPE_F32;

@@ -13,8 +13,10 @@ struct buffers {
     struct checkop_buffer *x, *w, *b, *y, *moments;
 };
 
-/* One row by formula, in double; returns its tolerance: what the roundings of mean, deviations and results can add up to. */
-static double reference_row(const struct buffers *k, struct shape s, int t, double epsilon, double *moments, double *want)
+/* One row by formula, in double; returns its tolerance: what the roundings of mean, deviations and results can add up
+ * to. */
+static double reference_row(
+    const struct buffers *k, struct shape s, int t, double epsilon, double *moments, double *want)
 {
     uint64_t begin = (uint64_t)t * (uint64_t)s.width;
     double mean = 0, variance = 0, largest = 0, magnitude = 0;
@@ -33,18 +35,19 @@ static double reference_row(const struct buffers *k, struct shape s, int t, doub
         want[i] = w * n + (k->b ? checkop_get(k->b, (uint64_t)i) : 0);
         largest = fmax(largest, fabs(w * n));
     }
-    /* The mean is off by the mean magnitude times an error of width / 16 + 5 roundings, which w <= 2 and the scale multiply; the variance
-     * by as many, halved behind the root; then a subtraction, two products and a sum. */
+    /* The mean is off by the mean magnitude times an error of width / 16 + 5 roundings, which w <= 2 and the scale
+     * multiply; the variance by as many, halved behind the root; then a subtraction, two products and a sum. */
     double roundings = ((double)s.width / 16 + 5) * 0x1p-24;
     return magnitude * roundings * moments[1] * 2 + largest * (roundings + 8 * 0x1p-24);
 }
 
-static void one(struct checkop *c, struct shape s, enum nb_dtype dtype, enum checkop_pattern pattern, double shift, int how)
+static void one(
+    struct checkop *c, struct shape s, enum nb_dtype dtype, enum checkop_pattern pattern, double shift, int how)
 {
     static const char *const how_name[] = {"", ", in place", ", without b"};
     checkop_case(c, "%d of %d x %d from %s %d, %s %s + %g%s", s.rows, s.rows_max, s.width,
-                 s.from == NB_ROWS_TOKENS ? "token" : "trained row", s.row_begin, checkop_dtype_name(dtype),
-                 checkop_pattern_name(pattern), shift, how_name[how]);
+        s.from == NB_ROWS_TOKENS ? "token" : "trained row", s.row_begin, checkop_dtype_name(dtype),
+        checkop_pattern_name(pattern), shift, how_name[how]);
     uint64_t width = (uint64_t)s.width, all = (uint64_t)s.rows_max * width;
     struct buffers k = {.y = checkop_output(c, "y", dtype, all)};
     k.x = how == IN_PLACE ? k.y : checkop_input(c, "x", dtype, all);
@@ -57,8 +60,12 @@ static void one(struct checkop *c, struct shape s, enum nb_dtype dtype, enum che
     checkop_fill_uniform(c, k.w, -0.5, 2.0);
     if (k.b)
         checkop_fill_normal(c, k.b, 0.25);
-    struct nb_layernorm args = {.tokens_max = s.rows_max, .width = s.width, .epsilon = 1e-5f, .activation = dtype, .rows_from = s.from,
-                                .row_begin = s.row_begin};
+    struct nb_layernorm args = {.tokens_max = s.rows_max,
+        .width = s.width,
+        .epsilon = 1e-5f,
+        .activation = dtype,
+        .rows_from = s.from,
+        .row_begin = s.row_begin};
     checkop_bind(c, &args.x, k.x);
     checkop_bind(c, &args.w, k.w);
     if (k.b)
@@ -79,12 +86,14 @@ static void one(struct checkop *c, struct shape s, enum nb_dtype dtype, enum che
         for (uint64_t i = 0; i < width; i++)
             magnitude += fabs(checkop_get(k.x, (uint64_t)t * width + i)) / s.width;
         uint64_t at = 2 * (uint64_t)t;
-        checkop_expect(c, k.moments, at, 1, moments + at, (struct checkop_tolerance){.absolute = magnitude * roundings + 0x1p-148});
+        checkop_expect(c, k.moments, at, 1, moments + at,
+            (struct checkop_tolerance){.absolute = magnitude * roundings + 0x1p-148});
         /* A mean that is off by e adds e^2 to the variance. */
         double added = magnitude * roundings * moments[at + 1];
         checkop_expect(c, k.moments, at + 1, 1, moments + at + 1,
-                       (struct checkop_tolerance){.relative = roundings + added * added});
-        checkop_expect_activation(c, k.y, (uint64_t)t * width, width, want + (uint64_t)t * width, 0x1p-23, tolerance[t]);
+            (struct checkop_tolerance){.relative = roundings + added * added});
+        checkop_expect_activation(
+            c, k.y, (uint64_t)t * width, width, want + (uint64_t)t * width, 0x1p-23, tolerance[t]);
     }
     checkop_end(c);
 }
@@ -106,12 +115,12 @@ static void bench(struct checkop *c, enum nb_dtype dtype)
 void checkop_layernorm(struct checkop *c)
 {
     static const struct shape shapes[] = {
-        {1, 1, 8, 0, NB_ROWS_TOKENS},            /* half of the lanes */
-        {3, 5, 24, 0, NB_ROWS_TOKENS},           /* a lane and a half; a short batch */
+        {1, 1, 8, 0, NB_ROWS_TOKENS},  /* half of the lanes */
+        {3, 5, 24, 0, NB_ROWS_TOKENS}, /* a lane and a half; a short batch */
         {17, 17, 576, 0, NB_ROWS_TOKENS},
-        {20, 21, 1000, 0, NB_ROWS_TOKENS},       /* several threads */
-        {2, 2, 8192, 0, NB_ROWS_TOKENS},         /* a long sum */
-        {2, 3, 1032, 0, NB_ROWS_TOKENS},         /* a little wider than a GPU's warp holds, and than its block */
+        {20, 21, 1000, 0, NB_ROWS_TOKENS}, /* several threads */
+        {2, 2, 8192, 0, NB_ROWS_TOKENS},   /* a long sum */
+        {2, 3, 1032, 0, NB_ROWS_TOKENS},   /* a little wider than a GPU's warp holds, and than its block */
         {1, 2, 16392, 0, NB_ROWS_TOKENS},
         {5, 16, 64, 256, NB_ROWS_TRAINED_CHUNK}, /* the last chunk of the trained rows */
         {0, 4, 64, 512, NB_ROWS_TRAINED_CHUNK},
@@ -122,7 +131,8 @@ void checkop_layernorm(struct checkop *c)
         return;
     }
     const nb_dptr p = {4096};
-    struct nb_layernorm bad = {.x = p, .w = p, .y = p, .moments = {4100}, .slot = p, .tokens_max = 1, .width = 8, .epsilon = 1e-5f};
+    struct nb_layernorm bad = {
+        .x = p, .w = p, .y = p, .moments = {4100}, .slot = p, .tokens_max = 1, .width = 8, .epsilon = 1e-5f};
     checkop_refuses(c, CHECKOP_layernorm, &bad, "moments");
     bad.moments = p;
     bad.epsilon = -1;

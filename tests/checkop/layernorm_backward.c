@@ -56,8 +56,8 @@ static void one(struct checkop *c, struct shape s, enum nb_dtype dtype, enum che
 {
     static const char *const how_name[] = {"", ", dx over dy", ", accumulated"};
     bool differences = s.width <= 64 && pattern == CHECKOP_NORMAL;
-    checkop_case(c, "%d of %d x %d, %s %s%s%s", s.rows, s.rows_max, s.width, checkop_dtype_name(dtype), checkop_pattern_name(pattern),
-                 how_name[how], differences ? ", differences" : "");
+    checkop_case(c, "%d of %d x %d, %s %s%s%s", s.rows, s.rows_max, s.width, checkop_dtype_name(dtype),
+        checkop_pattern_name(pattern), how_name[how], differences ? ", differences" : "");
     uint64_t width = (uint64_t)s.width, all = (uint64_t)s.rows_max * width;
     struct checkop_buffer *x = checkop_input(c, "x", dtype, all), *w = checkop_input(c, "w", NB_DTYPE_BF16, width);
     struct checkop_buffer *moments = checkop_input(c, "moments", NB_DTYPE_F32, 2 * (uint64_t)s.rows_max);
@@ -89,16 +89,21 @@ static void one(struct checkop *c, struct shape s, enum nb_dtype dtype, enum che
             gradient_of_row(&r, row_x, m, want + begin);
         for (uint64_t i = 0; i < width; i++) {
             double before = how == ACCUMULATE ? checkop_get(dx, begin + i) : 0;
-            /* |n| <= sqrt(width), and |mean(d)| and |mean(d * n)| are at most the root mean square of d, here below 4. The mean, rounded
-             * to fp32, is off by up to |mean| / 2^24, which shifts n by that times the scale. */
+            /* |n| <= sqrt(width), and |mean(d)| and |mean(d * n)| are at most the root mean square of d, here below 4.
+             * The mean, rounded to fp32, is off by up to |mean| / 2^24, which shifts n by that times the scale. */
             double n = fmin(root, fabs(row_x[i] - m.mean) * m.scale) + fabs(m.mean) * m.scale;
             largest = fmax(largest, fabs(before) + m.scale * (fabs(row_dy[i] * row_w[i]) + 4 + 4 * n));
             want[begin + i] += before;
         }
-        tolerance[t] = largest * ((double)s.width / 16 + 8) * 0x1p-24; /* the sums' roundings, and those of the formula */
+        tolerance[t] =
+            largest * ((double)s.width / 16 + 8) * 0x1p-24; /* the sums' roundings, and those of the formula */
     }
-    struct nb_layernorm_backward args = {.tokens_max = s.rows_max, .width = s.width, .accumulate = how == ACCUMULATE,
-                                         .activation = dtype, .rows_from = s.from, .row_begin = s.row_begin};
+    struct nb_layernorm_backward args = {.tokens_max = s.rows_max,
+        .width = s.width,
+        .accumulate = how == ACCUMULATE,
+        .activation = dtype,
+        .rows_from = s.from,
+        .row_begin = s.row_begin};
     checkop_bind(c, &args.x, x);
     checkop_bind(c, &args.w, w);
     checkop_bind(c, &args.moments, moments);
@@ -118,7 +123,8 @@ static void bench(struct checkop *c, enum nb_dtype dtype, bool accumulate)
 {
     enum { TOKENS = 1024, WIDTH = 576, COUNT = TOKENS * WIDTH };
     checkop_case(c, "%d x %d %s%s", TOKENS, WIDTH, checkop_dtype_name(dtype), accumulate ? " accumulated" : "");
-    struct nb_layernorm_backward args = {.tokens_max = TOKENS, .width = WIDTH, .accumulate = accumulate, .activation = dtype};
+    struct nb_layernorm_backward args = {
+        .tokens_max = TOKENS, .width = WIDTH, .accumulate = accumulate, .activation = dtype};
     checkop_bind(c, &args.x, checkop_input(c, "x", dtype, COUNT));
     checkop_bind(c, &args.w, checkop_input(c, "w", NB_DTYPE_BF16, WIDTH));
     checkop_bind(c, &args.moments, checkop_input(c, "moments", NB_DTYPE_F32, 2 * TOKENS));
@@ -127,15 +133,16 @@ static void bench(struct checkop *c, enum nb_dtype dtype, bool accumulate)
     checkop_fill_value(dx, 0, COUNT, 0);
     checkop_bind(c, &args.dx, dx);
     checkop_bind(c, &args.slot, checkop_slot(c, &(struct nb_slot){.tokens = TOKENS}));
-    checkop_bench(c, CHECKOP_layernorm_backward, &args, (accumulate ? 4.0 : 3.0) * COUNT * (double)nb_dtype_bytes(dtype), 0);
+    checkop_bench(
+        c, CHECKOP_layernorm_backward, &args, (accumulate ? 4.0 : 3.0) * COUNT * (double)nb_dtype_bytes(dtype), 0);
 }
 
 void checkop_layernorm_backward(struct checkop *c)
 {
     static const struct shape shapes[] = {
-        {1, 1, 8, 0, NB_ROWS_TOKENS},      {3, 5, 24, 0, NB_ROWS_TOKENS},           {17, 17, 576, 0, NB_ROWS_TOKENS},
-        {20, 21, 1000, 0, NB_ROWS_TOKENS}, {5, 16, 64, 256, NB_ROWS_TRAINED_CHUNK},
-        {2, 3, 520, 0, NB_ROWS_TOKENS},    {1, 2, 16392, 0, NB_ROWS_TOKENS}, /* a little wider than a GPU's warp holds, and than its block */
+        {1, 1, 8, 0, NB_ROWS_TOKENS}, {3, 5, 24, 0, NB_ROWS_TOKENS}, {17, 17, 576, 0, NB_ROWS_TOKENS},
+        {20, 21, 1000, 0, NB_ROWS_TOKENS}, {5, 16, 64, 256, NB_ROWS_TRAINED_CHUNK}, {2, 3, 520, 0, NB_ROWS_TOKENS},
+        {1, 2, 16392, 0, NB_ROWS_TOKENS}, /* a little wider than a GPU's warp holds, and than its block */
     };
     if (checkop_wants_bench(c)) {
         bench(c, NB_DTYPE_F32, false);
@@ -144,8 +151,8 @@ void checkop_layernorm_backward(struct checkop *c)
         return;
     }
     const nb_dptr p = {4096}, q = {8192};
-    struct nb_layernorm_backward bad = {.x = p, .w = p, .moments = p, .dy = q, .dx = q, .slot = p, .tokens_max = 1, .width = 8,
-                                        .accumulate = true};
+    struct nb_layernorm_backward bad = {
+        .x = p, .w = p, .moments = p, .dy = q, .dx = q, .slot = p, .tokens_max = 1, .width = 8, .accumulate = true};
     checkop_refuses(c, CHECKOP_layernorm_backward, &bad, "dy and dx");
     bad.dx = p;
     checkop_refuses(c, CHECKOP_layernorm_backward, &bad, "x and dx");

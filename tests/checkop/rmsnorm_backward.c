@@ -121,7 +121,8 @@ void checkop_rmsnorm_backward(struct checkop *c)
     static const struct shape shapes[] = {
         {1, 1, 8, 0, NB_ROWS_TOKENS},   {3, 5, 24, 0, NB_ROWS_TOKENS},   {17, 17, 576, 0, NB_ROWS_TOKENS},
         {20, 21, 1000, 0, NB_ROWS_TOKENS}, {5, 16, 64, 256, NB_ROWS_TRAINED_CHUNK},
-        {2, 3, 520, 0, NB_ROWS_TOKENS},    {1, 2, 16392, 0, NB_ROWS_TOKENS}, /* a little wider than a GPU's warp holds, and than its block */
+        /* a little wider than a GPU's warp holds, and than its block */
+        {2, 3, 520, 0, NB_ROWS_TOKENS},    {1, 2, 16392, 0, NB_ROWS_TOKENS},
     };
     if (checkop_wants_bench(c)) {
         bench(c, NB_DTYPE_F32, false);

@@ -18,8 +18,8 @@ struct gelu {
     float value, slope;
 };
 
-/* slope = s * (1 + (1 - s) * g * dp/dg). From |g| = 16 on s is 0 or 1 and the slope with it: g is cut there, so that its powers stay
- * finite. */
+/* slope = s * (1 + (1 - s) * g * dp/dg). From |g| = 16 on s is 0 or 1 and the slope with it: g is cut there, so that
+ * its powers stay finite. */
 static inline struct gelu differentiate(float g)
 {
     float cut = g > 16.0f ? 16.0f : g;
@@ -71,7 +71,8 @@ static void row(const struct nb_geglu_backward *a, int t)
     uint64_t begin = (uint64_t)t * (uint64_t)a->width;
     const void *gate = nb_cpu_element(a->gate, a->activation, begin), *up = nb_cpu_element(a->up, a->activation, begin);
     const void *dy = nb_cpu_element(a->dy, a->activation, begin);
-    void *d_gate = nb_cpu_element(a->d_gate, a->activation, begin), *d_up = nb_cpu_element(a->d_up, a->activation, begin);
+    void *d_gate = nb_cpu_element(a->d_gate, a->activation, begin),
+         *d_up = nb_cpu_element(a->d_up, a->activation, begin);
     if (a->activation == NB_DTYPE_F32)
         differentiate_f32((struct row_f32){gate, up, dy, d_gate, d_up}, a->width);
     else

@@ -145,6 +145,9 @@ static void one(struct checkop *c, const struct attention_case *k, enum nb_dtype
     expect(c, &s, g.dq, s.tokens, k->heads, dq);
     expect(c, &s, g.dk, s.key_tokens, k->kv_heads, dk);
     expect(c, &s, g.dv, s.key_tokens, k->kv_heads, dv);
+    attention_expect_repeats(c, &s, g.dq, 0, args.dq_stride, width);
+    attention_expect_repeats(c, &s, g.dk, 0, args.dk_stride, kv_width);
+    attention_expect_repeats(c, &s, g.dv, 0, args.dv_stride, kv_width);
     checkop_end(c);
 }
 
@@ -236,6 +239,26 @@ void checkop_attention_backward(struct checkop *c)
         {.queries = {70, 70}, .heads = 2, .kv_heads = 1, .head_dim = 32, .soft_cap = 2},
         {.queries = {66}, .keys = {200}, .heads = 2, .kv_heads = 1, .head_dim = 256, .rows_extra = 1},
         {.queries = {150}, .heads = 1, .kv_heads = 1, .head_dim = 64, .magnitude = 10},
+        /* The GPU's tiles: 64 or 128 keys by 16, 32 or 48 queries, 64 or 128 queries by 16 or 32 keys; its kernels for 64, 80, 96, 128 and
+         * 256 columns, and sizes between them. */
+        {.queries = {63, 64, 65}, .heads = 2, .kv_heads = 1, .head_dim = 80},
+        {.queries = {127, 128, 129}, .heads = 1, .kv_heads = 1, .head_dim = 96, .stride_extra = 16},
+        {.queries = {31, 33, 47, 49, 95, 97}, .heads = 2, .kv_heads = 1, .head_dim = 128},
+        {.queries = {127, 1, 129}, .heads = 2, .kv_heads = 2, .head_dim = 104, .window = 48},
+        {.queries = {110}, .heads = 8, .kv_heads = 1, .head_dim = 72, .window = 64, .soft_cap = 3},
+        {.queries = {140}, .heads = 2, .kv_heads = 1, .head_dim = 160, .window = 65},
+        {.queries = {66}, .keys = {80}, .heads = 4, .kv_heads = 2, .head_dim = 256, .soft_cap = 30},
+        {.queries = {129}, .keys = {180}, .heads = 2, .kv_heads = 1, .head_dim = 128, .window = 100},
+        {.queries = {100}, .heads = 1, .kv_heads = 1, .head_dim = 64, .scale = -0.25f},
+        /* Queries that see nothing; keys that no query sees. */
+        {.queries = {5, 150, 2}, .keys = {2, 20, 9}, .heads = 2, .kv_heads = 1, .head_dim = 64},
+        {.queries = {3}, .keys = {200}, .heads = 2, .kv_heads = 1, .head_dim = 64, .window = 5},
+        /* More sequences than a warp looks at in one go; each is the same wherever it stands. */
+        {.queries = {3, 1, 2, 1, 1, 3, 2, 2, 1, 4, 1, 1, 2, 3, 1, 1, 1, 2, 1, 3, 1, 1, 2, 5, 1, 1, 3, 1, 2, 1, 1, 1, 2, 1, 3, 1, 1, 2, 70, 1, 1,
+             1, 2, 3, 1, 1, 2, 1, 1, 1, 1, 3, 1, 2, 1, 1, 1, 1, 2, 1, 1, 1, 1, 1, 3, 1, 2},
+         .heads = 4, .kv_heads = 2, .head_dim = 64, .repeats = true},
+        {.queries = {150, 7, 150, 64, 150}, .heads = 1, .kv_heads = 1, .head_dim = 64, .stride_extra = 8, .rows_extra = 5, .repeats = true},
+        {.queries = {1, 100, 100, 63, 100}, .heads = 2, .kv_heads = 1, .head_dim = 128, .window = 40, .repeats = true},
     };
     if (checkop_wants_bench(c)) {
         CHECKOP_EACH(c, benches, bench);

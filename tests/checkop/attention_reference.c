@@ -9,6 +9,33 @@ int attention_stride(const struct attention_case *k, int heads)
     return heads * k->head_dim + k->stride_extra;
 }
 
+/* The first sequence that `sequence` repeats: perhaps itself. */
+static int original_of(const struct attention_setup *s, int sequence)
+{
+    int first = 0;
+    while (s->k.queries[first] != s->k.queries[sequence])
+        first++;
+    return first;
+}
+
+/* The row that row t repeats. */
+static int original_row(const struct attention_setup *s, int t)
+{
+    int sequence = 0;
+    while (s->query_starts[sequence + 1] <= t)
+        sequence++;
+    return s->query_starts[original_of(s, sequence)] + t - s->query_starts[sequence];
+}
+
+void attention_expect_repeats(
+    struct checkop *c, const struct attention_setup *s, struct checkop_buffer *b, uint64_t begin, int stride, int width)
+{
+    if (!s->k.repeats)
+        return;
+    for (int t = 0; t < s->tokens; t++)
+        checkop_expect_repeated(c, b, begin + (uint64_t)(original_row(s, t) * stride), begin + (uint64_t)(t * stride), (uint64_t)width);
+}
+
 struct checkop_buffer *attention_matrix(struct checkop *c, const struct attention_setup *s, const char *name, int rows,
     int rows_max, int heads, double deviation, double **values)
 {
@@ -17,8 +44,10 @@ struct checkop_buffer *attention_matrix(struct checkop *c, const struct attentio
     checkop_fill_value(buffer, 0, checkop_count(buffer), NAN);
     *values = checkop_scratch(c, (uint64_t)rows * (uint64_t)width);
     for (int t = 0; t < rows; t++) {
+        int original = s->k.repeats ? original_row(s, t) : t;
         for (int i = 0; i < width; i++) {
-            checkop_set(buffer, (uint64_t)(t * stride + i), deviation * checkop_random_normal(c));
+            checkop_set(buffer, (uint64_t)(t * stride + i),
+                original < t ? (*values)[original * width + i] : deviation * checkop_random_normal(c));
             (*values)[t * width + i] = checkop_get(buffer, (uint64_t)(t * stride + i));
         }
     }
@@ -34,10 +63,10 @@ static struct checkop_buffer *starts_buffer(struct checkop *c, const char *name,
 
 void attention_begin(struct checkop *c, const struct attention_case *k, enum nb_dtype dtype, struct attention_setup *s)
 {
-    checkop_case(c, "%s, queries %d %d %d.., keys %d.., %d heads on %d of %d, window %d, cap %g, size %g",
+    checkop_case(c, "%s, queries %d %d %d.., keys %d.., %d heads on %d of %d, window %d, cap %g, size %g, scale %g%s",
         checkop_dtype_name(dtype), k->queries[0], k->queries[1], k->queries[2], k->keys[0], k->heads, k->kv_heads,
-        k->head_dim, k->window, (double)k->soft_cap, k->magnitude);
-    *s = (struct attention_setup){.k = *k, .dtype = dtype, .scale = 1 / sqrtf((float)k->head_dim)};
+        k->head_dim, k->window, (double)k->soft_cap, k->magnitude, (double)k->scale, k->repeats ? ", repeated" : "");
+    *s = (struct attention_setup){.k = *k, .dtype = dtype, .scale = k->scale != 0 ? k->scale : 1 / sqrtf((float)k->head_dim)};
     for (int i = 0; i < ATTENTION_SEQUENCES && k->queries[i] > 0; i++) {
         int keys = k->keys[i] ? k->keys[i] : k->queries[i];
         s->query_starts[i + 1] = s->query_starts[i] + k->queries[i];

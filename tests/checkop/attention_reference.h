@@ -5,7 +5,7 @@
 
 #include "checkop.h"
 
-enum { ATTENTION_SEQUENCES = 8 };
+enum { ATTENTION_SEQUENCES = 72 };
 
 struct attention_case {
     int queries[ATTENTION_SEQUENCES],
@@ -14,7 +14,9 @@ struct attention_case {
     float soft_cap;
     int stride_extra, rows_extra; /* elements between rows; rows of the buffers behind the valid ones */
     double magnitude;             /* of q; 0: 1 */
+    float scale;                  /* 0: 1 / sqrt(head_dim) */
     bool differences;
+    bool repeats; /* sequences of one length are the same ones, and so their results to the bit; without `keys` */
 };
 
 struct attention_setup {
@@ -37,6 +39,10 @@ int attention_stride(const struct attention_case *k, int heads);
  * contiguous. */
 struct checkop_buffer *attention_matrix(struct checkop *c, const struct attention_setup *s, const char *name, int rows,
     int rows_max, int heads, double deviation, double **values);
+
+/* The repeated sequences' rows of an output are the same to the bit. `stride`: elements between rows; `width` of them count. */
+void attention_expect_repeats(
+    struct checkop *c, const struct attention_setup *s, struct checkop_buffer *b, uint64_t begin, int stride, int width);
 
 /* o [tokens, heads, head_dim] and lse [heads, tokens] from the values; lse may be NULL. */
 void attention_forward(

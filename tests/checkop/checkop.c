@@ -450,6 +450,16 @@ void checkop_expect_bytes(struct checkop *c, struct checkop_buffer *b, uint64_t 
         compare_bytes(c, b, b->tested[k], begin, count, want, c->target[k].where);
 }
 
+void checkop_expect_repeated(struct checkop *c, struct checkop_buffer *b, uint64_t first, uint64_t begin, uint64_t count)
+{
+    uint64_t size = nb_dtype_bytes(b->dtype);
+    if (first + count > b->count || begin + count > b->count)
+        checkop_abort(c, "expectation of %s[%" PRIu64 "] of %" PRIu64, b->name, begin + count - 1, b->count);
+    compare_bytes(c, b, b->result, begin, count, b->result + first * size, "");
+    EACH_TESTED(c, b, k)
+        compare_bytes(c, b, b->tested[k], begin, count, b->tested[k] + first * size, c->target[k].where);
+}
+
 static void compare_norm(struct checkop *c, const struct checkop_buffer *b, const unsigned char *after, uint64_t begin,
                          uint64_t count, const double *want, double relative, const char *where)
 {

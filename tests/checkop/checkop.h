@@ -150,6 +150,8 @@ void checkop_expect_member(struct checkop *c, struct checkop_buffer *b, uint64_t
                            double relative);
 /* The same bytes as `want` holds, elements of b's dtype; claims them. */
 void checkop_expect_bytes(struct checkop *c, struct checkop_buffer *b, uint64_t begin, uint64_t count, const void *want);
+/* On each device elements [begin, begin + count) hold the same bytes as those from `first` on. Does not claim. */
+void checkop_expect_repeated(struct checkop *c, struct checkop_buffer *b, uint64_t first, uint64_t begin, uint64_t count);
 /* The root mean square of got - want is at most `relative` times that of want: for sums whose elements cancel. Does not claim. */
 void checkop_expect_norm(struct checkop *c, struct checkop_buffer *b, uint64_t begin, uint64_t count, const double *want,
                          double relative);

@@ -5,13 +5,13 @@
 
 static nb_status forward(const struct nb_attention_view &view, bool large, cudaStream_t stream)
 {
-    return large ? nb_attention_forward_launch<128, 2, 4, 64, 2>(view, stream) : nb_attention_forward_launch<128, 2, 4, 32, 2>(view, stream);
+    return large ? nb_attention_forward_launch<128, 2, 4, 48, 2>(view, stream) : nb_attention_forward_launch<128, 2, 4, 32, 2>(view, stream);
 }
 
 static nb_status backward(const struct nb_attention_view &view, bool large, cudaStream_t stream)
 {
     if (large) {
-        NB_TRY((nb_attention_dkv_launch<128, 1, 4, 64, 1, 2>(view, stream)));
+        NB_TRY((nb_attention_dkv_launch<128, 1, 4, 48, 1, 2>(view, stream)));
         return nb_attention_dq_launch<128, 2, 4, 32, 2>(view, stream);
     }
     NB_TRY((nb_attention_dkv_launch<128, 1, 8, 32, 1, 1>(view, stream)));
@@ -20,13 +20,13 @@ static nb_status backward(const struct nb_attention_view &view, bool large, cuda
 
 static nb_status load_forward(void)
 {
-    NB_TRY((nb_attention_forward_load<128, 2, 4, 64, 2>()));
+    NB_TRY((nb_attention_forward_load<128, 2, 4, 48, 2>()));
     return nb_attention_forward_load<128, 2, 4, 32, 2>();
 }
 
 static nb_status load_backward(void)
 {
-    NB_TRY((nb_attention_dkv_load<128, 1, 4, 64, 1, 2>()));
+    NB_TRY((nb_attention_dkv_load<128, 1, 4, 48, 1, 2>()));
     NB_TRY((nb_attention_dkv_load<128, 1, 8, 32, 1, 1>()));
     NB_TRY((nb_attention_dq_load<128, 2, 4, 32, 2>()));
     return nb_attention_dq_load<128, 1, 8, 32, 1>();

@@ -131,10 +131,12 @@ template <int HD, int WARPS> __global__ void __launch_bounds__(WARPS *NB_WARP) n
     int position[2];
     for (int half = 0; half < 2; half++)
         position[half] = p.keys - p.queries + (p.row + lane / 4 + half * 8) / a.group;
-    const struct nb_attention_lane<HD> q_left = nb_attention_left<HD>(q_tile, 0), k_right = nb_attention_right<HD>(k_tile, warp * 16),
-                                       v_left = nb_attention_left<HD>(v_tile, warp * 16);
+    struct nb_attention_lane<HD> q_left = nb_attention_left<HD>(q_tile, 0), k_right = nb_attention_right<HD>(k_tile, warp * 16),
+                                 v_left = nb_attention_left<HD>(v_tile, warp * 16);
     int buffer = 0;
     for (int key = p.begin; key < p.end; key += KEYS, buffer = 1 - buffer) {
+        q_left.half = v_left.half = q_left.half ^ a.zero;
+        k_right.half ^= a.zero, thread ^= a.zero;
         int next = key + KEYS, other = (1 - buffer) * shape::BYTES;
         if (next < p.end) {
             nb_attention_copy<HD, KEYS, THREADS>(k_tile + other, k + next * a.k_stride, a.k_stride, p.end - next, a.head_dim, thread);

@@ -137,21 +137,21 @@ __global__ void __launch_bounds__(WARPS *NB_WARP, BLOCKS) nb_attention_forward_k
     if (!nb_attention_find<shape::QUERIES>(a, a.query_starts, blockIdx.x / (unsigned)a.heads, true, &p))
         return;
     int head = (int)(blockIdx.x % (unsigned)a.heads), column = head / a.group * a.head_dim; /* of the kv head */
-    int64_t query_row = p.query_begin + p.first;
-    /* Position of the first query, first key of the first tile, end of what the last query sees. */
+    int query_row = p.query_begin + p.first, thread = (int)threadIdx.x, lane = thread % NB_WARP;
+    /* Position of the first query; first key of the first tile, its row, and how many keys there are from it to the last that is seen. */
     int position = p.keys - p.queries + p.first, key = position >= 0 && (unsigned)position >= a.reach ? position - (int)a.reach + 1 : 0;
-    int end = position + p.rows, thread = (int)threadIdx.x;
     key -= key % KEYS;
+    int key_row = p.key_begin + key, left = position + p.rows - key;
 
     nb_attention_copy<HD, shape::QUERIES, THREADS>(
         q_tile, a.q + query_row * a.q_stride + head * a.head_dim, a.q_stride, p.rows, a.head_dim, thread);
-    nb_attention_copy<HD, KEYS, THREADS>(k_tile, a.k + (p.key_begin + key) * a.k_stride + column, a.k_stride, end - key, a.head_dim, thread);
+    nb_attention_copy<HD, KEYS, THREADS>(k_tile, a.k + key_row * a.k_stride + column, a.k_stride, left, a.head_dim, thread);
     nb_copy_async_commit();
 
-    int lane = (int)threadIdx.x % NB_WARP, own = nb_attention_warp() * 16 * MT; /* first row of the warp */
-    int nearest = position + own, farthest = nearest + 16 * MT - 1; /* of its positions */
-    struct nb_attention_lane<HD> q_lane = nb_attention_left<HD>(q_tile, own), k_lane = nb_attention_right<HD>(k_tile, 0),
-                                       v_lane = nb_attention_left<HD>(v_tile, 0);
+    int own = nb_attention_warp() * 16 * MT; /* first row of the warp */
+    int distance = position + own - key;     /* of the warp's first query from the tile's first key */
+    struct nb_attention_lane<HD> q_left = nb_attention_left<HD>(q_tile, own), k_right = nb_attention_right<HD>(k_tile, 0),
+                                 v_left = nb_attention_left<HD>(v_tile, 0);
     struct nb_attention_rows<MT> rows;
     float output[MT][CT][4];
 #pragma unroll
@@ -161,41 +161,47 @@ __global__ void __launch_bounds__(WARPS *NB_WARP, BLOCKS) nb_attention_forward_k
         for (int c = 0; c < CT; c++)
             output[m][c][0] = output[m][c][1] = output[m][c][2] = output[m][c][3] = 0.0f;
     }
-    for (; key < end; key += KEYS) {
-        q_lane.half ^= a.zero, k_lane.half ^= a.zero, v_lane.half ^= a.zero, thread ^= a.zero;
-        bool seen = key <= farthest && nearest - (key + KEYS - 1) < (int)a.reach;
-        bool whole = key + KEYS - 1 <= nearest && farthest - key < (int)a.reach;
+    for (; left > 0; left -= KEYS, distance -= KEYS) {
+        q_left.half = v_left.half = q_left.half ^ a.zero;
+        k_right.half ^= a.zero, thread ^= a.zero;
+        bool seen = distance + 16 * MT - 1 >= 0 && distance - (KEYS - 1) < (int)a.reach;
+        bool whole = distance - (KEYS - 1) >= 0 && distance + 16 * MT - 1 < (int)a.reach;
         float score[MT][NT][4];
         nb_copy_async_wait<0>();
         nb_block_barrier(); /* K is there, V no longer read */
-        nb_attention_copy<HD, KEYS, THREADS>(v_tile, a.v + (p.key_begin + key) * a.v_stride + column, a.v_stride, end - key, a.head_dim, thread);
+        nb_attention_copy<HD, KEYS, THREADS>(v_tile, a.v + key_row * a.v_stride + column, a.v_stride, left, a.head_dim, thread);
         nb_copy_async_commit();
         if (seen)
-            nb_attention_multiply<HD, MT, NT>(score, q_lane, k_lane);
+            nb_attention_multiply<HD, MT, NT>(score, q_left, k_right);
         nb_copy_async_wait<0>();
         nb_block_barrier(); /* V is there, K no longer read */
-        if (key + KEYS < end)
-            nb_attention_copy<HD, KEYS, THREADS>(k_tile, a.k + (p.key_begin + key + KEYS) * a.k_stride + column, a.k_stride, end - key - KEYS, a.head_dim, thread);
+        key_row += KEYS;
+        if (left > KEYS)
+            nb_attention_copy<HD, KEYS, THREADS>(
+                k_tile, a.k + key_row * a.k_stride + column, a.k_stride, left - KEYS, a.head_dim, thread);
         nb_copy_async_commit();
         if (seen) {
             uint32_t weight[MT][NT / 2][4];
             nb_attention_rescore<MT, NT>(a, score);
             if (!whole)
-                nb_attention_hide<MT, NT>(score, nearest + lane / 4 - key - lane % 4 * 2, a.reach);
+                nb_attention_hide<MT, NT>(score, distance + lane / 4 - lane % 4 * 2, a.reach);
 #pragma unroll
             for (int m = 0; m < MT; m++) {
                 nb_attention_exponentials<NT, CT>(score[m], rows.maximum[m], rows.sum[m], output[m], a.exponent_scale);
                 nb_attention_pack<NT>(weight[m], score[m]);
             }
-            nb_attention_accumulate<HD, MT, NT / 2, CT>(output, weight, v_lane, 0);
+            nb_attention_accumulate<HD, MT, NT / 2, CT>(output, weight, v_left, 0);
         }
     }
     /* Without a tile the queries may still be landing where the output goes. */
     nb_copy_async_wait<0>();
     nb_block_barrier();
-    nb_attention_finish<MT>(&rows, a.exponent_scale, a.lse == NULL ? NULL : a.lse + (int64_t)head * a.tokens_max + query_row, own, p.rows);
-    nb_attention_store<HD, MT, CT>(
-        q_tile, own, 0, output, rows.sum, a.o + (query_row + own) * a.o_stride + head * a.head_dim, a.o_stride, p.rows - own, a.head_dim);
+    /* Derived again rather than kept through the loop. */
+    head = (int)((blockIdx.x ^ (unsigned)a.zero) % (unsigned)a.heads);
+    float *lse = a.lse == NULL ? NULL : a.lse + (int64_t)head * a.tokens_max + query_row;
+    nb_attention_finish<MT>(&rows, a.exponent_scale, lse, own, p.rows);
+    nb_attention_store<HD, MT, CT>(q_tile, own, 0, output, rows.sum, a.o + (query_row + own) * a.o_stride + head * a.head_dim,
+        a.o_stride, p.rows - own, a.head_dim);
 }
 
 /* ---- what a head size's file defines ---- */

@@ -137,7 +137,7 @@ __global__ void __launch_bounds__(WARPS *NB_WARP, BLOCKS) nb_attention_dkv_kerne
     if (!nb_attention_find<shape::KEYS>(a, a.key_starts, blockIdx.x / (unsigned)a.kv_heads, false, &p))
         return;
     int kv_head = (int)(blockIdx.x % (unsigned)a.kv_heads), thread = (int)threadIdx.x, lane = thread % NB_WARP;
-    int64_t key_row = p.key_begin + p.first;
+    int key_row = p.key_begin + p.first;
     /* Position of query 0; the queries [begin, end) that see a key of the tile. */
     int offset = p.keys - p.queries, begin = p.first > offset ? p.first - offset : 0;
     int64_t out_of_reach = (int64_t)p.first + p.rows - 1 + a.reach - offset;
@@ -221,7 +221,9 @@ __global__ void __launch_bounds__(WARPS *NB_WARP, BLOCKS) nb_attention_dkv_kerne
 #pragma unroll
     for (int m = 0; m < MT; m++)
         factor[m][0] = factor[m][1] = a.scale, one[m][0] = one[m][1] = 1.0f;
-    int64_t row = key_row + own;
+    int row = key_row + own;
+    /* Derived again rather than kept through the loop. */
+    kv_head = (int)((blockIdx.x ^ (unsigned)a.zero) % (unsigned)a.kv_heads);
     nb_attention_store<HD, MT, CT>(
         k_tile, own, column, dk, factor, a.dk + row * a.dk_stride + kv_head * a.head_dim, a.dk_stride, p.rows - own, a.head_dim);
     nb_attention_store<HD, MT, CT>(
@@ -239,17 +241,24 @@ template <int HD, int MT, int WARPS, int KEYS> struct nb_attention_dq_shape {
         K_TILE = 2 * QUERIES * PITCH, /* two */
         K_BYTES = KEYS * PITCH,
         V_TILE = K_TILE + 2 * K_BYTES,
-        SHARED = V_TILE + K_BYTES
+        STATS = V_TILE + K_BYTES,
+        SHARED = STATS + QUERIES * 8
     };
+    static_assert(QUERIES <= THREADS, "a thread copies the stats of one query");
 };
 
+/* Raw products and dp to p and ds. stats: of the lane's first query, in shared memory. */
 template <int MT, int NT>
-NB_KERNEL_FUNCTION void nb_attention_differentiate_rows(const struct nb_attention_view &a, float score[MT][NT][4],
-    float d_score[MT][NT][4], const float lse[MT][2], const float delta[MT][2])
+NB_KERNEL_FUNCTION void nb_attention_differentiate_rows(
+    const struct nb_attention_view &a, float score[MT][NT][4], float d_score[MT][NT][4], const unsigned char *stats)
 {
+    float2 row[MT][2]; /* {lse, delta} */
+#pragma unroll
+    for (int i = 0; i < MT * 2; i++)
+        row[i / 2][i % 2] = *(const float2 *)(const void *)(stats + i * 64);
 #pragma unroll
     for (int i = 0; i < MT * NT * 4; i++)
-        d_score[i / 4 / NT][i / 4 % NT][i % 4] -= delta[i / 4 / NT][i % 4 / 2];
+        d_score[i / 4 / NT][i / 4 % NT][i % 4] -= row[i / 4 / NT][i % 4 / 2].y;
     if (a.score == NB_ATTENTION_CAPPED)
         nb_attention_cap<MT, NT>(a, score, d_score);
     float scale = a.score == NB_ATTENTION_CAPPED ? 1.0f : a.scale * NB_ATTENTION_LOG2_E;
@@ -259,7 +268,7 @@ NB_KERNEL_FUNCTION void nb_attention_differentiate_rows(const struct nb_attentio
         for (int n = 0; n < NT; n++)
 #pragma unroll
             for (int e = 0; e < 4; e++) {
-                score[m][n][e] = nb_exp2_fast(fmaf(score[m][n][e], scale, -lse[m][e / 2]));
+                score[m][n][e] = nb_exp2_fast(fmaf(score[m][n][e], scale, -row[m][e / 2].x));
                 d_score[m][n][e] *= score[m][n][e];
             }
 }
@@ -270,51 +279,43 @@ __global__ void __launch_bounds__(WARPS *NB_WARP, BLOCKS) nb_attention_dq_kernel
     typedef nb_attention_dq_shape<HD, MT, WARPS, KEYS> shape;
     enum { NT = KEYS / 8, CT = HD / 8, THREADS = shape::THREADS };
     unsigned char *q_tile = nb_shared_memory(), *d_o_tile = q_tile + shape::D_O_TILE, *k_tile = q_tile + shape::K_TILE,
-                  *v_tile = q_tile + shape::V_TILE;
+                  *v_tile = q_tile + shape::V_TILE, *stats = q_tile + shape::STATS;
     /* The last queries of a sequence see most: first. */
     struct nb_attention_piece p;
     if (!nb_attention_find<shape::QUERIES>(a, a.query_starts, blockIdx.x / (unsigned)a.heads, true, &p))
         return;
-    int head = (int)(blockIdx.x % (unsigned)a.heads), thread = (int)threadIdx.x, lane = thread % NB_WARP;
-    int column = head / a.group * a.head_dim; /* of the kv head */
-    int64_t query_row = p.query_begin + p.first;
+    int head = (int)(blockIdx.x % (unsigned)a.heads), column = head / a.group * a.head_dim; /* of the kv head */
+    int query_row = p.query_begin + p.first, thread = (int)threadIdx.x;
+    /* Position of the first query; first key of the first tile, its row, and how many keys there are from it to the last that is seen. */
     int position = p.keys - p.queries + p.first, key = position >= 0 && (unsigned)position >= a.reach ? position - (int)a.reach + 1 : 0;
-    int end = position + p.rows;
     key -= key % KEYS;
+    int key_row = p.key_begin + key, left = position + p.rows - key;
 
     nb_attention_copy<HD, shape::QUERIES, THREADS>(
         q_tile, a.q + query_row * a.q_stride + head * a.head_dim, a.q_stride, p.rows, a.head_dim, thread);
-    nb_attention_copy<HD, KEYS, THREADS>(
-        k_tile, a.k + (p.key_begin + key) * a.k_stride + column, a.k_stride, end - key, a.head_dim, thread);
+    nb_attention_copy<HD, KEYS, THREADS>(k_tile, a.k + key_row * a.k_stride + column, a.k_stride, left, a.head_dim, thread);
     nb_copy_async_commit();
     nb_attention_copy<HD, shape::QUERIES, THREADS>(
         d_o_tile, a.d_o + query_row * a.d_o_stride + head * a.head_dim, a.d_o_stride, p.rows, a.head_dim, thread);
-    nb_attention_copy<HD, KEYS, THREADS>(
-        v_tile, a.v + (p.key_begin + key) * a.v_stride + column, a.v_stride, end - key, a.head_dim, thread);
+    nb_attention_copy<HD, KEYS, THREADS>(v_tile, a.v + key_row * a.v_stride + column, a.v_stride, left, a.head_dim, thread);
+    if (thread < shape::QUERIES)
+        nb_copy_async_8(stats + thread * 8, a.stats + (int64_t)head * a.tokens_max + query_row + thread, thread < p.rows ? 8 : 0);
     nb_copy_async_commit();
 
-    int own = nb_attention_warp() * 16 * MT, nearest = position + own, buffer = 0;
+    int own = nb_attention_warp() * 16 * MT, buffer = 0; /* the latter in bytes */
+    int distance = position + own - key; /* of the warp's first query from the tile's first key */
     struct nb_attention_lane<HD> q_left = nb_attention_left<HD>(q_tile, own), d_o_left = nb_attention_left<HD>(d_o_tile, own),
                                  k_left = nb_attention_left<HD>(k_tile, 0), k_right = nb_attention_right<HD>(k_tile, 0),
                                  v_right = nb_attention_right<HD>(v_tile, 0);
-    float dq[MT][CT][4], lse[MT][2], delta[MT][2];
+    float dq[MT][CT][4];
 #pragma unroll
     for (int i = 0; i < MT * CT * 4; i++)
         dq[i / 4 / CT][i / 4 % CT][i % 4] = 0.0f;
-#pragma unroll
-    for (int i = 0; i < MT * 2; i++) {
-        int row = own + i * 8 + lane / 4;
-        float2 stats = {};
-        if (row < p.rows)
-            stats = a.stats[(int64_t)head * a.tokens_max + query_row + row];
-        lse[i / 2][i % 2] = stats.x, delta[i / 2][i % 2] = stats.y;
-    }
-    for (; key < end; key += KEYS, buffer = 1 - buffer) {
+    for (; left > 0; left -= KEYS, distance -= KEYS, buffer = shape::K_BYTES - buffer) {
         q_left.half = d_o_left.half = k_left.half = q_left.half ^ a.zero;
         k_right.half = v_right.half = k_right.half ^ a.zero;
         thread ^= a.zero;
-        /* Distance of the warp's first query from the tile's first key. */
-        int distance = nearest - key;
+        int lane = thread % NB_WARP;
         bool seen = distance + 16 * MT - 1 >= 0 && distance - (KEYS - 1) < (int)a.reach;
         bool whole = distance - (KEYS - 1) >= 0 && distance + 16 * MT - 1 < (int)a.reach;
         float score[MT][NT][4], d_score[MT][NT][4];
@@ -322,30 +323,31 @@ __global__ void __launch_bounds__(WARPS *NB_WARP, BLOCKS) nb_attention_dq_kernel
 
         nb_copy_async_wait<1>();
         nb_block_barrier(); /* K is there, the other one no longer read */
-        if (key + KEYS < end)
-            nb_attention_copy<HD, KEYS, THREADS>(k_tile + (1 - buffer) * shape::K_BYTES,
-                a.k + (p.key_begin + key + KEYS) * a.k_stride + column, a.k_stride, end - key - KEYS, a.head_dim, thread);
+        key_row += KEYS;
+        if (left > KEYS)
+            nb_attention_copy<HD, KEYS, THREADS>(k_tile + shape::K_BYTES - buffer, a.k + key_row * a.k_stride + column, a.k_stride,
+                left - KEYS, a.head_dim, thread);
         nb_copy_async_commit();
         if (seen)
-            nb_attention_multiply<HD, MT, NT>(score, q_left, nb_attention_moved(k_right, buffer * shape::K_BYTES));
+            nb_attention_multiply<HD, MT, NT>(score, q_left, nb_attention_moved(k_right, buffer));
         nb_copy_async_wait<1>();
         nb_block_barrier(); /* V is there */
         if (seen) {
             nb_attention_multiply<HD, MT, NT>(d_score, d_o_left, v_right);
-            nb_attention_differentiate_rows<MT, NT>(a, score, d_score, lse, delta);
+            nb_attention_differentiate_rows<MT, NT>(a, score, d_score, stats + (own + lane / 4) * 8);
             if (!whole)
                 nb_attention_hide_both<MT, NT, false>(score, d_score, distance + lane / 4 - lane % 4 * 2, a.reach);
         }
         nb_block_barrier(); /* V no longer read */
-        if (key + KEYS < end)
+        if (left > KEYS)
             nb_attention_copy<HD, KEYS, THREADS>(
-                v_tile, a.v + (p.key_begin + key + KEYS) * a.v_stride + column, a.v_stride, end - key - KEYS, a.head_dim, thread);
+                v_tile, a.v + key_row * a.v_stride + column, a.v_stride, left - KEYS, a.head_dim, thread);
         nb_copy_async_commit();
         if (seen) {
 #pragma unroll
             for (int m = 0; m < MT; m++)
                 nb_attention_pack<NT>(weight[m], d_score[m]);
-            nb_attention_accumulate<HD, MT, NT / 2, CT>(dq, weight, nb_attention_moved(k_left, buffer * shape::K_BYTES), 0);
+            nb_attention_accumulate<HD, MT, NT / 2, CT>(dq, weight, nb_attention_moved(k_left, buffer), 0);
         }
     }
     /* Without a tile the queries may still be landing where the sums go. */
@@ -355,6 +357,8 @@ __global__ void __launch_bounds__(WARPS *NB_WARP, BLOCKS) nb_attention_dq_kernel
 #pragma unroll
     for (int m = 0; m < MT; m++)
         factor[m][0] = factor[m][1] = a.scale;
+    /* Derived again rather than kept through the loop. */
+    head = (int)((blockIdx.x ^ (unsigned)a.zero) % (unsigned)a.heads);
     nb_attention_store<HD, MT, CT>(
         q_tile, own, 0, dq, factor, a.dq + (query_row + own) * a.dq_stride + head * a.head_dim, a.dq_stride, p.rows - own, a.head_dim);
 }

@@ -121,42 +121,77 @@ static inline float bf16_value(uint32_t bits)
     return value;
 }
 
-/* d += a b, the k products of an element in an order that the seed chooses, before or after d. Products are exact in fp32. Hardware sums in
+typedef float float_x8 __attribute__((vector_size(32)));
+
+/* The operands as rows: four words, eight elements of which the even ones come first. That order of k is the same on both sides. */
+struct mma_rows {
+    float a[16][16];
+    float_x8 b[16], d[16];
+};
+
+static inline void unpack_pairs(float to[8], const uint32_t pairs[4])
+{
+    for (int q = 0; q < 4; q++) {
+        to[q] = bf16_value(pairs[q]);
+        uint32_t high = pairs[q] & 0xffff0000u;
+        memcpy(&to[4 + q], &high, sizeof high);
+    }
+}
+
+static inline void gather_rows(struct mma_rows *rows, const struct nb_exchange *exchange)
+{
+    for (int g = 0; g < 8; g++) {
+        uint32_t words[4][4];
+        for (int q = 0; q < 4; q++) {
+            nb_u32_x4 lane = exchange->a[4 * g + q];
+            for (int i = 0; i < 4; i++)
+                words[i][q] = lane[i];
+            memcpy((char *)&rows->d[g] + 8 * q, &exchange->d[4 * g + q], 8);
+            memcpy((char *)&rows->d[g + 8] + 8 * q, (const char *)&exchange->d[4 * g + q] + 8, 8);
+        }
+        for (int i = 0; i < 4; i++)
+            unpack_pairs(&rows->a[g + i % 2 * 8][i / 2 * 8], words[i]);
+    }
+    for (int q = 0; q < 4; q++) {
+        uint32_t words[2][8];
+        for (int g = 0; g < 8; g++) {
+            words[0][g] = (uint32_t)exchange->b[4 * g + q];
+            words[1][g] = (uint32_t)(exchange->b[4 * g + q] >> 32);
+        }
+        for (int i = 0; i < 2; i++) {
+            uint32_t low[8], high[8];
+            for (int g = 0; g < 8; g++)
+                low[g] = words[i][g] << 16, high[g] = words[i][g] & 0xffff0000u;
+            memcpy(&rows->b[8 * i + q], low, sizeof low);
+            memcpy(&rows->b[8 * i + 4 + q], high, sizeof high);
+        }
+    }
+}
+
+/* d += a b, the 16 products of an element in an order that the seed chooses, before or after d. Products are exact in fp32. Hardware sums in
  * yet another way; what may be relied on is only that it is always the same. */
 __attribute__((target_clones("avx2", "default"), optimize("O3"))) static void multiply(struct nb_exchange *exchange, unsigned order)
 {
-    float a[16][16], b[16][8], d[16][8];
-    for (int l = 0; l < NB_LANES; l++) {
-        int g = l / 4, q = l % 4;
-        for (int i = 0; i < 4; i++) {
-            int row = g + (i & 1) * 8, column = 2 * q + (i >> 1) * 8;
-            a[row][column] = bf16_value(exchange->a[l][i] & 0xffff);
-            a[row][column + 1] = bf16_value(exchange->a[l][i] >> 16);
-        }
-        for (int i = 0; i < 2; i++) {
-            uint32_t pair = (uint32_t)(exchange->b[l] >> 32 * i);
-            b[2 * q + 8 * i][g] = bf16_value(pair & 0xffff);
-            b[2 * q + 8 * i + 1][g] = bf16_value(pair >> 16);
-        }
-        for (int i = 0; i < 4; i++)
-            d[g + (i >> 1) * 8][2 * q + (i & 1)] = exchange->d[l][i];
-    }
+    struct mma_rows rows;
+    gather_rows(&rows, exchange);
     bool d_first = order & 16;
-    for (int row = 0; row < 16; row++) {
-        float sum[8];
-        for (int n = 0; n < 8; n++)
-            sum[n] = d_first ? d[row][n] : 0.0f;
+    for (int row = 0; row < 16; row += 4) {
+        const float_x8 zero = {};
+        float_x8 sum[4];
+        for (int i = 0; i < 4; i++)
+            sum[i] = d_first ? rows.d[row + i] : zero;
         for (unsigned k = 0; k < 16; k++) {
             unsigned at = k ^ (order & 15);
-            for (int n = 0; n < 8; n++)
-                sum[n] += a[row][at] * b[at][n];
+            float_x8 b = rows.b[at];
+            for (int i = 0; i < 4; i++)
+                sum[i] += rows.a[row + i][at] * b;
         }
-        for (int n = 0; n < 8; n++)
-            d[row][n] = d_first ? sum[n] : d[row][n] + sum[n];
+        for (int i = 0; i < 4; i++)
+            rows.d[row + i] = d_first ? sum[i] : rows.d[row + i] + sum[i];
     }
     for (int l = 0; l < NB_LANES; l++) {
-        int g = l / 4, q = l % 4;
-        exchange->d[l] = nb_float_x4{d[g][2 * q], d[g][2 * q + 1], d[g + 8][2 * q], d[g + 8][2 * q + 1]};
+        memcpy(&exchange->d[l], (const char *)&rows.d[l / 4] + l % 4 * 8, 8);
+        memcpy((char *)&exchange->d[l] + 8, (const char *)&rows.d[l / 4 + 8] + l % 4 * 8, 8);
     }
 }
 

@@ -34,7 +34,8 @@ static const char *format_name(const struct nb_run *run)
 }
 
 /* "forward  4096 x 14336 fused, 1024 x 4096 scratch". Backward, matrices that share their input are one, stacked. */
-static void print_direction(const struct nb_run *run, const struct nb_plan *plan, bool backward, FILE *out)
+static bool print_direction(
+    const struct nb_run *run, const struct nb_plan *plan, bool backward, const char *title, FILE *out)
 {
     bool first = true;
     for (int i = 0; i < plan->sites; i++) {
@@ -43,12 +44,13 @@ static void print_direction(const struct nb_run *run, const struct nb_plan *plan
             continue;
         const char *path = nb_product_path_name(nb_product_path_of(&run->profile, s));
         if (first)
-            fprintf(out, "%s  ", backward ? "           backward" : "products   forward ");
+            fprintf(out, "%-11s%s ", title, backward ? "backward" : "forward ");
         fprintf(out, "%s%d x %d %s", first ? "" : ", ", s->out, s->in, path);
         first = false;
     }
     if (!first)
         fprintf(out, "\n");
+    return !first;
 }
 
 static void print_device(const struct nb_run *run, const struct nb_plan *plan, FILE *out)
@@ -60,8 +62,8 @@ static void print_device(const struct nb_run *run, const struct nb_plan *plan, F
         fprintf(out, "device     %s (compute capability %d.%d), %s\n", p->name, p->compute_capability / 10,
             p->compute_capability % 10,
             p->cublaslt_version ? "cuBLASLt for large products" : "products on nibble's own kernels, without cuBLASLt");
-    print_direction(run, plan, false, out);
-    print_direction(run, plan, true, out);
+    bool titled = print_direction(run, plan, false, "products", out);
+    print_direction(run, plan, true, titled ? "" : "products", out);
     int again = plan->blocks - plan->kept_everything - plan->kept_attention;
     if (again + plan->kept_attention == 0)
         return;

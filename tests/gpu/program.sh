@@ -11,7 +11,7 @@ lora_target_linear: true
 datasets: [{path: $work/rows.jsonl, type: tokens}]
 learning_rate: 1e-3
 lr_scheduler: constant
-sequence_len: 24
+sequence_len: 40
 micro_batch_size: 2
 max_steps: 2
 save_steps: 1
@@ -24,7 +24,7 @@ done >"$work/rows.jsonl"
 
 # device: auto is the GPU, and the plan says how it will multiply.
 succeeds plan "$work/config.yml"
-says out '^device +emulated GPU \(compute capability 8\.9\)' '^products +forward +64 x 64 (fused|scratch)' '^ +backward +'
+says out '^device +emulated GPU \(compute capability 8\.9\)' '^products +forward +64 x 64 (fused|scratch)' '^ +backward 64 x 128 '
 succeeds plan "$work/config.yml" --json
 equal "device" "$("$probe" json "$work/out" device)" 'emulated GPU'
 "$probe" json "$work/out" products.0.path >/dev/null || problem "the plan's JSON names no products"

@@ -391,7 +391,7 @@ void checkop_expect_activation(struct checkop *c, struct checkop_buffer *b, uint
                                double relative, double absolute)
 {
     bool bf16 = b->dtype == NB_DTYPE_BF16;
-    struct checkop_tolerance tolerance = {bf16 ? 2 : 0, relative, absolute + 0x1p-148};
+    struct checkop_tolerance tolerance = {.ulps = bf16 ? 2 : 0, .relative = relative, .absolute = absolute + 0x1p-148};
     checkop_expect(c, b, begin, count, want, tolerance);
     if (!bf16 || count < 100)
         return;

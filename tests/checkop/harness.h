@@ -32,6 +32,7 @@ struct checkop_target {
     int same_as;              /* whose bytes it must give: the reference's, or those of an earlier one under test; -1: nobody's */
     uint64_t machine_seed;    /* checkop_machine_seed's before each run; 0: none */
     bool library_products;    /* cuBLASLt multiplies there */
+    bool attention_alone;     /* serves attention alone, whose tiles are others on its GPU */
     bool products_alone;      /* serves only the ops that multiply by matrices: for the others it is another target once more */
     bool forces_path;         /* of every matrix, by a table that is written anew before each run */
     enum nb_product_path path;
@@ -131,7 +132,7 @@ void checkop_machine_gpu(int compute_capability, int multiprocessors);
  * is real. */
 bool checkop_machine_revive(void);
 
-/* Deliberately broken ops must be caught. Returns the number that were not. */
-int checkop_self_test(uint64_t seed);
+/* Deliberately broken ops must be caught, on the cpu devices or on CUDA ones. Returns the number that were not; -1: there is no GPU. */
+int checkop_self_test(uint64_t seed, bool cuda);
 
 #endif

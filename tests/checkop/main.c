@@ -1,4 +1,5 @@
-/* checkop [--device cpu|cuda] [--seed N] [--only OP]... [--work-max N] [--bench [--threads N]] | --coverage OP... | --self-test */
+/* checkop [--device cpu|cuda] [--seed N] [--only OP]... [--work-max N] [--bench [--threads N]] | --coverage OP... |
+ * [--device cpu|cuda] --self-test */
 #include <inttypes.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -12,7 +13,7 @@ static int usage(const char *what)
 {
     fprintf(stderr,
             "checkop: %s\nusage: checkop [--device cpu|cuda] [--seed N] [--only OP]... [--work-max N] [--bench [--threads N]] | --coverage "
-            "OP... | --self-test\n"
+            "OP... | [--device cpu|cuda] --self-test\n"
             "  --work-max N: cases of more multiply-adds do not run on the device under test (0: all do; 50,000,000 on an emulated one)\n",
             what);
     return 2;
@@ -120,9 +121,9 @@ int main(int argument_count, char **argument)
             return check_coverage(argument + i + 1, argument_count - i - 1);
         }
         if (strcmp(argument[i], "--self-test") == 0) {
-            int missed = checkop_self_test(c->seed);
+            int missed = checkop_self_test(c->seed, cuda);
             free(c);
-            return missed ? 1 : 0;
+            return missed < 0 ? EXIT_SKIPPED : missed ? 1 : 0;
         }
         if (strcmp(argument[i], "--bench") == 0) {
             c->bench = true;

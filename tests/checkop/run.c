@@ -280,6 +280,10 @@ static enum outcome enqueue_all(struct checkop *c, const struct checkop_target *
     must(c, t, d->stream_wait_event(d, t->stream[1], t->event[0]), "stream_wait_event");
     nb_status status = checkop_entry(c->op)->call(d, t->stream[1], args);
     bool declined = is_refusal_of_f32(c, t, status);
+    if (checkop_machine_revive()) { /* the op ran something itself */
+        checkop_fail(c, "%s: the machine stopped within the call", t->name);
+        return LOST;
+    }
     if (status != NB_OK && !declined)
         checkop_fail(c, "%s: %s", t->name, nb_status_message());
     must(c, t, d->event_record(d, t->stream[1], t->event[1]), "event_record");
@@ -332,6 +336,8 @@ static void run_on(struct checkop *c, int target, void *args, nb_status want)
 
 bool checkop_takes_part(const struct checkop_target *t, enum checkop_op op)
 {
+    if (t->attention_alone)
+        return op == CHECKOP_attention || op == CHECKOP_attention_backward;
     return !t->products_alone || op == CHECKOP_linear || op == CHECKOP_linear_backward;
 }
 

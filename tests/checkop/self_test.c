@@ -78,19 +78,36 @@ static nb_status runs_twice_on_another_stream(struct nb_device *d, struct nb_str
     return status;
 }
 
-static uint64_t failures_with(uint64_t seed, add_function *broken)
+/* Not in nb_cuda_refuse_f32's words. */
+static nb_status declines(struct nb_device *d, struct nb_stream *s, const struct nb_add *a)
+{
+    (void)d;
+    (void)s;
+    (void)a;
+    return nb_fail(NB_UNSUPPORTED, "add: not today");
+}
+
+/* Failures of add's check with the op broken on all devices or, where CUDA devices are checked, on those. SKIPPED: there is no GPU. */
+enum { SKIPPED = UINT32_MAX };
+static uint64_t failures_with(uint64_t seed, bool cuda, add_function *broken)
 {
     struct checkop *c = checkop_allocate(sizeof *c);
     c->seed = seed;
     c->quiet = true;
     c->op = CHECKOP_add;
-    checkop_add_cpu_targets(c);
-    if (broken)
-        for (int k = 0; k < c->targets; k++) {
-            struct nb_device *d = c->target[k].device;
-            d->swiglu = (swiglu_function *)(void (*)(void))d->add;
-            d->add = broken;
-        }
+    if (!cuda) {
+        checkop_add_cpu_targets(c);
+    } else if (checkop_add_cuda_targets(c) != NB_OK) {
+        free(c);
+        return SKIPPED;
+    }
+    for (int k = 0; broken && k < c->targets; k++) {
+        struct nb_device *d = c->target[k].device;
+        if (cuda && !c->target[k].under_test)
+            continue;
+        d->swiglu = (swiglu_function *)(void (*)(void))d->add;
+        d->add = broken;
+    }
     checkop_add(c);
     checkop_remove_targets(c);
     uint64_t failures = c->failures;
@@ -98,28 +115,36 @@ static uint64_t failures_with(uint64_t seed, add_function *broken)
     return failures;
 }
 
-int checkop_self_test(uint64_t seed)
+int checkop_self_test(uint64_t seed, bool cuda)
 {
     static const struct {
         const char *name;
         add_function *broken;
+        bool cpu, gpu, emulated_gpu; /* where it shows */
     } damage[] = {
-        {"a wrong value", wrong_value},
-        {"a write behind", writes_behind},
-        {"a write in front", writes_in_front},
-        {"a write beyond the valid rows", writes_beyond_valid},
-        {"a changed input", changes_input},
-        {"an op that does nothing", does_nothing},
-        {"a result that depends on the threads", depends_on_threads},
-        {"work on a stream that nothing joins", runs_twice_on_another_stream},
+        {"a wrong value", wrong_value, true, true, true},
+        {"a write behind", writes_behind, true, true, true},
+        {"a write in front", writes_in_front, true, true, true},
+        {"a write beyond the valid rows", writes_beyond_valid, true, true, true},
+        {"a changed input", changes_input, true, true, true},
+        {"an op that does nothing", does_nothing, true, true, true},
+        {"an op that declines", declines, true, true, true},
+        {"a result that depends on the threads", depends_on_threads, true, false, false},
+        {"work on a stream that nothing joins", runs_twice_on_another_stream, true, false, true},
     };
-    int missed = 0;
+    uint64_t failures = failures_with(seed, cuda, NULL);
+    int missed = failures != 0;
+    if (failures == SKIPPED) {
+        printf("checkop: skipped: %s\n", nb_status_message());
+        return -1;
+    }
+    printf("%-40s %s\n", "the unbroken op", failures ? "FAILED" : "passes");
     for (size_t i = 0; i < sizeof damage / sizeof *damage; i++) {
-        uint64_t failures = failures_with(seed, damage[i].broken);
+        if (!cuda ? !damage[i].cpu : checkop_machine_emulated ? !damage[i].emulated_gpu : !damage[i].gpu)
+            continue;
+        failures = failures_with(seed, cuda, damage[i].broken);
         printf("%-40s %s (%llu failures)\n", damage[i].name, failures ? "caught" : "MISSED", (unsigned long long)failures);
         missed += failures == 0;
     }
-    uint64_t failures = failures_with(seed, NULL);
-    printf("%-40s %s\n", "the unbroken op", failures ? "FAILED" : "passes");
-    return missed + (failures != 0);
+    return missed;
 }

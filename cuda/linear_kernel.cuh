@@ -76,13 +76,9 @@ NB_KERNEL_FUNCTION void nb_product_advance(const struct nb_product &p, struct nb
 
 /* ---- bf16 tiles ---- */
 
-/* 16 bytes of row `from`, columns `column` .. column + 7, of which `valid` columns exist (may be <= 0), to shared memory, zeros behind. */
-NB_KERNEL_FUNCTION void nb_product_copy(unsigned char *to, const nb_bf16 *from, int valid, bool wide)
+/* Eight elements of which `valid` exist (may be <= 0), zeros behind, one by one: for addresses that no 16-byte copy takes. */
+NB_KERNEL_FUNCTION uint4 nb_product_gather(const nb_bf16 *from, int valid)
 {
-    if (wide) {
-        nb_copy_async_16(to, from, valid < 0 ? 0 : valid > 8 ? 16 : 2 * valid);
-        return;
-    }
     uint32_t pair[4];
 #pragma unroll
     for (int i = 0; i < 4; i++) {
@@ -91,7 +87,7 @@ NB_KERNEL_FUNCTION void nb_product_copy(unsigned char *to, const nb_bf16 *from, 
     }
     uint4 chunk;
     chunk.x = pair[0], chunk.y = pair[1], chunk.z = pair[2], chunk.w = pair[3];
-    *(uint4 *)to = chunk;
+    return chunk;
 }
 
 /* HEIGHT rows of CHUNKS 16-byte chunks to `tile`. Row r is row `row` + r of `from`, of `rows` that exist; columns likewise. */
@@ -107,12 +103,18 @@ NB_KERNEL_FUNCTION void nb_product_load(unsigned char *tile, const struct nb_pro
     int chunk = thread % CHUNKS, r = thread / CHUNKS;
     const nb_bf16 *from = s.from + (int64_t)(s.row + r) * s.stride + (s.column + chunk * 8);
     unsigned char *to = tile + (r * CHUNKS + (chunk ^ (r & 7))) * 16;
-    bool wide = ((uintptr_t)s.from % 16 | (unsigned)s.stride % 8) == 0;
-    int valid = s.columns - (s.column + chunk * 8);
+    int valid = s.columns - (s.column + chunk * 8), bytes = valid < 0 ? 0 : valid > 8 ? 16 : 2 * valid;
+    if (((uintptr_t)s.from % 16 | (unsigned)s.stride % 8) == 0) {
 #pragma unroll
-    for (int i = 0; i < HEIGHT / EACH; i++)
-        nb_product_copy(to + i * EACH * CHUNKS * 16, from + (int64_t)(i * EACH) * s.stride,
-            s.row + r + i * EACH < s.rows ? valid : 0, wide);
+        for (int i = 0; i < HEIGHT / EACH; i++)
+            nb_copy_async_16(to + i * EACH * CHUNKS * 16, from + (int64_t)(i * EACH) * s.stride,
+                s.row + r + i * EACH < s.rows ? bytes : 0);
+    } else {
+#pragma unroll 1
+        for (int i = 0; i < HEIGHT / EACH; i++)
+            *(uint4 *)(to + i * EACH * CHUNKS * 16) =
+                nb_product_gather(from + (int64_t)(i * EACH) * s.stride, s.row + r + i * EACH < s.rows ? valid : 0);
+    }
 }
 
 template <class S>

@@ -254,8 +254,7 @@ void checkop_attention_backward(struct checkop *c)
         {.queries = {5, 150, 2}, .keys = {2, 20, 9}, .heads = 2, .kv_heads = 1, .head_dim = 64},
         {.queries = {3}, .keys = {200}, .heads = 2, .kv_heads = 1, .head_dim = 64, .window = 5},
         /* More sequences than a warp looks at in one go; each is the same wherever it stands. */
-        {.queries = {3, 1, 2, 1, 1, 3, 2, 2, 1, 4, 1, 1, 2, 3, 1, 1, 1, 2, 1, 3, 1, 1, 2, 5, 1, 1, 3, 1, 2, 1, 1, 1, 2, 1, 3, 1, 1, 2, 70, 1, 1,
-             1, 2, 3, 1, 1, 2, 1, 1, 1, 1, 3, 1, 2, 1, 1, 1, 1, 2, 1, 1, 1, 1, 1, 3, 1, 2},
+        {.queries = {4, 5, 3, 6, 3, 4, 5, 6, 3, 4, 7, 3, 5, 4, 6, 1, 3, 4, 5, 3, 6, 4, 3, 5, 70, 4, 3, 6, 5, 3, 4, 7, 3, 5, 4, 6, 3, 5},
          .heads = 4, .kv_heads = 2, .head_dim = 64, .repeats = true},
         {.queries = {150, 7, 150, 64, 150}, .heads = 1, .kv_heads = 1, .head_dim = 64, .stride_extra = 8, .rows_extra = 5, .repeats = true},
         {.queries = {1, 100, 100, 63, 100}, .heads = 2, .kv_heads = 1, .head_dim = 128, .window = 40, .repeats = true},

@@ -7,7 +7,7 @@
 
 struct cuda_target {
     const char *name;
-    bool library, forces_path;
+    bool library, forces_path, attention;
     enum nb_product_path path;
     int compute_capability; /* of an emulated GPU; 0: the usual one */
     int same_as;            /* the number of the target whose bytes it must give; -1: of none */
@@ -37,6 +37,7 @@ static int add_cuda(struct checkop *c, const struct cuda_target *from, uint64_t 
     t->machine_seed = machine_seed;
     t->same_as = from->same_as;
     t->library_products = from->library;
+    t->attention_alone = from->attention;
     t->products_alone = from->library || from->forces_path || from->compute_capability != 0;
     t->forces_path = from->forces_path;
     t->path = from->path;
@@ -59,6 +60,7 @@ nb_status checkop_add_cuda_targets(struct checkop *c)
         {.name = "cuda, scratch", .forces_path = true, .path = NB_PRODUCT_SCRATCH, .same_as = own},
         {.name = "cuda, overlapped", .forces_path = true, .path = NB_PRODUCT_OVERLAPPED, .same_as = own},
         {.name = "cuda, 8.0", .compute_capability = 80, .same_as = own},
+        {.name = "cuda, 9.0", .attention = true, .compute_capability = 90, .same_as = -1},
         {.name = "cuda, cuBLASLt", .library = true, .same_as = -1},
         {.name = "cuda, cuBLASLt, scratch", .library = true, .forces_path = true, .path = NB_PRODUCT_SCRATCH, .same_as = -1},
         {.name = "cuda, cuBLASLt, overlapped", .library = true, .forces_path = true, .path = NB_PRODUCT_OVERLAPPED, .same_as = -1},

@@ -152,6 +152,9 @@ cudaError_t nb_emulator_enqueue(cudaStream_t stream, std::function<bool()> run);
 
 /* ---- launching, as device.cuh asks for it ---- */
 
+/* Each file has its own of this: two may have structs of one name, whose copying the linker would take for the same function. */
+namespace {
+
 /* The kernel's arguments, one behind the other: trivially copyable, so that runtime.cc, which is not instrumented, can put them on the fiber's
  * stack, where the kernel may read. */
 template <typename... P> struct nb_emulator_arguments;
@@ -169,6 +172,8 @@ template <typename F, typename... R> struct nb_emulator_arguments<F, R...> {
         rest.template call<Q...>(kernel, values..., first);
     }
 };
+
+} // namespace
 
 /* arguments: at a nb_emulator_arguments<P...>. */
 template <typename... P> static void nb_emulator_call(const void *kernel, const void *arguments)

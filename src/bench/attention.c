@@ -102,8 +102,8 @@ nb_status nb_bench_attention(const struct nb_bench_options *options)
         nb_bench_print_head(&bench, "attention, causal, 32 query and 8 key heads of 128");
     for (int i = 0; status == NB_OK && i < count; i++)
         status = measure(&bench, length[i], results);
-    if (status == NB_OK && options->json)
-        status = nb_bench_print_json(&bench, "attention", json_incref(results));
+    if (status == NB_OK)
+        status = nb_bench_report(&bench, "attention", json_incref(results));
     json_decref(results);
     nb_bench_close(&bench);
     return status;

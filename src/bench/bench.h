@@ -11,7 +11,8 @@
 
 struct nb_bench_options {
     enum nb_config_device device;
-    bool json;
+    bool json;         /* print JSON in place of the table */
+    const char *save;  /* write the JSON here as well; NULL: nowhere */
     bool quick;        /* fewer sizes and repetitions: for a short look and for tests */
     bool write;        /* matmul: leave the fastest ways in the user's configuration folder */
     const char *model; /* step, generate: a checkpoint, or a config.json alone, whose weights are then random */

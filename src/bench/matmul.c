@@ -374,8 +374,8 @@ nb_status nb_bench_matmul(const struct nb_bench_options *options)
     }
     if (status == NB_OK)
         status = measure_all(m);
-    if (status == NB_OK && options->json)
-        status = nb_bench_print_json(&bench, "matmul", json_incref(m->results));
+    if (status == NB_OK)
+        status = nb_bench_report(&bench, "matmul", json_incref(m->results));
     if (status == NB_OK && options->write)
         status = write_table(m);
     json_decref(m->results);

@@ -4,16 +4,17 @@
 #include <string.h>
 
 #include "base/bfloat.h"
+#include "base/file.h"
 #include "base/progress.h"
 #include "base/random.h"
 #include "base/threads.h"
 #include "device/cuda/cuda.h"
 #include "quant/matrix.h"
 
-enum { SAMPLES = 9, SAMPLES_QUICK = 3 };
+enum { SAMPLES = 7, SAMPLES_QUICK = 3 };
 
 static const uint64_t copy_bytes = 1u << 28, random_bytes_max = 1u << 26;
-static const double sample_seconds = 0.02, sample_seconds_quick = 0.002;
+static const double sample_seconds = 0.01, sample_seconds_quick = 0.002;
 
 /* ---- memory ---- */
 
@@ -245,7 +246,7 @@ static const char *backend_of(const struct nb_bench *bench)
     return bench->cuda ? nb_cuda_backend_description(bench->device) : nb_cpu_backend_description();
 }
 
-nb_status nb_bench_print_json(const struct nb_bench *bench, const char *benchmark, json_t *results)
+nb_status nb_bench_report(const struct nb_bench *bench, const char *benchmark, json_t *results)
 {
     json_t *root = json_pack("{s:s, s:s, s:s, s:f, s:f, s:o}", "benchmark", benchmark, "device", bench->device->profile.name,
         "backend", backend_of(bench), "copy_gb_per_second", bench->copy_bytes_per_second / 1e9, "product_tflops",
@@ -254,9 +255,14 @@ nb_status nb_bench_print_json(const struct nb_bench *bench, const char *benchmar
     json_decref(root);
     if (!text)
         return nb_fail(NB_MEMORY, "no memory to print the benchmark");
-    int written = fprintf(bench->options->out, "%s\n", text);
+    nb_status status = NB_OK;
+    if (bench->options->save)
+        status = nb_file_write(bench->options->save, text, strlen(text));
+    if (status == NB_OK && bench->options->json &&
+        (fprintf(bench->options->out, "%s\n", text) < 0 || fflush(bench->options->out) != 0))
+        status = nb_fail_errno("cannot print the benchmark");
     free(text);
-    return written < 0 || fflush(bench->options->out) != 0 ? nb_fail_errno("cannot print the benchmark") : NB_OK;
+    return status;
 }
 
 void nb_bench_print_head(const struct nb_bench *bench, const char *benchmark)

@@ -50,8 +50,9 @@ struct nb_bench_time {
 typedef nb_status nb_bench_call(struct nb_bench *bench, void *context, int i);
 nb_status nb_bench_time(struct nb_bench *bench, nb_bench_call *call, void *context, struct nb_bench_time *time);
 
-/* {"device": ..., "copy_gb_per_second": ..., "product_tflops": ..., "results": [...]}, printed with options->json; takes `results`. */
-nb_status nb_bench_print_json(const struct nb_bench *bench, const char *benchmark, json_t *results);
+/* {"benchmark": ..., "device": ..., "copy_gb_per_second": ..., "product_tflops": ..., "results": [...]}: printed with options->json, written
+ * to options->save where that is set. Takes `results`. */
+nb_status nb_bench_report(const struct nb_bench *bench, const char *benchmark, json_t *results);
 
 /* The lines over every table for people. */
 void nb_bench_print_head(const struct nb_bench *bench, const char *benchmark);

@@ -230,8 +230,8 @@ nb_status nb_bench_step(const struct nb_bench_options *options)
         if (status == NB_OK)
             json_array_append_new(results, steps_json(&steps, bench.product_flops_per_second));
     }
-    if (status == NB_OK && options->json)
-        status = nb_bench_print_json(&bench, "step", json_incref(results));
+    if (status == NB_OK)
+        status = nb_bench_report(&bench, "step", json_incref(results));
     json_decref(results);
     nb_bench_close(&bench);
     return status;
@@ -312,8 +312,8 @@ nb_status nb_bench_generate(const struct nb_bench_options *options)
         fprintf(options->out, "%.1f tokens/s after %d tokens; %.1f would read all weights at the rate of a copy: %.0f%%\n", 1 / g.seconds,
             g.prompt, limit, 100 / g.seconds / limit);
     }
-    if (status == NB_OK && options->json)
-        status = nb_bench_print_json(&bench, "generate",
+    if (status == NB_OK)
+        status = nb_bench_report(&bench, "generate",
             json_pack("[{s:i, s:f, s:f, s:f, s:f}]", "prompt_tokens", g.prompt, "prompt_seconds", g.prompt_seconds,
                 "tokens_per_second", 1 / g.seconds, "limit_tokens_per_second", limit, "share_of_limit", 1 / g.seconds / limit));
     nb_bench_close(&bench);

@@ -18,6 +18,7 @@ static const struct nb_option options[] = {
         .maximum = 1 << 20},
     {.name = "write", .type = NB_OPTION_FLAG, .help = "matmul: use the fastest ways on this GPU from now on"},
     {.name = "quick", .type = NB_OPTION_FLAG, .help = "small sizes, few repetitions"},
+    {.name = "save", .type = NB_OPTION_TEXT, .value = "FILE", .help = "write the JSON object there, beside the table"},
     {.name = "json", .type = NB_OPTION_FLAG, .help = "print one JSON object"},
     {0},
 };
@@ -54,6 +55,7 @@ static nb_status choose_device(const char *name, enum nb_config_device *device)
 static nb_status run(const struct nb_arguments *arguments)
 {
     struct nb_bench_options o = {
+        .save = arguments->text[option("save")],
         .json = arguments->given[option("json")],
         .quick = arguments->given[option("quick")],
         .write = arguments->given[option("write")],

@@ -262,6 +262,7 @@ NB_KERNEL_FUNCTION void update_block(
     float m_largest = largest_of(m), v_largest = largest_of(v);
     encode<true>(t->m_midpoints, m, m_largest, length, m_codes);
     encode<false>(t->v_midpoints, v, v_largest, length, v_codes);
+    nb_warp_barrier(); /* all lanes have read the scales that lane 0 now replaces */
     if (lane == 0) {
         o.m_absmax[block] = m_largest;
         o.v_absmax[block] = v_largest;

@@ -75,20 +75,25 @@ template <int KIND> __global__ void __launch_bounds__(THREADS, 2) few_kernel(str
     float *table = (float *)nb_shared_memory(), *sums = table + NB_FEW_TABLE_FLOATS;
     const nb_bf16 *x = d.x + (int64_t)(lane / 4 < valid ? lane / 4 : 0) * d.x_stride;
     struct nb_few_rows rows = nb_few_rows_of<KIND>(part, table, first + lane / 4, in);
+    constexpr int STRIDE = WARPS * nb_few_shape<KIND>::DEPTH;
     int column = warp * nb_few_shape<KIND>::DEPTH;
-    struct nb_few_run<KIND> next;
+    struct nb_few_run<KIND> even, odd; /* one in work, one under way */
     if (column < in)
-        nb_few_fetch<KIND>(&next, rows, column, in);
+        nb_few_fetch<KIND>(&even, rows, column, in);
     nb_few_fill_table(table, part);
     nb_block_barrier();
     float sum[2][4] = {};
     while (column < in) {
-        struct nb_few_run<KIND> run = next;
-        int after = column + WARPS * nb_few_shape<KIND>::DEPTH;
-        if (after < in)
-            nb_few_fetch<KIND>(&next, rows, after, in);
-        multiply_step<KIND>(sum, run, rows, x, column, in);
-        column = after;
+        if (column + STRIDE < in)
+            nb_few_fetch<KIND>(&odd, rows, column + STRIDE, in);
+        multiply_step<KIND>(sum, even, rows, x, column, in);
+        column += STRIDE;
+        if (column >= in)
+            break;
+        if (column + STRIDE < in)
+            nb_few_fetch<KIND>(&even, rows, column + STRIDE, in);
+        multiply_step<KIND>(sum, odd, rows, x, column, in);
+        column += STRIDE;
     }
     int token = lane % 4 * 2;
     if (token < TOKENS) {

@@ -159,6 +159,7 @@ struct nb_machine {
     bool interval_written;
     std::vector<uint32_t> intervals_closed; /* by a fence, not yet published by an atomic operation */
     uint32_t acquired;
+    uint32_t begun;                      /* the time when the block began */
 
     struct nb_fiber scheduler;
     struct nb_fiber_stacks stacks;

@@ -1,6 +1,6 @@
-/* Device memory and pinned memory: bounds, what was written, and who of a launch's blocks touched which word.
+/* Device memory and pinned memory: bounds, what was written, and who touched which word in a launch.
  *
- * Blocks are ordered by atomic operations alone. A block's writes carry the number of an interval of it; a fence ends the interval, and the
+ * Within a block, the barriers order (machine.h). Blocks are ordered by atomic operations alone. A block's writes carry the number of an interval of it; a fence ends the interval, and the
  * block's next atomic operation publishes those that fences ended. A block that performs an atomic operation later, on whatever address, has
  * acquired them. So: write, fence, atomic; atomic, then read. A word of an interval that was not acquired is a race to touch. Of a word
  * only the last writer and one of its readers are kept. */
@@ -16,11 +16,13 @@
 
 #define NB_PLACE __builtin_return_address(0)
 
-/* Numbers of intervals; of this launch when at least launch_begin. In `reader` the top bit: by nb_load_once_16. */
+/* writer, reader: numbers of intervals; of this launch when at least launch_begin. In `reader` the top bit: by nb_load_once_16. The stamps say
+ * which thread of that block it was, and when: the time since the block's start above 10 bits of thread; 0: of no more interest. */
 struct nb_global_record {
-    uint32_t writer, reader;
+    uint32_t writer, reader, write_stamp, read_stamp;
 };
 enum : uint32_t { NB_READ_ONCE = 1u << 31 };
+enum { NB_STAMP_THREAD_BITS = 10 };
 
 struct nb_allocation {
     uintptr_t base;
@@ -188,6 +190,7 @@ void nb_memory_launch(uint64_t blocks)
 
 void nb_memory_block(struct nb_machine *machine)
 {
+    machine->begun = machine->floor;
     machine->interval = new_interval(machine, UINT32_MAX);
     machine->interval_written = false;
     machine->intervals_closed.clear();
@@ -214,6 +217,25 @@ void nb_memory_publish(struct nb_machine *machine)
 void nb_memory_acquire(struct nb_machine *machine)
 {
     machine->acquired = __atomic_add_fetch(&memory.time, 1, __ATOMIC_ACQ_REL);
+}
+
+static inline bool is_own(const struct nb_machine *machine, uint32_t number)
+{
+    return number == machine->interval ||
+        (number >= memory.launch_begin && memory.intervals[number - memory.launch_begin].block == (uint32_t)machine->block_linear);
+}
+
+static inline uint32_t stamp_now(const struct nb_machine *machine)
+{
+    uint32_t time = machine->now - machine->begun;
+    return time >= 1u << (32 - NB_STAMP_THREAD_BITS) ? 0 : time << NB_STAMP_THREAD_BITS | machine->lane->thread;
+}
+
+/* Whether a barrier stands between what a thread of this block did and now. */
+static inline bool is_ordered(const struct nb_machine *machine, uint32_t stamp)
+{
+    uint32_t time = machine->begun + (stamp >> NB_STAMP_THREAD_BITS), thread = stamp & ((1u << NB_STAMP_THREAD_BITS) - 1);
+    return time <= machine->floor || thread == machine->lane->thread || nb_machine_knows(machine, machine->lane->thread, thread, time);
 }
 
 /* The block of an interval that must not be touched without synchronization, or -1. */
@@ -259,10 +281,30 @@ static const char *const does_words[] = {"reads", "writes", "reads once", "updat
         does_words[access], (size_t)(address - allocation->base), allocation->bytes, (void *)allocation->base, (long long)block, did);
 }
 
+[[noreturn]] static void report_race_within(
+    struct nb_machine *machine, uintptr_t address, enum nb_access access, uint32_t stamp, const char *did, const void *place)
+{
+    const struct nb_allocation *allocation = find(address);
+    nb_machine_fault(machine, NB_EMULATOR_RACE, place,
+        "%s byte %zu of the allocation of %zu bytes at %p, which thread %u of the block %s with no barrier between", does_words[access],
+        (size_t)(address - allocation->base), allocation->bytes, (void *)allocation->base, stamp & ((1u << NB_STAMP_THREAD_BITS) - 1), did);
+}
+
 [[noreturn]] static void report_once(struct nb_machine *machine, uintptr_t address, enum nb_access access, const void *place)
 {
     nb_machine_fault(machine, NB_EMULATOR_RACE, place, "%s %p: bytes that a launch reads once (ld.global.nc) must not be written by it",
         does_words[access], (void *)address);
+}
+
+/* Of what this launch wrote or read before. */
+static inline void check_order(struct nb_machine *machine, uint32_t number, uint32_t stamp, uintptr_t address, enum nb_access access,
+    const char *did, const void *place)
+{
+    int64_t block = stranger(machine, number);
+    if (__builtin_expect(block >= 0, 0))
+        report_race(machine, address, access, block, did, place);
+    if (access != NB_ACCESS_ATOMIC && is_own(machine, number) && __builtin_expect(!is_ordered(machine, stamp), 0))
+        report_race_within(machine, address, access, stamp, did, place);
 }
 
 static inline void check_record(
@@ -270,27 +312,25 @@ static inline void check_record(
 {
     uint32_t writer = __atomic_load_n(&record->writer, __ATOMIC_ACQUIRE);
     if (writer >= memory.launch_begin) {
-        int64_t block = stranger(machine, writer);
-        if (__builtin_expect(block >= 0, 0))
-            report_race(machine, address, access, block, "wrote", place);
+        check_order(machine, writer, record->write_stamp, address, access, "wrote", place);
         if (access == NB_ACCESS_READ_ONCE)
             report_once(machine, address, access, place);
     }
     uint32_t reader = __atomic_load_n(&record->reader, __ATOMIC_ACQUIRE);
+    bool read = (reader & ~NB_READ_ONCE) >= memory.launch_begin, once = reader & NB_READ_ONCE;
     if (access == NB_ACCESS_WRITE || access == NB_ACCESS_ATOMIC) {
-        int64_t block = stranger(machine, reader & ~NB_READ_ONCE);
-        if (__builtin_expect(block >= 0, 0))
-            report_race(machine, address, access, block, "read", place);
-        if ((reader & NB_READ_ONCE) && (reader & ~NB_READ_ONCE) >= memory.launch_begin)
-            report_once(machine, address, access, place);
-        if (writer != machine->interval)
-            __atomic_store_n(&record->writer, machine->interval, __ATOMIC_RELEASE);
-        return;
+        if (read) {
+            check_order(machine, reader & ~NB_READ_ONCE, record->read_stamp, address, access, "read", place);
+            if (once)
+                report_once(machine, address, access, place);
+        }
+        record->write_stamp = access == NB_ACCESS_ATOMIC ? 0 : stamp_now(machine);
+        __atomic_store_n(&record->writer, machine->interval, __ATOMIC_RELEASE);
+    } else {
+        record->read_stamp = stamp_now(machine);
+        bool sticky = (read && once) || access == NB_ACCESS_READ_ONCE;
+        __atomic_store_n(&record->reader, machine->interval | (sticky ? (uint32_t)NB_READ_ONCE : 0), __ATOMIC_RELEASE);
     }
-    uint32_t once = (reader & ~NB_READ_ONCE) >= memory.launch_begin ? reader & NB_READ_ONCE : 0;
-    uint32_t mine = machine->interval | once | (access == NB_ACCESS_READ_ONCE ? (uint32_t)NB_READ_ONCE : 0);
-    if (reader != mine)
-        __atomic_store_n(&record->reader, mine, __ATOMIC_RELEASE);
 }
 
 static void check_words(struct nb_machine *machine, struct nb_allocation *allocation, uintptr_t address, size_t bytes,

@@ -273,8 +273,11 @@ static void land(struct nb_machine *machine, struct nb_lane *lane, const struct 
 /* Those before number `until`. */
 void nb_copies_land(struct nb_machine *machine, struct nb_lane *lane, uint32_t until, uint32_t time)
 {
+    struct nb_lane *running = machine->lane;
+    machine->lane = lane; /* it is the one who reads, and who is told of in a fault */
     for (; lane->landed < until; lane->landed++)
         land(machine, lane, &lane->copies[lane->landed], time);
+    machine->lane = running;
 }
 
 extern "C" void nb_emulator_copy_async_commit(void)

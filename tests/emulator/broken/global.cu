@@ -98,6 +98,33 @@ template <bool BROKEN> static __global__ void own_output_never_written(struct nb
     out[t] += m.in[t];
 }
 
+/* Through device memory within a block: a barrier is needed there, too. */
+template <bool BROKEN> static __global__ void missing_barrier_for_global(struct nb_broken_memory m)
+{
+    int t = threadIdx.x;
+    float *out = m.out + 128 * blockIdx.x;
+    out[t] = m.in[t];
+    nb_block_barrier();
+    float x = out[127 - t];
+    if (!BROKEN)
+        nb_block_barrier();
+    out[t] = x;
+}
+
+template <bool BROKEN> static __global__ void missing_warp_barrier_for_global(struct nb_broken_memory m)
+{
+    int t = threadIdx.x;
+    uint16_t *out = (uint16_t *)m.out + 128 * blockIdx.x, x = 0;
+    out[t] = (uint16_t)t;
+    if (!BROKEN)
+        nb_warp_barrier();
+    for (int i = 0; i < 2; i++)
+        x = (uint16_t)(x + out[(t & ~1) + i]);
+    if (!BROKEN)
+        nb_warp_barrier();
+    out[t] = x;
+}
+
 /* Every block writes the same words. */
 template <bool BROKEN> static __global__ void blocks_write_the_same(struct nb_broken_memory m)
 {
@@ -110,7 +137,9 @@ template <bool BROKEN> static __global__ void reads_another_blocks_words(struct 
 {
     int t = threadIdx.x;
     float *words = (float *)m.counter;
-    words[blockIdx.x] = 1.0f;
+    if (t == 0)
+        words[blockIdx.x] = 1.0f;
+    nb_block_barrier();
     m.out[128 * blockIdx.x + t] = words[BROKEN ? (blockIdx.x + 1) % 3 : blockIdx.x];
 }
 
@@ -204,6 +233,8 @@ const struct nb_broken_case nb_broken_global[] = {
     CASE(misaligned_load_once, MISALIGNED),
     CASE(global_never_written, UNINITIALIZED),
     CASE(own_output_never_written, UNINITIALIZED),
+    CASE(missing_barrier_for_global, RACE),
+    NB_BROKEN(missing_warp_barrier_for_global, RACE, UNINITIALIZED, 3, 128, 1024),
     CASE(blocks_write_the_same, RACE),
     CASE(reads_another_blocks_words, RACE),
     CASE(blocks_share_a_byte, RACE),

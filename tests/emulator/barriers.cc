@@ -118,12 +118,12 @@ extern "C" void nb_emulator_named_barrier(int id, int threads, bool wait)
     named->threads = threads;
     if (wait)
         named->waiting |= 1u << warp->index;
-    else
-        nb_machine_release(machine);
-    bool complete = named->arrived >= threads;
+    bool complete = named->arrived == threads;
     if (complete)
         release_named(machine, named);
-    else if (wait)
+    if (!wait)
+        nb_machine_release(machine);
+    else if (!complete)
         nb_machine_suspend(machine);
 }
 

@@ -4,15 +4,19 @@
 #include <cstdlib>
 #include <sys/mman.h>
 
-void nb_fiber_stacks_create(struct nb_fiber_stacks *stacks, int count)
+void *nb_map_bytes(size_t bytes)
 {
-    size_t bytes = (size_t)count * NB_FIBER_STACK_STRIDE;
     void *memory = mmap(NULL, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
     if (memory == MAP_FAILED) {
-        perror("emulator: no memory for stacks");
+        perror("the emulated GPU has no memory");
         abort();
     }
-    stacks->memory = (unsigned char *)memory;
+    return memory;
+}
+
+void nb_fiber_stacks_create(struct nb_fiber_stacks *stacks, int count)
+{
+    stacks->memory = (unsigned char *)nb_map_bytes((size_t)count * NB_FIBER_STACK_STRIDE);
     stacks->count = count;
     for (int i = 0; i < count; i++)
         mprotect(stacks->memory + (size_t)i * NB_FIBER_STACK_STRIDE, 4096, PROT_NONE);

@@ -23,6 +23,9 @@ extern "C" void nb_fiber_switch(struct nb_fiber *from, struct nb_fiber *to);
 /* A fiber that begins at `entry`, which never returns, on [stack, stack + bytes). */
 void nb_fiber_start(struct nb_fiber *fiber, unsigned char *stack, size_t bytes, void (*entry)(void));
 
+/* Zeroed pages, taken when they are first touched; munmap gives them back. Ends the program when there are none. */
+void *nb_map_bytes(size_t bytes);
+
 /* `count` stacks in one mapping, each with an inaccessible page below. */
 enum { NB_FIBER_STACK_BYTES = 128 * 1024, NB_FIBER_STACK_STRIDE = NB_FIBER_STACK_BYTES + 4096 };
 struct nb_fiber_stacks {

@@ -47,16 +47,6 @@ static struct {
 } memory = {{}, {}, 1, 1, 0, NULL};
 static const size_t intervals_max = (size_t)1 << 30;
 
-static void *map_bytes(size_t bytes)
-{
-    void *mapped = mmap(NULL, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
-    if (mapped == MAP_FAILED) {
-        perror("emulator: no memory to keep track of an allocation");
-        abort();
-    }
-    return mapped;
-}
-
 /* Bytes of the maps; the words at both ends may be shared with nobody, for gaps are wide. */
 static size_t words_of(const struct nb_allocation *allocation)
 {
@@ -84,10 +74,10 @@ void nb_emulator_memory_add(void *address, size_t bytes, bool device)
     struct nb_allocation *made = new struct nb_allocation();
     made->base = (uintptr_t)address, made->bytes = bytes, made->device = device;
     if (device)
-        made->state = (uint8_t *)map_bytes(bytes + 64);
-    made->words = (struct nb_global_record *)map_bytes(words_of(made) * sizeof *made->words + 64);
-    made->parts = (uint32_t *)map_bytes(words_of(made) * sizeof *made->parts + 64);
-    made->pieces = (struct nb_global_record *)map_bytes(words_of(made) * 4 * sizeof *made->pieces + 64);
+        made->state = (uint8_t *)nb_map_bytes(bytes + 64);
+    made->words = (struct nb_global_record *)nb_map_bytes(words_of(made) * sizeof *made->words + 64);
+    made->parts = (uint32_t *)nb_map_bytes(words_of(made) * sizeof *made->parts + 64);
+    made->pieces = (struct nb_global_record *)nb_map_bytes(words_of(made) * 4 * sizeof *made->pieces + 64);
     memory.allocations.insert(first_after(made->base), made);
 }
 
@@ -175,7 +165,7 @@ void nb_memory_launch(uint64_t blocks)
 {
     std::lock_guard<std::mutex> lock(memory.mutex);
     if (!memory.intervals)
-        memory.intervals = (struct interval *)map_bytes(intervals_max * sizeof *memory.intervals);
+        memory.intervals = (struct interval *)nb_map_bytes(intervals_max * sizeof *memory.intervals);
     if (memory.next_interval > (1u << 30) || blocks > (1u << 29)) {
         for (struct nb_allocation *allocation : memory.allocations) {
             madvise(allocation->words, words_of(allocation) * sizeof *allocation->words, MADV_DONTNEED);

@@ -9,24 +9,14 @@
 
 #define NB_PLACE __builtin_return_address(0)
 
-static void *map_bytes(size_t bytes)
-{
-    void *memory = mmap(NULL, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
-    if (memory == MAP_FAILED) {
-        perror("emulator: no memory for a block");
-        abort();
-    }
-    return memory;
-}
-
 static const size_t record_bytes = NB_SHARED_MAX * sizeof(struct nb_shared_record);
 
 void nb_shared_create(struct nb_machine *machine)
 {
-    machine->shared = (unsigned char *)map_bytes(NB_SHARED_MAX);
-    machine->state = (uint8_t *)map_bytes(NB_SHARED_MAX + 64);
-    machine->words = (struct nb_shared_record *)map_bytes(record_bytes / 4);
-    machine->bytes = (struct nb_shared_record *)map_bytes(record_bytes);
+    machine->shared = (unsigned char *)nb_map_bytes(NB_SHARED_MAX);
+    machine->state = (uint8_t *)nb_map_bytes(NB_SHARED_MAX + 64);
+    machine->words = (struct nb_shared_record *)nb_map_bytes(record_bytes / 4);
+    machine->bytes = (struct nb_shared_record *)nb_map_bytes(record_bytes);
 }
 
 void nb_shared_destroy(struct nb_machine *machine)

@@ -7,7 +7,7 @@
 
 #include "emulator/broken/broken.h"
 
-enum { SEEDS = 12, GAP = 512, FLOATS_BYTES = NB_BROKEN_FLOATS * sizeof(float) };
+enum { SEEDS = 8, GAP = 512, FLOATS_BYTES = NB_BROKEN_FLOATS * sizeof(float) };
 
 static int failures;
 

@@ -300,18 +300,27 @@ nb_status nb_cuda_timer_end(struct nb_device *device, struct nb_stream *stream, 
 
 /* ---- set-up ---- */
 
-/* A matrix is multiplied in chunks of its output side, the last of which may be smaller; a bf16 one that no scratch holds, as a whole. */
-static nb_status prepare_site(struct nb_cuda *cuda, const struct nb_product_site *site)
+/* Sums over `sum`, in chunks of the output side, the last of which may be smaller; a bf16 matrix, that no scratch holds, as a whole. */
+static nb_status prepare_sum(struct nb_cuda *cuda, const struct nb_product_site *site, int sum)
 {
-    bool bf16 = site->format == NB_WEIGHT_BF16;
-    if (!bf16 && nb_product_path_of(&cuda->base.profile, site) == NB_PRODUCT_FUSED)
-        return NB_OK;
-    int width = site->backward ? site->in : site->out, sum = site->backward ? site->out : site->in;
-    int chunk = bf16 ? width : nb_product_chunk(&cuda->base.profile, site);
+    int width = site->backward ? site->in : site->out;
+    int chunk = site->format == NB_WEIGHT_BF16 ? width : nb_product_chunk(&cuda->base.profile, site);
     if (width >= chunk)
         NB_TRY(nb_blaslt_prepare(cuda, chunk, sum, !site->backward, site->tokens));
     if (width % chunk)
         NB_TRY(nb_blaslt_prepare(cuda, width % chunk, sum, !site->backward, site->tokens));
+    return NB_OK;
+}
+
+/* Backward the parts are multiplied together where their dy lie side by side, else each for itself: who calls decides that later. */
+static nb_status prepare_site(struct nb_cuda *cuda, const struct nb_product_site *site)
+{
+    if (site->format != NB_WEIGHT_BF16 && nb_product_path_of(&cuda->base.profile, site) == NB_PRODUCT_FUSED)
+        return NB_OK;
+    NB_TRY(prepare_sum(cuda, site, site->backward ? site->out : site->in));
+    for (int p = 0; p < NB_LINEAR_PARTS && site->backward; p++)
+        if (site->part_out[p] > 0)
+            NB_TRY(prepare_sum(cuda, site, site->part_out[p]));
     return NB_OK;
 }
 

@@ -28,6 +28,7 @@ struct nb_product_site {
     int tokens;        /* the site's planned tokens, before any chunking */
     bool backward;     /* dX = dY W */
     enum nb_weight_format format;
+    int part_out[NB_LINEAR_PARTS]; /* backward: the parts' rows, of which `out` is the sum. The path does not go by them */
 };
 
 /* One measured line: at up to `tokens` tokens (and above the line before it) this path is the fastest for such a matrix. */

@@ -180,6 +180,7 @@ struct nb_product_site nb_linear_backward_site(const struct nb_linear_backward *
         .backward = true,
         .format = NB_WEIGHT_BF16};
     for (int p = 0; p < args->parts; p++) {
+        site.part_out[p] = args->part[p].out;
         site.out += args->part[p].out;
         if (args->part[p].weight.format != NB_WEIGHT_BF16)
             site.format = args->part[p].weight.format;

@@ -1,6 +1,7 @@
 /* The dry device: a named target's stand-in for planning. It owns no device memory and runs nothing; it checks every
  * op's args, counts, and answers for scratch as the target does. */
 #include <stdlib.h>
+#include <string.h>
 #include <sys/mman.h>
 
 #include "device/cpu/cpu.h"
@@ -246,7 +247,7 @@ static nb_status add_site(struct dry *dry, const struct nb_product_site *new)
     for (int i = 0; i < dry->sites; i++) {
         const struct nb_product_site *s = &dry->site[i];
         if (s->out == new->out && s->in == new->in && s->tokens == new->tokens && s->backward == new->backward &&
-            s->format == new->format)
+            s->format == new->format && memcmp(s->part_out, new->part_out, sizeof s->part_out) == 0)
             return NB_OK;
     }
     if (dry->sites == dry->sites_capacity) {

@@ -147,7 +147,9 @@ enum { NB_LINEAR_PARTS = 3 };
  * 4-bit weights are dequantized to bf16 (quant/matrix.h), whatever the activation. The result of a row depends on neither the
  * other rows' values nor the thread count.
  * rows_from and row_begin_chunk as in nb_rmsnorm. `in` and the strides are multiples of 8 (and t_stride is rank); `out` is any (a
- * vocabulary's), and so is a 4-bit weight's rows * columns. */
+ * vocabulary's), and so is a 4-bit weight's rows * columns.
+ * Where a library multiplies (cuBLASLt, on the device's own choice of path), it adds x W^T to the rest, which is rounded for itself before, and
+ * leaves anything in rows of y beyond the valid ones, up to tokens_max. */
 struct nb_linear_part {
     struct nb_weight weight;
     int row_begin, out;
@@ -174,7 +176,8 @@ struct nb_linear {
  *   u = round(output_scale * scale * dy B)
  *   dx = (accumulate_dx ? dx : 0) + round(sum over parts of output_scale * dy W + mask(u A))
  *   da += u^T dropout(x);  db += output_scale * scale * dy^T t     (sums over tokens in tiles of NB_TILE_TOKENS, in order)
- * dropout's factor 1 / (1 - dropout) multiplies the fp32 sums, here and in t.
+ * dropout's factor 1 / (1 - dropout) multiplies the fp32 sums, here and in t. A library adds part after part to dx, rounding each time, and
+ * leaves anything in its rows beyond the valid ones.
  * part[i].y is dy here (read), stride y_stride. dx [tokens, in], null when not wanted; may not be x. */
 struct nb_linear_backward {
     nb_dptr x, dx, step, slot;

@@ -269,7 +269,7 @@ NB_KERNEL_FUNCTION void update_block(
     }
 }
 
-template <bool NARROW> __global__ void __launch_bounds__(THREADS) adamw_8bit_kernel(struct adamw_operands o)
+template <bool NARROW> __global__ void __launch_bounds__(THREADS, 3) adamw_8bit_kernel(struct adamw_operands o)
 {
     if (!o.step->finite) {
         zero_gradient(o);

@@ -1,4 +1,5 @@
-/* The barriers of less than a block: warps', named ones, mbarriers; and what a thread learns of others' work at each. */
+/* The barriers of less than a block: warps', named ones, mbarriers; and what a thread learns of others' work at
+ * each. */
 #include <algorithm>
 
 #include "emulator/machine.h"
@@ -9,7 +10,8 @@
 static uint32_t knowledge(const struct nb_machine *machine, unsigned reader, unsigned thread)
 {
     uint32_t known = std::max(machine->floor, machine->known[reader / NB_LANES][thread / NB_LANES]);
-    return machine->threads_known ? std::max(known, machine->thread_known[(size_t)reader * machine->threads + thread]) : known;
+    return machine->threads_known ? std::max(known, machine->thread_known[(size_t)reader * machine->threads + thread])
+                                  : known;
 }
 
 static uint32_t *row_of(struct nb_machine *machine, unsigned thread)
@@ -102,18 +104,20 @@ extern "C" void nb_emulator_named_barrier(int id, int threads, bool wait)
     struct nb_warp *warp = machine->lane->warp;
     if (id < 1 || id >= NB_NAMED_BARRIERS || threads < NB_LANES || threads % NB_LANES || threads > machine->threads)
         nb_machine_fault(machine, NB_EMULATOR_BAD_INSTRUCTION, NB_PLACE,
-            "names barrier %d for %d threads: 1 to 15, and a multiple of 32 of the block's %d", id, threads, machine->threads);
+            "names barrier %d for %d threads: 1 to 15, and a multiple of 32 of the block's %d", id, threads,
+            machine->threads);
     if (warp->arrived && (warp->barrier != id || warp->barrier_threads != threads))
-        nb_machine_fault(machine, NB_EMULATOR_DIVERGENT_BARRIER, NB_PLACE, "is at named barrier %d (%d threads), its warp at %d (%d threads)",
-            id, threads, warp->barrier, warp->barrier_threads);
+        nb_machine_fault(machine, NB_EMULATOR_DIVERGENT_BARRIER, NB_PLACE,
+            "is at named barrier %d (%d threads), its warp at %d (%d threads)", id, threads, warp->barrier,
+            warp->barrier_threads);
     warp->barrier = (uint8_t)id;
     warp->barrier_threads = threads;
     if (!nb_machine_arrive(machine, wait ? NB_OPERATION_NAMED_BARRIER : NB_OPERATION_NAMED_ARRIVE, NB_PLACE))
         return;
     struct nb_named_barrier *named = &machine->named[id];
     if (named->arrived && named->threads != threads)
-        nb_machine_fault(machine, NB_EMULATOR_BAD_INSTRUCTION, NB_PLACE, "names barrier %d for %d threads, others for %d", id, threads,
-            named->threads);
+        nb_machine_fault(machine, NB_EMULATOR_BAD_INSTRUCTION, NB_PLACE,
+            "names barrier %d for %d threads, others for %d", id, threads, named->threads);
     join_named(machine, named);
     named->threads = threads;
     if (wait)
@@ -133,7 +137,8 @@ static struct nb_mbarrier *find_mbarrier(struct nb_machine *machine, uint64_t *b
 {
     uint32_t offset;
     if (!nb_shared_offset(machine, barrier, &offset) || offset + 8 > machine->shared_bytes)
-        nb_machine_fault(machine, NB_EMULATOR_OUT_OF_BOUNDS, place, "uses an mbarrier at %p, not in shared memory", (void *)barrier);
+        nb_machine_fault(
+            machine, NB_EMULATOR_OUT_OF_BOUNDS, place, "uses an mbarrier at %p, not in shared memory", (void *)barrier);
     if (offset % 8)
         nb_machine_fault(machine, NB_EMULATOR_MISALIGNED, place, "uses an mbarrier at shared byte %u", offset);
     if (create) {
@@ -144,7 +149,8 @@ static struct nb_mbarrier *find_mbarrier(struct nb_machine *machine, uint64_t *b
     }
     auto found = machine->mbarriers.find(offset);
     if (found == machine->mbarriers.end())
-        nb_machine_fault(machine, NB_EMULATOR_BAD_INSTRUCTION, place, "uses the mbarrier at shared byte %u before it is initialized", offset);
+        nb_machine_fault(machine, NB_EMULATOR_BAD_INSTRUCTION, place,
+            "uses the mbarrier at shared byte %u before it is initialized", offset);
     nb_shared_read(machine, offset, 8, place);
     return &found->second;
 }
@@ -155,7 +161,8 @@ extern "C" void nb_emulator_mbarrier_init(uint64_t *barrier, int arrivals)
     nb_machine_burn(machine);
     struct nb_mbarrier *made = find_mbarrier(machine, barrier, true, NB_PLACE);
     if (arrivals < 1 || arrivals >= 1 << 20)
-        nb_machine_fault(machine, NB_EMULATOR_BAD_INSTRUCTION, NB_PLACE, "initializes an mbarrier for %d arrivals", arrivals);
+        nb_machine_fault(
+            machine, NB_EMULATOR_BAD_INSTRUCTION, NB_PLACE, "initializes an mbarrier for %d arrivals", arrivals);
     use_rows(machine);
     made->arrivals = made->pending = arrivals;
     made->phases = 0;

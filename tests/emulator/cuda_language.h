@@ -12,9 +12,10 @@
 #define __forceinline__ inline __attribute__((always_inline))
 #define __launch_bounds__(...)
 #define __align__(bytes) alignas(bytes)
-#define NB_CONSTANT static const
+#define NB_CONSTANT      static const
 
-/* Sizes and alignments as in CUDA's vector_types.h: an access to a whole vector is one instruction, and must be aligned as such. */
+/* Sizes and alignments as in CUDA's vector_types.h: an access to a whole vector is one instruction, and must be
+ * aligned as such. */
 struct alignas(8) uint2 {
     uint32_t x, y;
 };
@@ -41,7 +42,9 @@ struct uint3 {
 };
 struct dim3 {
     uint32_t x, y, z;
-    constexpr dim3(uint32_t x = 1, uint32_t y = 1, uint32_t z = 1) : x(x), y(y), z(z) {}
+    constexpr dim3(uint32_t x = 1, uint32_t y = 1, uint32_t z = 1) : x(x), y(y), z(z)
+    {
+    }
 };
 
 static inline struct uint2 make_uint2(uint32_t x, uint32_t y)
@@ -73,7 +76,8 @@ static inline struct double2 make_double2(double x, double y)
     return {x, y};
 }
 
-/* Where the running fiber stands. Functions of no memory: a fiber's place never changes, and it never leaves its OS thread. */
+/* Where the running fiber stands. Functions of no memory: a fiber's place never changes, and it never leaves its
+ * OS thread. */
 extern "C" {
 unsigned nb_emulator_thread_index(void) __attribute__((const));
 unsigned nb_emulator_block_index(int axis) __attribute__((const));
@@ -99,8 +103,8 @@ static inline struct dim3 nb_emulator_grid_extent(void)
 }
 
 #define threadIdx (nb_emulator_thread_place())
-#define blockIdx (nb_emulator_block_place())
-#define blockDim (nb_emulator_block_extent())
-#define gridDim (nb_emulator_grid_extent())
+#define blockIdx  (nb_emulator_block_place())
+#define blockDim  (nb_emulator_block_extent())
+#define gridDim   (nb_emulator_grid_extent())
 
 #endif

@@ -1,5 +1,5 @@
-/* The seed, and the first fault: of a launch, that of the block that comes first in the launch's order, so that the number of OS threads
- * does not choose which is told. */
+/* The seed, and the first fault: of a launch, that of the block that comes first in the launch's order, so that
+ * the number of OS threads does not choose which is told. */
 #include <cstdarg>
 #include <cstdio>
 #include <cstring>
@@ -102,7 +102,8 @@ static void read_frames(FILE *pipe, char *text, size_t bytes)
         snprintf(text + used, bytes - used, ")");
 }
 
-/* The source lines, where binutils is there to tell them; else the offset in the executable. `place`: a return address. */
+/* The source lines, where binutils is there to tell them; else the offset in the executable. `place`: a return
+ * address. */
 void nb_fault_describe_place(const void *place, char *text, size_t bytes)
 {
     text[0] = 0;

@@ -31,8 +31,8 @@ void nb_fiber_stacks_destroy(struct nb_fiber_stacks *stacks)
 
 #ifdef __x86_64__
 
-/* The registers that a call preserves; the control words of the floating-point units are the same in all fibers. The jump through a
- * register, not a return: the processor's stack of return addresses knows nothing of fibers. */
+/* The registers that a call preserves; the control words of the floating-point units are the same in all fibers.
+ * The jump through a register, not a return: the processor's stack of return addresses knows nothing of fibers. */
 asm(R"(
     .text
     .globl nb_fiber_switch

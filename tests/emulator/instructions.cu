@@ -179,7 +179,8 @@ static void vote_expect(const uint32_t *in, uint32_t *out)
 
 /* ---- copies ---- */
 
-/* 17 lengths of 16 bytes, 9 of 8, 5 of 4, in groups; read by another thread than copied them. The source of nothing is null. */
+/* 17 lengths of 16 bytes, 9 of 8, 5 of 4, in groups; read by another thread than copied them. The source of
+ * nothing is null. */
 static __global__ void copy_async_kernel(struct memory m)
 {
     unsigned char *shared = nb_shared_memory();
@@ -320,7 +321,8 @@ template <int MATRICES, bool TRANSPOSED> static void ldmatrix_expect(const uint3
         for (int i = 0; i < MATRICES; i++) {
             uint32_t pair[2];
             for (int j = 0; j < 2; j++) {
-                int row = TRANSPOSED ? 2 * (lane % 4) + j : lane / 4, column = TRANSPOSED ? lane / 4 : 2 * (lane % 4) + j;
+                int row = TRANSPOSED ? 2 * (lane % 4) + j : lane / 4,
+                    column = TRANSPOSED ? lane / 4 : 2 * (lane % 4) + j;
                 int source = t / 32 * 32 + 8 * i + row;
                 pair[j] = elements[8 * ((source * 37 + 11) % THREADS) + column];
             }
@@ -329,14 +331,16 @@ template <int MATRICES, bool TRANSPOSED> static void ldmatrix_expect(const uint3
     }
 }
 
-/* Each warp: a at in[0], 16 x 16, b at in[128], 16 x 8, by column; d at in[192], 16 x 8 fp32. Small integers: sums are exact in any order. */
+/* Each warp: a at in[0], 16 x 16, b at in[128], 16 x 8, by column; d at in[192], 16 x 8 fp32. Small integers: sums
+ * are exact in any order. */
 enum { MMA_WORDS = 320 };
 
 static void mma_fill(uint32_t *in)
 {
     for (int w = 0; w < WARPS; w++, in += MMA_WORDS) {
         for (int i = 0; i < 192; i++)
-            in[i] = nb_bf16_from_float((float)(in[i] % 61) - 30.0f) | (uint32_t)nb_bf16_from_float((float)(in[i] / 64 % 63) - 31.0f) << 16;
+            in[i] = nb_bf16_from_float((float)(in[i] % 61) - 30.0f) |
+                    (uint32_t)nb_bf16_from_float((float)(in[i] / 64 % 63) - 31.0f) << 16;
         for (int i = 192; i < MMA_WORDS; i++)
             in[i] = nb_float_bits((float)(in[i] % 8191) - 4000.0f);
     }
@@ -400,8 +404,9 @@ static void permute_bytes_expect(const uint32_t *in, uint32_t *out)
 /* Random bits with ties, both ways to go, infinities, the largest number, subnormals and NaNs among them. */
 static void pack_bf16_fill(uint32_t *in)
 {
-    static const uint32_t special[] = {0x3f808000, 0x3f818000, 0x3f808001, 0x3f807fff, 0x7f800000, 0xff800000, 0x7f7fffff, 0x7f7f8000, 0x7f7f7fff,
-        0x00000001, 0x00008000, 0x00018000, 0x807fffff, 0x80000000, 0x7fc00000, 0x7f800001, 0xffffffff, 0xff812345};
+    static const uint32_t special[] = {0x3f808000, 0x3f818000, 0x3f808001, 0x3f807fff, 0x7f800000, 0xff800000,
+        0x7f7fffff, 0x7f7f8000, 0x7f7f7fff, 0x00000001, 0x00008000, 0x00018000, 0x807fffff, 0x80000000, 0x7fc00000,
+        0x7f800001, 0xffffffff, 0xff812345};
     for (size_t i = 0; i < sizeof special / sizeof *special; i++)
         in[7 * i] = special[i];
 }
@@ -426,8 +431,8 @@ static void pack_bf16_expect(const uint32_t *in, uint32_t *out)
         out[i] = rounded(nb_float_from_bits(in[2 * i])) | rounded(nb_float_from_bits(in[2 * i + 1])) << 16;
 }
 
-/* Factors of few bits and near one, so that the exact sum fits into a double, rounded here in two steps that cannot disagree with one but at
- * ties, which the third column makes: 1 * x + half a unit, and a little beside it. */
+/* Factors of few bits and near one, so that the exact sum fits into a double, rounded here in two steps that
+ * cannot disagree with one but at ties, which the third column makes: 1 * x + half a unit, and a little beside it. */
 static void fma_bf16x2_fill(uint32_t *in)
 {
     for (int i = 0; i < WORDS; i++) {
@@ -452,15 +457,18 @@ static __global__ void fma_bf16x2_kernel(struct memory m)
 
 static uint32_t fma_rounded(uint32_t a, uint32_t b, uint32_t c)
 {
-    double sum = (double)nb_bf16_to_float((nb_bf16)a) * (double)nb_bf16_to_float((nb_bf16)b) + (double)nb_bf16_to_float((nb_bf16)c);
-    /* Of these operands every sum is exact in fp32's 24 bits, or so near that bf16 does not see it: no second rounding. */
+    double sum = (double)nb_bf16_to_float((nb_bf16)a) * (double)nb_bf16_to_float((nb_bf16)b) +
+                 (double)nb_bf16_to_float((nb_bf16)c);
+    /* Of these operands every sum is exact in fp32's 24 bits, or so near that bf16 does not see it: no second
+     * rounding. */
     return rounded(sum);
 }
 
 static void fma_bf16x2_expect(const uint32_t *in, uint32_t *out)
 {
     for (int i = 0; i < 8 * THREADS; i++, in += 3)
-        out[i] = fma_rounded(in[0] & 0xffff, in[1] & 0xffff, in[2] & 0xffff) | fma_rounded(in[0] >> 16, in[1] >> 16, in[2] >> 16) << 16;
+        out[i] = fma_rounded(in[0] & 0xffff, in[1] & 0xffff, in[2] & 0xffff) |
+                 fma_rounded(in[0] >> 16, in[1] >> 16, in[2] >> 16) << 16;
 }
 
 /* From far below the smallest normal result to beyond the largest. */
@@ -598,8 +606,8 @@ static nb_status run_test(struct bench *bench, const struct test *test, bool *go
     test->expect(bench->host_in, expected);
     NB_TRY(device->upload(device, bench->stream, bench->in, bench->host_in, sizeof expected));
     NB_TRY(device->fill_zero(device, bench->stream, bench->out, sizeof expected));
-    struct memory memory = {nb_pointer<const uint32_t>(bench->in), nb_pointer<uint32_t>(bench->out), nb_pointer<const float>(bench->in),
-        nb_pointer<float>(bench->out)};
+    struct memory memory = {nb_pointer<const uint32_t>(bench->in), nb_pointer<uint32_t>(bench->out),
+        nb_pointer<const float>(bench->in), nb_pointer<float>(bench->out)};
     struct nb_launch launch = {dim3((unsigned)test->blocks), THREADS, SHARED_BYTES};
     NB_TRY(nb_cuda_launch(test->name, test->kernel, launch, bench->stream->stream, memory));
     NB_TRY(device->download(device, bench->stream, bench->host_out, bench->out, sizeof expected));
@@ -607,7 +615,8 @@ static nb_status run_test(struct bench *bench, const struct test *test, bool *go
     for (int i = 0; i < WORDS && *good; i++) {
         *good = near_enough(bench->host_out[i], expected[i], test->ulps);
         if (!*good)
-            printf("%s: word %d is %08x, not %08x\n", test->name, i, (unsigned)bench->host_out[i], (unsigned)expected[i]);
+            printf(
+                "%s: word %d is %08x, not %08x\n", test->name, i, (unsigned)bench->host_out[i], (unsigned)expected[i]);
     }
     return NB_OK;
 }
@@ -647,6 +656,7 @@ int nb_instruction_tests(struct nb_device *device)
         device->host_give_back(device, bench.host_out);
     if (status != NB_OK)
         return -1;
-    printf("instructions: %d of %d right\n", (int)(sizeof tests / sizeof *tests) - failures, (int)(sizeof tests / sizeof *tests));
+    printf("instructions: %d of %d right\n", (int)(sizeof tests / sizeof *tests) - failures,
+        (int)(sizeof tests / sizeof *tests));
     return failures;
 }

@@ -13,12 +13,12 @@
 
 __thread struct nb_machine *nb_machine_here __attribute__((tls_model("initial-exec")));
 
-static const char *fault_names[] = {"no fault", "race", "out of bounds", "misaligned", "uninitialized", "deadlock", "divergent barrier",
-    "bad launch", "bad instruction"};
+static const char *fault_names[] = {"no fault", "race", "out of bounds", "misaligned", "uninitialized", "deadlock",
+    "divergent barrier", "bad launch", "bad instruction"};
 
-static const char *operation_names[] = {"nothing", "shuffle_xor", "shuffle", "shuffle_up", "ballot", "warp_any", "warp_all", "warp_barrier",
-    "block_barrier", "block_any", "named_barrier", "named_arrive", "ldmatrix_x2", "ldmatrix_x4", "ldmatrix_x2_trans", "ldmatrix_x4_trans",
-    "mma"};
+static const char *operation_names[] = {"nothing", "shuffle_xor", "shuffle", "shuffle_up", "ballot", "warp_any",
+    "warp_all", "warp_barrier", "block_barrier", "block_any", "named_barrier", "named_arrive", "ldmatrix_x2",
+    "ldmatrix_x4", "ldmatrix_x2_trans", "ldmatrix_x4_trans", "mma"};
 
 const char *nb_operation_name(int operation)
 {
@@ -33,7 +33,8 @@ static void format_block(const struct nb_machine *machine, char text[64])
         snprintf(text, 64, "block (%u, %u, %u)", machine->block[0], machine->block[1], machine->block[2]);
 }
 
-void nb_machine_fault(struct nb_machine *machine, enum nb_emulator_fault_kind kind, const void *place, const char *format, ...)
+void nb_machine_fault(
+    struct nb_machine *machine, enum nb_emulator_fault_kind kind, const void *place, const char *format, ...)
 {
     char what[768], where[512], block[64], message[1536];
     va_list arguments;
@@ -42,8 +43,8 @@ void nb_machine_fault(struct nb_machine *machine, enum nb_emulator_fault_kind ki
     va_end(arguments);
     nb_fault_describe_place(place, where, sizeof where);
     format_block(machine, block);
-    snprintf(message, sizeof message, "%s: kernel %s, %s, thread %u: %s%s; seed %llu", fault_names[kind], machine->grid->name, block,
-        machine->lane->thread, what, where, (unsigned long long)nb_emulator_seed_value());
+    snprintf(message, sizeof message, "%s: kernel %s, %s, thread %u: %s%s; seed %llu", fault_names[kind],
+        machine->grid->name, block, machine->lane->thread, what, where, (unsigned long long)nb_emulator_seed_value());
     nb_fault_record(kind, machine->order, message);
     nb_fiber_switch(&machine->lane->fiber, &machine->scheduler);
     abort(); /* nobody goes on with a fiber of a block that was given up */
@@ -83,7 +84,8 @@ static void go_on_with(struct nb_machine *machine, struct nb_lane *lane)
 
 static bool waits_at_block_barrier(const struct nb_warp *warp)
 {
-    return warp->arrived == UINT32_MAX && (warp->operation == NB_OPERATION_BLOCK_BARRIER || warp->operation == NB_OPERATION_BLOCK_ANY);
+    return warp->arrived == UINT32_MAX &&
+           (warp->operation == NB_OPERATION_BLOCK_BARRIER || warp->operation == NB_OPERATION_BLOCK_ANY);
 }
 
 /* Where warp `w` waits, in words; the source line for the first few warps (it takes a while). */
@@ -102,13 +104,14 @@ static void describe_warp(const struct nb_machine *machine, int w, char *text, s
     if (!waiting)
         snprintf(text, bytes, "warp %d has exited", w);
     else if (waiting->waits_for)
-        snprintf(text, bytes, "warp %d waits for the mbarrier at shared byte %u, %d of its %d arrivals are missing%s", w,
-            waiting->waits_for->offset, waiting->waits_for->pending, waiting->waits_for->arrivals, where);
+        snprintf(text, bytes, "warp %d waits for the mbarrier at shared byte %u, %d of its %d arrivals are missing%s",
+            w, waiting->waits_for->offset, waiting->waits_for->pending, waiting->waits_for->arrivals, where);
     else if (warp->operation == NB_OPERATION_NAMED_BARRIER)
         snprintf(text, bytes, "warp %d waits at named barrier %d, %d of its %d threads are there%s", w, warp->barrier,
             machine->named[warp->barrier].arrived, machine->named[warp->barrier].threads, where);
     else
-        snprintf(text, bytes, "warp %d: lanes %08x wait at %s%s", w, warp->arrived, operation_names[warp->operation], where);
+        snprintf(
+            text, bytes, "warp %d: lanes %08x wait at %s%s", w, warp->arrived, operation_names[warp->operation], where);
 }
 
 /* Nobody can run. Says who waits where. */
@@ -127,7 +130,8 @@ static void describe_warp(const struct nb_machine *machine, int w, char *text, s
         if (used < sizeof text)
             used += (size_t)snprintf(text + used, sizeof text - used, "%s%s", w ? "; " : "", here);
     }
-    nb_machine_fault(machine, divergent || (at_barrier && exited) ? NB_EMULATOR_DIVERGENT_BARRIER : NB_EMULATOR_DEADLOCK, NULL,
+    nb_machine_fault(machine,
+        divergent || (at_barrier && exited) ? NB_EMULATOR_DIVERGENT_BARRIER : NB_EMULATOR_DEADLOCK, NULL,
         "no thread can go on: %s", text);
 }
 
@@ -178,13 +182,14 @@ bool nb_machine_arrive(struct nb_machine *machine, enum nb_operation operation, 
     lane->place = place;
     struct nb_warp *warp = lane->warp;
     if (warp->exited)
-        nb_machine_fault(machine, NB_EMULATOR_DIVERGENT_BARRIER, place, "is at %s, but lanes %08x of its warp have exited",
-            operation_names[operation], warp->exited);
+        nb_machine_fault(machine, NB_EMULATOR_DIVERGENT_BARRIER, place,
+            "is at %s, but lanes %08x of its warp have exited", operation_names[operation], warp->exited);
     if (!warp->arrived)
         warp->operation = (uint8_t)operation;
     else if (warp->operation != operation)
-        nb_machine_fault(machine, NB_EMULATOR_DIVERGENT_BARRIER, place, "is at %s, but lanes %08x of its warp are at %s",
-            operation_names[operation], warp->arrived, operation_names[warp->operation]);
+        nb_machine_fault(machine, NB_EMULATOR_DIVERGENT_BARRIER, place,
+            "is at %s, but lanes %08x of its warp are at %s", operation_names[operation], warp->arrived,
+            operation_names[warp->operation]);
     warp->arrived |= 1u << lane->index;
     if (warp->arrived == UINT32_MAX)
         return true;
@@ -227,8 +232,8 @@ static void arrive_at_block(struct nb_machine *machine, enum nb_operation operat
     const struct nb_warp *other = &machine->warp[first];
     if (machine->at_block_barrier && other->arrived == UINT32_MAX && other->operation != operation &&
         (other->operation == NB_OPERATION_BLOCK_BARRIER || other->operation == NB_OPERATION_BLOCK_ANY))
-        nb_machine_fault(machine, NB_EMULATOR_DIVERGENT_BARRIER, place, "is at %s, but warp %d is at %s", operation_names[operation], first,
-            operation_names[other->operation]);
+        nb_machine_fault(machine, NB_EMULATOR_DIVERGENT_BARRIER, place, "is at %s, but warp %d is at %s",
+            operation_names[operation], first, operation_names[other->operation]);
     if (++machine->at_block_barrier == machine->warps)
         release_block(machine);
     else
@@ -256,11 +261,11 @@ static void exit_lane(struct nb_machine *machine)
     struct nb_lane *lane = machine->lane;
     struct nb_warp *warp = lane->warp;
     if (lane->landed < lane->copies.size())
-        nb_machine_fault(machine, NB_EMULATOR_BAD_INSTRUCTION, NULL, "exits with %zu asynchronous copies under way: wait for them",
-            lane->copies.size() - lane->landed);
+        nb_machine_fault(machine, NB_EMULATOR_BAD_INSTRUCTION, NULL,
+            "exits with %zu asynchronous copies under way: wait for them", lane->copies.size() - lane->landed);
     if (warp->arrived)
-        nb_machine_fault(machine, NB_EMULATOR_DIVERGENT_BARRIER, NULL, "exits, but lanes %08x of its warp are at %s", warp->arrived,
-            operation_names[warp->operation]);
+        nb_machine_fault(machine, NB_EMULATOR_DIVERGENT_BARRIER, NULL, "exits, but lanes %08x of its warp are at %s",
+            warp->arrived, operation_names[warp->operation]);
     warp->exited |= 1u << lane->index;
     if (--machine->living == 0)
         nb_fiber_switch(&lane->fiber, &machine->scheduler);
@@ -298,7 +303,8 @@ static void reset_lane(struct nb_machine *machine, int thread)
     nb_fiber_start(&lane->fiber, lane->stack, NB_FIBER_STACK_BYTES - (size_t)(thread * 5 % 61) * 64, lane_entry);
 }
 
-static void reset_block(struct nb_machine *machine, const struct nb_emulator_grid *grid, uint64_t block, uint64_t order, uint64_t seed)
+static void reset_block(
+    struct nb_machine *machine, const struct nb_emulator_grid *grid, uint64_t block, uint64_t order, uint64_t seed)
 {
     machine->grid = grid;
     machine->threads = grid->threads, machine->warps = grid->threads / NB_LANES;
@@ -340,7 +346,10 @@ static void machine_delete(struct nb_machine *machine)
 static struct nb_machine *machine_of_this_thread(void)
 {
     struct deleter {
-        void operator()(struct nb_machine *machine) const { machine_delete(machine); }
+        void operator()(struct nb_machine *machine) const
+        {
+            machine_delete(machine);
+        }
     };
     static thread_local std::unique_ptr<struct nb_machine, deleter> kept;
     if (!kept) {
@@ -398,8 +407,9 @@ static bool launch_is_possible(const struct nb_emulator_grid &grid)
     else if (grid.grid[0] > INT32_MAX || grid.grid[1] > 65535 || grid.grid[2] > 65535)
         why = "a grid has at most 2^31 - 1 blocks in x, 65,535 in y and z";
     if (why)
-        nb_emulator_fail(NB_EMULATOR_BAD_LAUNCH, "bad launch: kernel %s, grid (%u, %u, %u), %d threads, %d bytes of shared memory: %s",
-            grid.name, grid.grid[0], grid.grid[1], grid.grid[2], grid.threads, grid.shared_bytes, why);
+        nb_emulator_fail(NB_EMULATOR_BAD_LAUNCH,
+            "bad launch: kernel %s, grid (%u, %u, %u), %d threads, %d bytes of shared memory: %s", grid.name,
+            grid.grid[0], grid.grid[1], grid.grid[2], grid.threads, grid.shared_bytes, why);
     return !why;
 }
 

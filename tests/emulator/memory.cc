@@ -1,9 +1,10 @@
 /* Device memory and pinned memory: bounds, what was written, and who touched which word in a launch.
  *
- * Within a block, the barriers order (machine.h). Blocks are ordered by atomic operations alone. A block's writes carry the number of an interval of it; a fence ends the interval, and the
- * block's next atomic operation publishes those that fences ended. A block that performs an atomic operation later, on whatever address, has
- * acquired them. So: write, fence, atomic; atomic, then read. A word of an interval that was not acquired is a race to touch. Of a word
- * only the last writer and one of its readers are kept. */
+ * Within a block, the barriers order (machine.h). Blocks are ordered by atomic operations alone. A block's writes
+ * carry the number of an interval of it; a fence ends the interval, and the block's next atomic operation
+ * publishes those that fences ended. A block that performs an atomic operation later, on whatever address, has
+ * acquired them. So: write, fence, atomic; atomic, then read. A word of an interval that was not acquired is a
+ * race to touch. Of a word only the last writer and one of its readers are kept. */
 #include <algorithm>
 #include <cstdio>
 #include <cstdlib>
@@ -16,8 +17,9 @@
 
 #define NB_PLACE __builtin_return_address(0)
 
-/* writer, reader: numbers of intervals; of this launch when at least launch_begin. In `reader` the top bit: by nb_load_once_16. The stamps say
- * which thread of that block it was, and when: the time since the block's start above 10 bits of thread; 0: of no more interest. */
+/* writer, reader: numbers of intervals; of this launch when at least launch_begin. In `reader` the top bit: by
+ * nb_load_once_16. The stamps say which thread of that block it was, and when: the time since the block's start
+ * above 10 bits of thread; 0: of no more interest. */
 struct nb_global_record {
     uint32_t writer, reader, write_stamp, read_stamp;
 };
@@ -43,7 +45,7 @@ static struct {
     std::mutex mutex;
     std::vector<struct nb_allocation *> allocations; /* by address */
     uint32_t launch_begin, next_interval, time;
-    struct interval *intervals;                      /* [number - launch_begin] */
+    struct interval *intervals; /* [number - launch_begin] */
 } memory = {{}, {}, 1, 1, 0, NULL};
 static const size_t intervals_max = (size_t)1 << 30;
 
@@ -109,7 +111,8 @@ static struct nb_allocation *find_whole(const void *address, size_t bytes, const
     struct nb_allocation *allocation = find((uintptr_t)address);
     if (allocation && (uintptr_t)address - allocation->base + bytes <= allocation->bytes)
         return allocation;
-    nb_emulator_fail(NB_EMULATOR_OUT_OF_BOUNDS, "out of bounds: the runtime %s %zu bytes at %p, not within one allocation", doing, bytes, address);
+    nb_emulator_fail(NB_EMULATOR_OUT_OF_BOUNDS,
+        "out of bounds: the runtime %s %zu bytes at %p, not within one allocation", doing, bytes, address);
     return NULL;
 }
 
@@ -212,7 +215,8 @@ void nb_memory_acquire(struct nb_machine *machine)
 static inline bool is_own(const struct nb_machine *machine, uint32_t number)
 {
     return number == machine->interval ||
-        (number >= memory.launch_begin && memory.intervals[number - memory.launch_begin].block == (uint32_t)machine->block_linear);
+           (number >= memory.launch_begin &&
+               memory.intervals[number - memory.launch_begin].block == (uint32_t)machine->block_linear);
 }
 
 static inline uint32_t stamp_now(const struct nb_machine *machine)
@@ -224,8 +228,10 @@ static inline uint32_t stamp_now(const struct nb_machine *machine)
 /* Whether a barrier stands between what a thread of this block did and now. */
 static inline bool is_ordered(const struct nb_machine *machine, uint32_t stamp)
 {
-    uint32_t time = machine->begun + (stamp >> NB_STAMP_THREAD_BITS), thread = stamp & ((1u << NB_STAMP_THREAD_BITS) - 1);
-    return time <= machine->floor || thread == machine->lane->thread || nb_machine_knows(machine, machine->lane->thread, thread, time);
+    uint32_t time = machine->begun + (stamp >> NB_STAMP_THREAD_BITS),
+             thread = stamp & ((1u << NB_STAMP_THREAD_BITS) - 1);
+    return time <= machine->floor || thread == machine->lane->thread ||
+           nb_machine_knows(machine, machine->lane->thread, thread, time);
 }
 
 /* The block of an interval that must not be touched without synchronization, or -1. */
@@ -250,45 +256,52 @@ static const char *const does_words[] = {"reads", "writes", "reads once", "updat
     char near[160] = "";
     if (next != memory.allocations.begin()) {
         const struct nb_allocation *before = *(next - 1);
-        snprintf(near, sizeof near, "; %zu bytes into the allocation of %zu bytes at %p", (size_t)(address - before->base), before->bytes,
-            (void *)before->base);
+        snprintf(near, sizeof near, "; %zu bytes into the allocation of %zu bytes at %p",
+            (size_t)(address - before->base), before->bytes, (void *)before->base);
     }
-    if (next != memory.allocations.end() && (!near[0] || (*next)->base - address < address - ((*(next - 1))->base + (*(next - 1))->bytes)))
-        snprintf(near, sizeof near, "; %zu bytes before the allocation of %zu bytes at %p", (size_t)((*next)->base - address),
-            (*next)->bytes, (void *)(*next)->base);
+    if (next != memory.allocations.end() &&
+        (!near[0] || (*next)->base - address < address - ((*(next - 1))->base + (*(next - 1))->bytes)))
+        snprintf(near, sizeof near, "; %zu bytes before the allocation of %zu bytes at %p",
+            (size_t)((*next)->base - address), (*next)->bytes, (void *)(*next)->base);
     intptr_t offset = (intptr_t)(address - (uintptr_t)machine->shared);
     if (offset > -65536 && offset < NB_SHARED_MAX + 65536)
         snprintf(near, sizeof near, "; that is shared byte %zd of %u", (ssize_t)offset, machine->shared_bytes);
-    nb_machine_fault(machine, NB_EMULATOR_OUT_OF_BOUNDS, place, "%s %zu bytes at %p%s", does_words[access], bytes, (void *)address, near);
+    nb_machine_fault(machine, NB_EMULATOR_OUT_OF_BOUNDS, place, "%s %zu bytes at %p%s", does_words[access], bytes,
+        (void *)address, near);
 }
 
-[[noreturn]] static void report_race(
-    struct nb_machine *machine, uintptr_t address, enum nb_access access, int64_t block, const char *did, const void *place)
+[[noreturn]] static void report_race(struct nb_machine *machine, uintptr_t address, enum nb_access access,
+    int64_t block, const char *did, const void *place)
 {
     const struct nb_allocation *allocation = find(address);
     nb_machine_fault(machine, NB_EMULATOR_RACE, place,
-        "%s byte %zu of the allocation of %zu bytes at %p, which block %lld of the same launch %s, with no atomic operation after a fence between",
-        does_words[access], (size_t)(address - allocation->base), allocation->bytes, (void *)allocation->base, (long long)block, did);
+        "%s byte %zu of the allocation of %zu bytes at %p, which block %lld of the same launch %s, with no atomic "
+        "operation after a fence between",
+        does_words[access], (size_t)(address - allocation->base), allocation->bytes, (void *)allocation->base,
+        (long long)block, did);
 }
 
-[[noreturn]] static void report_race_within(
-    struct nb_machine *machine, uintptr_t address, enum nb_access access, uint32_t stamp, const char *did, const void *place)
+[[noreturn]] static void report_race_within(struct nb_machine *machine, uintptr_t address, enum nb_access access,
+    uint32_t stamp, const char *did, const void *place)
 {
     const struct nb_allocation *allocation = find(address);
     nb_machine_fault(machine, NB_EMULATOR_RACE, place,
-        "%s byte %zu of the allocation of %zu bytes at %p, which thread %u of the block %s with no barrier between", does_words[access],
-        (size_t)(address - allocation->base), allocation->bytes, (void *)allocation->base, stamp & ((1u << NB_STAMP_THREAD_BITS) - 1), did);
+        "%s byte %zu of the allocation of %zu bytes at %p, which thread %u of the block %s with no barrier between",
+        does_words[access], (size_t)(address - allocation->base), allocation->bytes, (void *)allocation->base,
+        stamp & ((1u << NB_STAMP_THREAD_BITS) - 1), did);
 }
 
-[[noreturn]] static void report_once(struct nb_machine *machine, uintptr_t address, enum nb_access access, const void *place)
+[[noreturn]] static void report_once(
+    struct nb_machine *machine, uintptr_t address, enum nb_access access, const void *place)
 {
-    nb_machine_fault(machine, NB_EMULATOR_RACE, place, "%s %p: bytes that a launch reads once (ld.global.nc) must not be written by it",
-        does_words[access], (void *)address);
+    nb_machine_fault(machine, NB_EMULATOR_RACE, place,
+        "%s %p: bytes that a launch reads once (ld.global.nc) must not be written by it", does_words[access],
+        (void *)address);
 }
 
 /* Of what this launch wrote or read before. */
-static inline void check_order(struct nb_machine *machine, uint32_t number, uint32_t stamp, uintptr_t address, enum nb_access access,
-    const char *did, const void *place)
+static inline void check_order(struct nb_machine *machine, uint32_t number, uint32_t stamp, uintptr_t address,
+    enum nb_access access, const char *did, const void *place)
 {
     int64_t block = stranger(machine, number);
     if (__builtin_expect(block >= 0, 0))
@@ -297,8 +310,8 @@ static inline void check_order(struct nb_machine *machine, uint32_t number, uint
         report_race_within(machine, address, access, stamp, did, place);
 }
 
-static inline void check_record(
-    struct nb_machine *machine, struct nb_global_record *record, uintptr_t address, enum nb_access access, const void *place)
+static inline void check_record(struct nb_machine *machine, struct nb_global_record *record, uintptr_t address,
+    enum nb_access access, const void *place)
 {
     uint32_t writer = __atomic_load_n(&record->writer, __ATOMIC_ACQUIRE);
     if (writer >= memory.launch_begin) {
@@ -359,8 +372,8 @@ static inline bool all_initialized(const uint8_t *state, size_t bytes)
     return true;
 }
 
-static void check_state(
-    struct nb_machine *machine, struct nb_allocation *allocation, uintptr_t address, size_t bytes, enum nb_access access, const void *place)
+static void check_state(struct nb_machine *machine, struct nb_allocation *allocation, uintptr_t address, size_t bytes,
+    enum nb_access access, const void *place)
 {
     uint8_t *state = allocation->state + (address - allocation->base);
     if (access == NB_ACCESS_WRITE) {
@@ -369,15 +382,18 @@ static void check_state(
         size_t i = 0;
         while (state[i] == NB_BYTE_INITIALIZED)
             i++;
-        nb_machine_fault(machine, NB_EMULATOR_UNINITIALIZED, place, "%s %zu bytes at byte %zu of the allocation of %zu bytes at %p, of which byte "
-            "%zu was never written", does_words[access], bytes, (size_t)(address - allocation->base), allocation->bytes,
+        nb_machine_fault(machine, NB_EMULATOR_UNINITIALIZED, place,
+            "%s %zu bytes at byte %zu of the allocation of %zu bytes at %p, of which byte "
+            "%zu was never written",
+            does_words[access], bytes, (size_t)(address - allocation->base), allocation->bytes,
             (void *)allocation->base, (size_t)(address - allocation->base + i));
     }
 }
 
 extern "C" const char __executable_start, end;
 
-void nb_memory_access(struct nb_machine *machine, uintptr_t address, size_t bytes, enum nb_access access, uint8_t *state, const void *place)
+void nb_memory_access(struct nb_machine *machine, uintptr_t address, size_t bytes, enum nb_access access,
+    uint8_t *state, const void *place)
 {
     struct nb_allocation **cached = &machine->cache[(address >> 12) % NB_ALLOCATION_CACHE], *allocation = *cached;
     if (!allocation || address - allocation->base >= allocation->bytes) {
@@ -404,10 +420,12 @@ void nb_memory_access(struct nb_machine *machine, uintptr_t address, size_t byte
 
 /* ---- instructions ---- */
 
-static void check_operand(struct nb_machine *machine, const void *global, size_t bytes, enum nb_access access, const void *place)
+static void check_operand(
+    struct nb_machine *machine, const void *global, size_t bytes, enum nb_access access, const void *place)
 {
     if ((uintptr_t)global % bytes)
-        nb_machine_fault(machine, NB_EMULATOR_MISALIGNED, place, "%s %zu bytes at %p: must be aligned to as many", does_words[access], bytes, global);
+        nb_machine_fault(machine, NB_EMULATOR_MISALIGNED, place, "%s %zu bytes at %p: must be aligned to as many",
+            does_words[access], bytes, global);
     nb_memory_access(machine, (uintptr_t)global, bytes, access, NULL, place);
 }
 
@@ -431,8 +449,8 @@ extern "C" void nb_emulator_store_once(void *global, nb_u32_x4 value)
     *(nb_u32_x4 *)global = value;
 }
 
-/* An atomic operation is an interval of its own, published at once: others' atomic operations on the word are no race, nor are plain
- * accesses by who performed one later. */
+/* An atomic operation is an interval of its own, published at once: others' atomic operations on the word are no
+ * race, nor are plain accesses by who performed one later. */
 static void check_atomic(struct nb_machine *machine, uint32_t *global, const void *place)
 {
     nb_machine_burn(machine);

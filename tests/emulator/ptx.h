@@ -1,5 +1,5 @@
-/* The instructions of cuda/ptx.cuh, met by the emulated machine. Operands travel in registers, for a pointer to a thread's variables would
- * put them into memory, where each access is one to check. */
+/* The instructions of cuda/ptx.cuh, met by the emulated machine. Operands travel in registers, for a pointer to a
+ * thread's variables would put them into memory, where each access is one to check. */
 #ifndef NB_TESTS_EMULATOR_PTX_H
 #define NB_TESTS_EMULATOR_PTX_H
 
@@ -250,7 +250,8 @@ NB_EMULATED_INSTRUCTION uint32_t nb_pack_bf16(float low, float high)
 
 NB_EMULATED_INSTRUCTION uint32_t nb_fma_bf16x2(uint32_t a, uint32_t b, uint32_t c)
 {
-    return nb_emulator_fma_bf16(a & 0xffff, b & 0xffff, c & 0xffff) | nb_emulator_fma_bf16(a >> 16, b >> 16, c >> 16) << 16;
+    return nb_emulator_fma_bf16(a & 0xffff, b & 0xffff, c & 0xffff) | nb_emulator_fma_bf16(a >> 16, b >> 16, c >> 16)
+                                                                          << 16;
 }
 
 NB_EMULATED_INSTRUCTION float nb_exp2_fast(float x)

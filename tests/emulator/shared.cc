@@ -68,10 +68,12 @@ static inline bool ordered(const struct nb_machine *machine, unsigned self, unsi
 [[noreturn]] static void report_race(
     struct nb_machine *machine, uint32_t offset, const char *does, unsigned thread, const char *did, const void *place)
 {
-    nb_machine_fault(machine, NB_EMULATOR_RACE, place, "%s shared byte %u, which thread %u %s with no barrier between", does, offset, thread, did);
+    nb_machine_fault(machine, NB_EMULATOR_RACE, place, "%s shared byte %u, which thread %u %s with no barrier between",
+        does, offset, thread, did);
 }
 
-static inline void check_read(struct nb_machine *machine, struct nb_shared_record *record, unsigned self, uint32_t offset, const void *place)
+static inline void check_read(
+    struct nb_machine *machine, struct nb_shared_record *record, unsigned self, uint32_t offset, const void *place)
 {
     if (!ordered(machine, self, record->writer, record->written))
         report_race(machine, offset, "reads", record->writer, "wrote", place);
@@ -83,7 +85,8 @@ static inline void check_read(struct nb_machine *machine, struct nb_shared_recor
     record->read = machine->now;
 }
 
-static inline void check_write(struct nb_machine *machine, struct nb_shared_record *record, unsigned self, uint32_t offset, const void *place)
+static inline void check_write(
+    struct nb_machine *machine, struct nb_shared_record *record, unsigned self, uint32_t offset, const void *place)
 {
     if (!ordered(machine, self, record->writer, record->written))
         report_race(machine, offset, "writes", record->writer, "wrote", place);
@@ -107,7 +110,8 @@ static void split_word(struct nb_machine *machine, uint32_t word)
     record->split = 1;
 }
 
-typedef void check(struct nb_machine *machine, struct nb_shared_record *record, unsigned self, uint32_t offset, const void *place);
+typedef void check(
+    struct nb_machine *machine, struct nb_shared_record *record, unsigned self, uint32_t offset, const void *place);
 
 /* Bytes of one word, or a whole split one. */
 template <check CHECK>
@@ -119,7 +123,8 @@ static void check_bytes(struct nb_machine *machine, unsigned self, uint32_t offs
 }
 
 template <check CHECK, bool WRITES>
-static inline void check_range(struct nb_machine *machine, unsigned self, uint32_t offset, uint32_t bytes, const void *place)
+static inline void check_range(
+    struct nb_machine *machine, unsigned self, uint32_t offset, uint32_t bytes, const void *place)
 {
     uint32_t end = offset + bytes;
     while (offset < end) {
@@ -143,8 +148,10 @@ static inline void check_range(struct nb_machine *machine, unsigned self, uint32
     uint32_t at = offset;
     while (at + 1 < offset + bytes && machine->state[at] == NB_BYTE_INITIALIZED)
         at++;
-    nb_machine_fault(machine, NB_EMULATOR_UNINITIALIZED, place, "reads %u bytes at shared byte %u, of which byte %u %s", bytes, offset, at,
-        machine->state[at] == NB_BYTE_UNDER_COPY ? "is under an asynchronous copy that has not been waited for" : "was never written");
+    nb_machine_fault(machine, NB_EMULATOR_UNINITIALIZED, place, "reads %u bytes at shared byte %u, of which byte %u %s",
+        bytes, offset, at,
+        machine->state[at] == NB_BYTE_UNDER_COPY ? "is under an asynchronous copy that has not been waited for"
+                                                 : "was never written");
 }
 
 static inline void check_initialized(struct nb_machine *machine, uint32_t offset, uint32_t bytes, const void *place)
@@ -153,9 +160,15 @@ static inline void check_initialized(struct nb_machine *machine, uint32_t offset
     const uint8_t *state = machine->state + offset;
     bool good;
     switch (bytes) {
-    case 4: good = !memcmp(state, all, 4); break;
-    case 8: good = !memcmp(state, all, 8); break;
-    case 16: good = !memcmp(state, all, 16); break;
+    case 4:
+        good = !memcmp(state, all, 4);
+        break;
+    case 8:
+        good = !memcmp(state, all, 8);
+        break;
+    case 16:
+        good = !memcmp(state, all, 16);
+        break;
     default:
         good = true;
         for (uint32_t i = 0; i < bytes; i++)
@@ -165,11 +178,12 @@ static inline void check_initialized(struct nb_machine *machine, uint32_t offset
         report_state(machine, offset, bytes, place);
 }
 
-static inline void check_inside(struct nb_machine *machine, const char *does, uint32_t offset, uint32_t bytes, const void *place)
+static inline void check_inside(
+    struct nb_machine *machine, const char *does, uint32_t offset, uint32_t bytes, const void *place)
 {
     if (offset + bytes > machine->shared_bytes)
-        nb_machine_fault(machine, NB_EMULATOR_OUT_OF_BOUNDS, place, "%s %u bytes at shared byte %u of %u", does, bytes, offset,
-            machine->shared_bytes);
+        nb_machine_fault(machine, NB_EMULATOR_OUT_OF_BOUNDS, place, "%s %u bytes at shared byte %u of %u", does, bytes,
+            offset, machine->shared_bytes);
 }
 
 void nb_shared_read(struct nb_machine *machine, uint32_t offset, uint32_t bytes, const void *place)
@@ -184,7 +198,8 @@ void nb_shared_write(struct nb_machine *machine, uint32_t offset, uint32_t bytes
     check_inside(machine, "writes", offset, bytes, place);
     for (uint32_t i = 0; i < bytes; i++)
         if (machine->state[offset + i] == NB_BYTE_UNDER_COPY)
-            nb_machine_fault(machine, NB_EMULATOR_RACE, place, "writes shared byte %u, which is under an asynchronous copy", offset + i);
+            nb_machine_fault(machine, NB_EMULATOR_RACE, place,
+                "writes shared byte %u, which is under an asynchronous copy", offset + i);
     check_range<check_write, true>(machine, machine->lane->thread, offset, bytes, place);
     memset(machine->state + offset, NB_BYTE_INITIALIZED, bytes);
 }
@@ -199,7 +214,8 @@ static inline void check_warp_read(
     check_read(machine, record, self, offset, place);
 }
 
-void nb_shared_read_by_warp(struct nb_machine *machine, struct nb_lane *lane, uint32_t offset, uint32_t bytes, const void *place)
+void nb_shared_read_by_warp(
+    struct nb_machine *machine, struct nb_lane *lane, uint32_t offset, uint32_t bytes, const void *place)
 {
     check_inside(machine, "reads", offset, bytes, place);
     check_initialized(machine, offset, bytes, place);
@@ -224,18 +240,18 @@ extern "C" void nb_emulator_copy_async(void *shared, const void *global, int val
     uint32_t offset;
     nb_machine_burn(machine);
     if (!nb_shared_offset(machine, shared, &offset))
-        nb_machine_fault(machine, NB_EMULATOR_OUT_OF_BOUNDS, NB_PLACE, "copies to %p, which is not in the block's %u bytes of shared memory",
-            shared, machine->shared_bytes);
+        nb_machine_fault(machine, NB_EMULATOR_OUT_OF_BOUNDS, NB_PLACE,
+            "copies to %p, which is not in the block's %u bytes of shared memory", shared, machine->shared_bytes);
     check_inside(machine, "copies", offset, (uint32_t)bytes, NB_PLACE);
     if (valid < 0 || valid > bytes)
         nb_machine_fault(machine, NB_EMULATOR_BAD_INSTRUCTION, NB_PLACE, "copies %d bytes of %d", valid, bytes);
     if (offset % (unsigned)bytes || (valid && (uintptr_t)global % (unsigned)bytes))
-        nb_machine_fault(machine, NB_EMULATOR_MISALIGNED, NB_PLACE, "copies %d bytes from %p to shared byte %u: both must be aligned", bytes,
-            global, offset);
+        nb_machine_fault(machine, NB_EMULATOR_MISALIGNED, NB_PLACE,
+            "copies %d bytes from %p to shared byte %u: both must be aligned", bytes, global, offset);
     for (int i = 0; i < bytes; i++)
         if (machine->state[offset + (unsigned)i] == NB_BYTE_UNDER_COPY)
-            nb_machine_fault(machine, NB_EMULATOR_RACE, NB_PLACE, "copies to shared byte %u, which is under another asynchronous copy",
-                offset + (unsigned)i);
+            nb_machine_fault(machine, NB_EMULATOR_RACE, NB_PLACE,
+                "copies to shared byte %u, which is under another asynchronous copy", offset + (unsigned)i);
     check_range<check_write, true>(machine, lane->thread, offset, (uint32_t)bytes, NB_PLACE);
     memset(machine->state + offset, NB_BYTE_UNDER_COPY, (size_t)bytes);
     memset(machine->shared + offset, 0xff, (size_t)bytes);

@@ -1,5 +1,5 @@
-/* Runs the broken kernels and their right twins under several seeds: each mistake must be found, as what it is, and told with kernel, block and
- * thread; the twins must pass and give the same result under every seed. */
+/* Runs the broken kernels and their right twins under several seeds: each mistake must be found, as what it is,
+ * and told with kernel, block and thread; the twins must pass and give the same result under every seed. */
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
@@ -19,7 +19,8 @@ static void report(bool good, const char *what, const char *name, const char *de
     }
 }
 
-/* Three arrays and the counters with gaps between; `out` is forgotten before each launch, and all of it once more after a fault. */
+/* Three arrays and the counters with gaps between; `out` is forgotten before each launch, and all of it once more
+ * after a fault. */
 struct arena {
     unsigned char *slab;
     struct nb_broken_memory memory;
@@ -30,7 +31,8 @@ static void arena_create(struct arena *arena)
 {
     arena->slab = (unsigned char *)aligned_alloc(512, 4 * (FLOATS_BYTES + 2 * GAP));
     unsigned char *at = arena->slab + GAP;
-    float **array[] = {(float **)&arena->memory.in, &arena->memory.out, (float **)&arena->memory.forgotten, (float **)&arena->memory.counter};
+    float **array[] = {(float **)&arena->memory.in, &arena->memory.out, (float **)&arena->memory.forgotten,
+        (float **)&arena->memory.counter};
     size_t bytes[] = {FLOATS_BYTES, FLOATS_BYTES, FLOATS_BYTES, 16};
     for (int i = 0; i < 4; i++, at += FLOATS_BYTES + GAP) {
         *array[i] = (float *)at;
@@ -69,7 +71,8 @@ static void check_message(const struct nb_broken_case *test)
 {
     const char *message = nb_emulator_fault_message();
     std::string kernel = std::string("kernel ") + test->name + ", block ";
-    report(strstr(message, kernel.c_str()) != NULL && strstr(message, ", thread ") != NULL, "the message does not say where", test->name, message);
+    report(strstr(message, kernel.c_str()) != NULL && strstr(message, ", thread ") != NULL,
+        "the message does not say where", test->name, message);
 }
 
 static void check_case(struct arena *arena, const struct nb_broken_case *test)
@@ -81,12 +84,13 @@ static void check_case(struct arena *arena, const struct nb_broken_case *test)
         nb_emulator_reset();
         if (seed == 1)
             memcpy(expected, arena->memory.out, sizeof expected);
-        report(!memcmp(expected, arena->memory.out, sizeof expected), "the right twin's result depends on the seed", test->name, "");
+        report(!memcmp(expected, arena->memory.out, sizeof expected), "the right twin's result depends on the seed",
+            test->name, "");
         good = launch(arena, test, true, seed);
         report(!good, "the mistake was not found", test->name, std::to_string(seed).c_str());
         if (!good) {
-            report(nb_emulator_fault() == test->kind || nb_emulator_fault() == test->or_kind, "found as something else", test->name,
-                nb_emulator_fault_message());
+            report(nb_emulator_fault() == test->kind || nb_emulator_fault() == test->or_kind, "found as something else",
+                test->name, nb_emulator_fault_message());
             check_message(test);
         }
         if (seed == 1 && !good)
@@ -95,22 +99,28 @@ static void check_case(struct arena *arena, const struct nb_broken_case *test)
     }
 }
 
-static void do_nothing(struct nb_broken_memory) {}
+static void do_nothing(struct nb_broken_memory)
+{
+}
 
 static void check_bad_launches(struct arena *arena)
 {
     static const struct nb_broken_case bad[] = {
-        {"threads that are no multiple of 32", do_nothing, do_nothing, NB_EMULATOR_BAD_LAUNCH, NB_EMULATOR_BAD_LAUNCH, 1, 33, 0},
+        {"threads that are no multiple of 32", do_nothing, do_nothing, NB_EMULATOR_BAD_LAUNCH, NB_EMULATOR_BAD_LAUNCH,
+            1, 33, 0},
         {"too many threads", do_nothing, do_nothing, NB_EMULATOR_BAD_LAUNCH, NB_EMULATOR_BAD_LAUNCH, 1, 1056, 0},
-        {"too much shared memory", do_nothing, do_nothing, NB_EMULATOR_BAD_LAUNCH, NB_EMULATOR_BAD_LAUNCH, 1, 32, 227 * 1024 + 1},
+        {"too much shared memory", do_nothing, do_nothing, NB_EMULATOR_BAD_LAUNCH, NB_EMULATOR_BAD_LAUNCH, 1, 32,
+            227 * 1024 + 1},
         {"an empty grid", do_nothing, do_nothing, NB_EMULATOR_BAD_LAUNCH, NB_EMULATOR_BAD_LAUNCH, 0, 32, 0},
     };
     for (const struct nb_broken_case &test : bad) {
         bool good = launch(arena, &test, true, 1);
-        report(!good && nb_emulator_fault() == NB_EMULATOR_BAD_LAUNCH, "not refused", test.name, nb_emulator_fault_message());
+        report(!good && nb_emulator_fault() == NB_EMULATOR_BAD_LAUNCH, "not refused", test.name,
+            nb_emulator_fault_message());
         report(!launch(arena, &nb_broken_barriers[0], false, 1), "runs after a fault", test.name, "");
         nb_emulator_reset();
-        report(launch(arena, &nb_broken_barriers[0], false, 1), "does not run after a reset", test.name, nb_emulator_fault_message());
+        report(launch(arena, &nb_broken_barriers[0], false, 1), "does not run after a reset", test.name,
+            nb_emulator_fault_message());
     }
 }
 
@@ -123,22 +133,26 @@ static void check_runtime_copies(struct arena *arena)
         if (!strcmp(nb_broken_global[i].name, "global_never_written"))
             reads = &nb_broken_global[i];
     nb_emulator_memory_copied((void *)m->forgotten, m->in, FLOATS_BYTES);
-    report(launch(arena, reads, true, 1), "a copy of written bytes counts as never written", "copied", nb_emulator_fault_message());
+    report(launch(arena, reads, true, 1), "a copy of written bytes counts as never written", "copied",
+        nb_emulator_fault_message());
     nb_emulator_memory_forget((void *)m->forgotten, FLOATS_BYTES);
     nb_emulator_memory_forget(m->out, FLOATS_BYTES);
     nb_emulator_memory_copied((void *)m->forgotten, m->out, FLOATS_BYTES);
     report(!launch(arena, reads, true, 1), "a copy of bytes never written counts as written", "copied", "");
     nb_emulator_reset();
-    report(!nb_emulator_memory_touch(m->in, FLOATS_BYTES + 1, true), "a fill beyond the end was let through", "touch", "");
-    report(nb_emulator_fault() == NB_EMULATOR_OUT_OF_BOUNDS, "a fill beyond the end is no fault", "touch", nb_emulator_fault_message());
+    report(
+        !nb_emulator_memory_touch(m->in, FLOATS_BYTES + 1, true), "a fill beyond the end was let through", "touch", "");
+    report(nb_emulator_fault() == NB_EMULATOR_OUT_OF_BOUNDS, "a fill beyond the end is no fault", "touch",
+        nb_emulator_fault_message());
     nb_emulator_reset();
 }
 
 int main(void)
 {
-    const struct nb_broken_case *tables[] = {nb_broken_barriers, nb_broken_waits, nb_broken_copies, nb_broken_shared, nb_broken_global};
-    const int counts[] = {
-        nb_broken_barriers_count, nb_broken_waits_count, nb_broken_copies_count, nb_broken_shared_count, nb_broken_global_count};
+    const struct nb_broken_case *tables[] = {
+        nb_broken_barriers, nb_broken_waits, nb_broken_copies, nb_broken_shared, nb_broken_global};
+    const int counts[] = {nb_broken_barriers_count, nb_broken_waits_count, nb_broken_copies_count,
+        nb_broken_shared_count, nb_broken_global_count};
     struct arena arena;
     int cases = 0;
     arena_create(&arena);

@@ -1,7 +1,9 @@
-/* What g++ -fsanitize=thread,alignment makes kernels call at each access. There is no libtsan or libubsan: these are the functions.
+/* What g++ -fsanitize=thread,alignment makes kernels call at each access. There is no libtsan or libubsan: these
+ * are the functions.
  *
- * Host code of the same files calls them too, where there is nothing to check. Memory that cannot be seen from outside a fiber (variables
- * whose address never leaves it) is not instrumented; the rest of its stack is told by its address. */
+ * Host code of the same files calls them too, where there is nothing to check. Memory that cannot be seen from
+ * outside a fiber (variables whose address never leaves it) is not instrumented; the rest of its stack is told by
+ * its address. */
 #include <cstdint>
 #include <cstring>
 
@@ -12,7 +14,8 @@
 enum alignment { NATURAL, ANY };
 
 template <bool WRITES>
-static inline __attribute__((always_inline)) void check(void *pointer, size_t bytes, enum alignment alignment, const void *place)
+static inline __attribute__((always_inline)) void check(
+    void *pointer, size_t bytes, enum alignment alignment, const void *place)
 {
     struct nb_machine *machine = nb_machine_here;
     if (!machine)
@@ -23,7 +26,8 @@ static inline __attribute__((always_inline)) void check(void *pointer, size_t by
         return;
     if (__builtin_expect(alignment == NATURAL && (address & (bytes - 1)), 0))
         nb_machine_fault(machine, NB_EMULATOR_MISALIGNED, place, "%s %zu bytes at %s %zu: must be aligned to as many",
-            WRITES ? "writes" : "reads", bytes, shared ? "shared byte" : "address", (size_t)(shared ? offset : address));
+            WRITES ? "writes" : "reads", bytes, shared ? "shared byte" : "address",
+            (size_t)(shared ? offset : address));
     nb_machine_burn(machine);
     if (!shared)
         nb_memory_access(machine, address, bytes, WRITES ? NB_ACCESS_WRITE : NB_ACCESS_READ, NULL, place);
@@ -35,47 +39,30 @@ static inline __attribute__((always_inline)) void check(void *pointer, size_t by
 
 extern "C" {
 
-void __tsan_init(void);
-void __tsan_func_entry(void *);
-void __tsan_func_exit(void *);
-void __tsan_vptr_update(void **, void *);
-void __tsan_vptr_read(void **);
-void __tsan_read_range(void *, size_t);
-void __tsan_write_range(void *, size_t);
-void __tsan_atomic_thread_fence(int);
-void __tsan_atomic_signal_fence(int);
-void __ubsan_handle_type_mismatch_v1(void *, uintptr_t);
-void __ubsan_handle_type_mismatch_v1_abort(void *, uintptr_t);
-
+/* clang-format off */
 void __tsan_init(void) {}
 void __tsan_func_entry(void *) {}
 void __tsan_func_exit(void *) {}
 void __tsan_vptr_update(void **, void *) {}
 void __tsan_vptr_read(void **) {}
 
-#define NB_ACCESS_FUNCTIONS(bytes)                                                                                          \
-    void __tsan_read##bytes(void *);                                                                                        \
-    void __tsan_write##bytes(void *);                                                                                       \
-    void __tsan_volatile_read##bytes(void *);                                                                               \
-    void __tsan_volatile_write##bytes(void *);                                                                              \
-    void __tsan_unaligned_read##bytes(void *);                                                                              \
-    void __tsan_unaligned_write##bytes(void *);                                                                             \
-    void __tsan_unaligned_volatile_read##bytes(void *);                                                                     \
-    void __tsan_unaligned_volatile_write##bytes(void *);                                                                    \
-    void __tsan_read##bytes(void *address) { check<false>(address, bytes, NATURAL, NB_PLACE); }                             \
-    void __tsan_write##bytes(void *address) { check<true>(address, bytes, NATURAL, NB_PLACE); }                             \
-    void __tsan_volatile_read##bytes(void *address) { check<false>(address, bytes, NATURAL, NB_PLACE); }                    \
-    void __tsan_volatile_write##bytes(void *address) { check<true>(address, bytes, NATURAL, NB_PLACE); }                    \
-    void __tsan_unaligned_read##bytes(void *address) { check<false>(address, bytes, ANY, NB_PLACE); }                       \
-    void __tsan_unaligned_write##bytes(void *address) { check<true>(address, bytes, ANY, NB_PLACE); }                       \
-    void __tsan_unaligned_volatile_read##bytes(void *address) { check<false>(address, bytes, ANY, NB_PLACE); }              \
-    void __tsan_unaligned_volatile_write##bytes(void *address) { check<true>(address, bytes, ANY, NB_PLACE); }
+#define NB_ACCESS(name, bytes, writes, alignment) \
+    void __tsan_##name##bytes(void *address) { check<writes>(address, bytes, alignment, NB_PLACE); }
+#define NB_ACCESSES(bytes)                               \
+    NB_ACCESS(read, bytes, false, NATURAL)               \
+    NB_ACCESS(write, bytes, true, NATURAL)               \
+    NB_ACCESS(volatile_read, bytes, false, NATURAL)      \
+    NB_ACCESS(volatile_write, bytes, true, NATURAL)      \
+    NB_ACCESS(unaligned_read, bytes, false, ANY)         \
+    NB_ACCESS(unaligned_write, bytes, true, ANY)         \
+    NB_ACCESS(unaligned_volatile_read, bytes, false, ANY) \
+    NB_ACCESS(unaligned_volatile_write, bytes, true, ANY)
 
-NB_ACCESS_FUNCTIONS(1)
-NB_ACCESS_FUNCTIONS(2)
-NB_ACCESS_FUNCTIONS(4)
-NB_ACCESS_FUNCTIONS(8)
-NB_ACCESS_FUNCTIONS(16)
+NB_ACCESSES(1)
+NB_ACCESSES(2)
+NB_ACCESSES(4)
+NB_ACCESSES(8)
+NB_ACCESSES(16)
 
 void __tsan_read_range(void *address, size_t bytes)
 {
@@ -89,57 +76,43 @@ void __tsan_write_range(void *address, size_t bytes)
         check<true>(address, bytes, ANY, NB_PLACE);
 }
 
-/* Host code alone has C++ atomics: guards of static variables, shared pointers. Kernels have nb_atomic_add and nb_atomic_max. */
-#define NB_ATOMIC_FUNCTIONS(bits, type)                                                                                     \
-    type __tsan_atomic##bits##_load(const volatile type *at, int);                                                          \
-    void __tsan_atomic##bits##_store(volatile type *at, type value, int);                                                   \
-    type __tsan_atomic##bits##_exchange(volatile type *at, type value, int);                                                \
-    type __tsan_atomic##bits##_fetch_add(volatile type *at, type value, int);                                               \
-    type __tsan_atomic##bits##_fetch_sub(volatile type *at, type value, int);                                               \
-    type __tsan_atomic##bits##_fetch_and(volatile type *at, type value, int);                                               \
-    type __tsan_atomic##bits##_fetch_or(volatile type *at, type value, int);                                                \
-    type __tsan_atomic##bits##_fetch_xor(volatile type *at, type value, int);                                               \
-    int __tsan_atomic##bits##_compare_exchange_strong(volatile type *at, type *expected, type value, int, int);             \
-    int __tsan_atomic##bits##_compare_exchange_weak(volatile type *at, type *expected, type value, int, int);               \
-    type __tsan_atomic##bits##_load(const volatile type *at, int) { return __atomic_load_n(at, __ATOMIC_SEQ_CST); }         \
-    void __tsan_atomic##bits##_store(volatile type *at, type value, int) { __atomic_store_n(at, value, __ATOMIC_SEQ_CST); } \
-    type __tsan_atomic##bits##_exchange(volatile type *at, type value, int)                                                 \
-    {                                                                                                                       \
-        return __atomic_exchange_n(at, value, __ATOMIC_SEQ_CST);                                                            \
-    }                                                                                                                       \
-    type __tsan_atomic##bits##_fetch_add(volatile type *at, type value, int)                                                \
-    {                                                                                                                       \
-        return __atomic_fetch_add(at, value, __ATOMIC_SEQ_CST);                                                             \
-    }                                                                                                                       \
-    type __tsan_atomic##bits##_fetch_sub(volatile type *at, type value, int)                                                \
-    {                                                                                                                       \
-        return __atomic_fetch_sub(at, value, __ATOMIC_SEQ_CST);                                                             \
-    }                                                                                                                       \
-    type __tsan_atomic##bits##_fetch_and(volatile type *at, type value, int)                                                \
-    {                                                                                                                       \
-        return __atomic_fetch_and(at, value, __ATOMIC_SEQ_CST);                                                             \
-    }                                                                                                                       \
-    type __tsan_atomic##bits##_fetch_or(volatile type *at, type value, int)                                                 \
-    {                                                                                                                       \
-        return __atomic_fetch_or(at, value, __ATOMIC_SEQ_CST);                                                              \
-    }                                                                                                                       \
-    type __tsan_atomic##bits##_fetch_xor(volatile type *at, type value, int)                                                \
-    {                                                                                                                       \
-        return __atomic_fetch_xor(at, value, __ATOMIC_SEQ_CST);                                                             \
-    }                                                                                                                       \
-    int __tsan_atomic##bits##_compare_exchange_strong(volatile type *at, type *expected, type value, int, int)              \
-    {                                                                                                                       \
-        return __atomic_compare_exchange_n(at, expected, value, false, __ATOMIC_SEQ_CST, __ATOMIC_SEQ_CST);                 \
-    }                                                                                                                       \
-    int __tsan_atomic##bits##_compare_exchange_weak(volatile type *at, type *expected, type value, int, int)                \
-    {                                                                                                                       \
-        return __atomic_compare_exchange_n(at, expected, value, false, __ATOMIC_SEQ_CST, __ATOMIC_SEQ_CST);                 \
+/* Host code alone has C++ atomics: guards of static variables, shared pointers. Kernels have nb_atomic_add and
+ * nb_atomic_max. */
+#define NB_FETCH(bits, type, operation)                                                  \
+    type __tsan_atomic##bits##_fetch_##operation(volatile type *at, type value, int)     \
+    {                                                                                    \
+        return __atomic_fetch_##operation(at, value, __ATOMIC_SEQ_CST);                  \
     }
+#define NB_COMPARE_EXCHANGE(bits, type, strength)                                                                     \
+    int __tsan_atomic##bits##_compare_exchange_##strength(volatile type *at, type *expected, type value, int, int)    \
+    {                                                                                                                 \
+        return __atomic_compare_exchange_n(at, expected, value, false, __ATOMIC_SEQ_CST, __ATOMIC_SEQ_CST);           \
+    }
+#define NB_ATOMICS(bits, type)                                                           \
+    type __tsan_atomic##bits##_load(const volatile type *at, int)                        \
+    {                                                                                    \
+        return __atomic_load_n(at, __ATOMIC_SEQ_CST);                                    \
+    }                                                                                    \
+    void __tsan_atomic##bits##_store(volatile type *at, type value, int)                 \
+    {                                                                                    \
+        __atomic_store_n(at, value, __ATOMIC_SEQ_CST);                                   \
+    }                                                                                    \
+    type __tsan_atomic##bits##_exchange(volatile type *at, type value, int)              \
+    {                                                                                    \
+        return __atomic_exchange_n(at, value, __ATOMIC_SEQ_CST);                         \
+    }                                                                                    \
+    NB_FETCH(bits, type, add)                                                            \
+    NB_FETCH(bits, type, sub)                                                            \
+    NB_FETCH(bits, type, and)                                                            \
+    NB_FETCH(bits, type, or)                                                             \
+    NB_FETCH(bits, type, xor)                                                            \
+    NB_COMPARE_EXCHANGE(bits, type, strong)                                              \
+    NB_COMPARE_EXCHANGE(bits, type, weak)
 
-NB_ATOMIC_FUNCTIONS(8, uint8_t)
-NB_ATOMIC_FUNCTIONS(16, uint16_t)
-NB_ATOMIC_FUNCTIONS(32, uint32_t)
-NB_ATOMIC_FUNCTIONS(64, uint64_t)
+NB_ATOMICS(8, uint8_t)
+NB_ATOMICS(16, uint16_t)
+NB_ATOMICS(32, uint32_t)
+NB_ATOMICS(64, uint64_t)
 
 void __tsan_atomic_thread_fence(int)
 {
@@ -147,9 +120,11 @@ void __tsan_atomic_thread_fence(int)
 }
 
 void __tsan_atomic_signal_fence(int) {}
+/* clang-format on */
 
-/* -fsanitize=alignment: whole vectors are checked before the optimizer takes them apart. The data begin with the source's place: file, line,
- * column; then the type, then the logarithm of the alignment (gcc's ubsan.cc, ubsan_create_data). */
+/* -fsanitize=alignment: whole vectors are checked before the optimizer takes them apart. The data begin with the
+ * source's place: file, line, column; then the type, then the logarithm of the alignment (gcc's ubsan.cc,
+ * ubsan_create_data). */
 struct mismatch {
     const char *file;
     uint32_t line, column;
@@ -168,8 +143,8 @@ void __ubsan_handle_type_mismatch_v1(void *data, uintptr_t address)
     const char *slash = strrchr(mismatch->file ? mismatch->file : "", '/');
     const char *file = slash ? slash + 1 : mismatch->file;
     nb_machine_fault(machine, NB_EMULATOR_MISALIGNED, NULL, "touches %s %zu, which must be a multiple of %d (%s:%u)",
-        shared ? "shared byte" : "address", shared ? (size_t)offset : (size_t)address, 1 << mismatch->log_alignment, file ? file : "?",
-        mismatch->line);
+        shared ? "shared byte" : "address", shared ? (size_t)offset : (size_t)address, 1 << mismatch->log_alignment,
+        file ? file : "?", mismatch->line);
 }
 
 void __ubsan_handle_type_mismatch_v1_abort(void *data, uintptr_t address)

@@ -97,10 +97,11 @@ extern "C" nb_u32_x4 nb_emulator_ldmatrix(const void *row, int matrices, bool tr
     if (index < 8 * (unsigned)matrices) {
         uint32_t offset = 0;
         if (!nb_shared_offset(machine, row, &offset))
-            nb_machine_fault(machine, NB_EMULATOR_OUT_OF_BOUNDS, NB_PLACE, "ldmatrix of %p, which is not in the block's %u bytes of shared memory",
-                row, machine->shared_bytes);
+            nb_machine_fault(machine, NB_EMULATOR_OUT_OF_BOUNDS, NB_PLACE,
+                "ldmatrix of %p, which is not in the block's %u bytes of shared memory", row, machine->shared_bytes);
         if (offset % 16)
-            nb_machine_fault(machine, NB_EMULATOR_MISALIGNED, NB_PLACE, "ldmatrix of shared byte %u, which is no multiple of 16", offset);
+            nb_machine_fault(machine, NB_EMULATOR_MISALIGNED, NB_PLACE,
+                "ldmatrix of shared byte %u, which is no multiple of 16", offset);
         nb_shared_read_by_warp(machine, lane, offset, 16, NB_PLACE);
     }
     exchange->row[index] = (const unsigned char *)row;
@@ -123,7 +124,8 @@ static inline float bf16_value(uint32_t bits)
 
 typedef float float_x8 __attribute__((vector_size(32)));
 
-/* The operands as rows: four words, eight elements of which the even ones come first. That order of k is the same on both sides. */
+/* The operands as rows: four words, eight elements of which the even ones come first. That order of k is the same
+ * on both sides. */
 struct mma_rows {
     float a[16][16];
     float_x8 b[16], d[16];
@@ -168,9 +170,10 @@ static inline void gather_rows(struct mma_rows *rows, const struct nb_exchange *
     }
 }
 
-/* d += a b, the 16 products of an element in an order that the seed chooses, before or after d. Products are exact in fp32. Hardware sums in
- * yet another way; what may be relied on is only that it is always the same. */
-__attribute__((target_clones("avx2", "default"), optimize("O3"))) static void multiply(struct nb_exchange *exchange, unsigned order)
+/* d += a b, the 16 products of an element in an order that the seed chooses, before or after d. Products are exact
+ * in fp32. Hardware sums in yet another way; what may be relied on is only that it is always the same. */
+__attribute__((target_clones("avx2", "default"), optimize("O3"))) static void multiply(
+    struct nb_exchange *exchange, unsigned order)
 {
     struct mma_rows rows;
     gather_rows(&rows, exchange);
@@ -212,8 +215,9 @@ extern "C" nb_float_x4 nb_emulator_mma_bf16(nb_float_x4 d, nb_u32_x4 a, uint64_t
 
 /* ---- arithmetic ---- */
 
-/* s + error, exact, rounded to fp32 "to odd": the last bit says that something was cut off, so that rounding again to fewer bits rounds but
- * once (Boldo and Melquiond, Emulation of a FMA and correctly rounded sums: proved algorithms using rounding to odd, 2008). */
+/* s + error, exact, rounded to fp32 "to odd": the last bit says that something was cut off, so that rounding again
+ * to fewer bits rounds but once (Boldo and Melquiond, Emulation of a FMA and correctly rounded sums: proved
+ * algorithms using rounding to odd, 2008). */
 static float to_odd(double sum, double error)
 {
     float rounded = (float)sum;

@@ -6,10 +6,12 @@
 #include <thread>
 #include <vector>
 
-namespace {
+namespace
+{
 
-class workers {
-public:
+class workers
+{
+  public:
     ~workers()
     {
         {
@@ -40,7 +42,7 @@ public:
         end.wait(lock, [this] { return busy == 0; });
     }
 
-private:
+  private:
     void serve()
     {
         std::unique_lock<std::mutex> lock(mutex);

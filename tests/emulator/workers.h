@@ -4,7 +4,8 @@
 
 #include <cstdint>
 
-/* Calls run(argument) on the calling thread, and on as many others as there are processors and `blocks` for, at once; returns when all have. */
+/* Calls run(argument) on the calling thread, and on as many others as there are processors and `blocks` for, at
+ * once; returns when all have. */
 void nb_workers_run(void (*run)(void *argument), void *argument, uint64_t blocks);
 
 #endif

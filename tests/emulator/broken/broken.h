@@ -1,5 +1,5 @@
-/* Kernels with one mistake each, and their right twins: the same template with and without it. The emulator must find the mistake under every
- * seed, and nothing in the twin. */
+/* Kernels with one mistake each, and their right twins: the same template with and without it. The emulator must
+ * find the mistake under every seed, and nothing in the twin. */
 #ifndef NB_TESTS_EMULATOR_BROKEN_H
 #define NB_TESTS_EMULATOR_BROKEN_H
 
@@ -25,10 +25,14 @@ struct nb_broken_case {
     int blocks, threads, shared_bytes;
 };
 
-extern const struct nb_broken_case nb_broken_barriers[], nb_broken_waits[], nb_broken_copies[], nb_broken_shared[], nb_broken_global[];
-extern const int nb_broken_barriers_count, nb_broken_waits_count, nb_broken_copies_count, nb_broken_shared_count, nb_broken_global_count;
+extern const struct nb_broken_case nb_broken_barriers[], nb_broken_waits[], nb_broken_copies[], nb_broken_shared[],
+    nb_broken_global[];
+extern const int nb_broken_barriers_count, nb_broken_waits_count, nb_broken_copies_count, nb_broken_shared_count,
+    nb_broken_global_count;
 
-#define NB_BROKEN(name, kind, or_kind, blocks, threads, shared_bytes)                                                         \
-    {#name, name<true>, name<false>, NB_EMULATOR_##kind, NB_EMULATOR_##or_kind, blocks, threads, shared_bytes}
+#define NB_BROKEN(name, kind, or_kind, blocks, threads, shared_bytes)                                                \
+    {                                                                                                                \
+#name, name < true>, name < false>, NB_EMULATOR_##kind, NB_EMULATOR_##or_kind, blocks, threads, shared_bytes \
+    }
 
 #endif

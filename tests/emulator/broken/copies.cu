@@ -123,7 +123,8 @@ template <bool BROKEN> static __global__ void copy_from_outside(struct nb_broken
     float *shared = (float *)nb_shared_memory();
     int t = threadIdx.x;
     bool inside = t < 100;
-    nb_copy_async_16(shared + 4 * t, inside ? m.in + 4 * t : m.in + NB_BROKEN_FLOATS + 4 * (t - 100), inside || BROKEN ? 16 : 0);
+    nb_copy_async_16(
+        shared + 4 * t, inside ? m.in + 4 * t : m.in + NB_BROKEN_FLOATS + 4 * (t - 100), inside || BROKEN ? 16 : 0);
     nb_copy_async_commit();
     nb_copy_async_wait<0>();
     m.out[128 * blockIdx.x + t] = shared[4 * t + 3];

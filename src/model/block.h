@@ -10,7 +10,7 @@
  *     kept        q TQ   k TK   v TK   o TQ   mid TH (before that: n1)   t   [head norms: q TQ, k TK before them]
  *       MLP       gate TI (then its gradient)   up TI (then its gradient)   t
  *                 h TM (n2, then h, then n2 again)   dh TM (the gradient of h, then of n2)
- *       attention do T max(Q, H) (then the gradient of n1)   dq TQ   dk TK   dv TK;   n1 again in mid
+ *       attention do T max(Q, H) (then the gradient of n1)   dq, dk, dv T (Q + 2K), side by side;   n1 again in mid
  *     The MLP's part is released before the attention's is taken. What down's adapter gave (t) is kept from the forward pass beside the
  *     block's input, so that down itself need not be computed again.
  *   attention kept: o and its log-sum-exp stay from forward; the rest as with the input alone, but attention is not computed again.
@@ -95,6 +95,7 @@ struct nb_block_linear {
     nb_dptr x;        /* [tokens, in] */
     const nb_dptr *y; /* [count], each [tokens, out]: the outputs; in the backward pass their gradients */
     const nb_dptr *t; /* by role: what each adapter's A gives */
+    int y_stride;     /* 0: each y is contiguous */
 };
 
 /* Fills an op's parts. */

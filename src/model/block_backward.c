@@ -103,7 +103,7 @@ static nb_status mlp_backward(const struct nb_block *b, const struct nb_block_ba
     if (args->keep != NB_KEEP_EVERYTHING)
         NB_TRY(nb_block_gate_up(b, h, kept));
     NB_TRY(nb_block_swiglu(b, kept, h));
-    const struct nb_block_linear last = {down, 1, h, &args->gradient, kept->t};
+    const struct nb_block_linear last = {down, 1, h, &args->gradient, kept->t, 0};
     NB_TRY(run_linear_backward(b, &last, reach->gate_up ? dh : (nb_dptr){0}));
     if (!reach->gate_up)
         return NB_OK;
@@ -113,7 +113,7 @@ static nb_status mlp_backward(const struct nb_block *b, const struct nb_block_ba
     if (nb_block_rank(b, NB_TENSOR_GATE) || nb_block_rank(b, NB_TENSOR_UP))
         NB_TRY(nb_block_norm(b, NB_TENSOR_POST_NORM, kept->mid, n, kept->rms2));
     const nb_dptr gradients[2] = {kept->gate, kept->up};
-    const struct nb_block_linear first = {gate_up, 2, n, gradients, kept->t};
+    const struct nb_block_linear first = {gate_up, 2, n, gradients, kept->t, 0};
     NB_TRY(run_linear_backward(b, &first, reach->o ? dn : (nb_dptr){0}));
     return reach->o ? add_norm_backward(b, NB_TENSOR_POST_NORM, kept->mid, kept->rms2, dn, args->gradient) : NB_OK;
 }
@@ -148,9 +148,9 @@ static nb_status run_attention_backward(
         .v_stride = key,
         .o_stride = query,
         .d_o_stride = query,
-        .dq_stride = query,
-        .dk_stride = key,
-        .dv_stride = key,
+        .dq_stride = query + 2 * key,
+        .dk_stride = query + 2 * key,
+        .dv_stride = query + 2 * key,
         .window = b->model->layer[b->index].window,
         .scale = nb_block_attention_scale(b),
         .activation = activation_of(b),
@@ -160,11 +160,13 @@ static nb_status run_attention_backward(
 
 /* In place, from after the rotation (and head norm) to before it. */
 static nb_status run_rope_backward(
-    const struct nb_block *b, enum nb_tensor_role norm, nb_dptr x, nb_dptr rms, nb_dptr gradient, int heads)
+    const struct nb_block *b, enum nb_tensor_role norm, nb_dptr x, nb_dptr rms, nb_dptr gradient)
 {
     const struct nb_layer_spec *layer = &b->model->layer[b->index];
     const struct nb_rope_table *table = &b->model->rope[layer->rope_table];
-    int head_dim = b->model->config.head_dim;
+    const struct nb_model_config *c = &b->model->config;
+    int head_dim = c->head_dim, heads = norm == NB_TENSOR_Q_NORM ? c->heads : c->kv_heads;
+    int stride = (c->heads + 2 * c->kv_heads) * head_dim;
     struct nb_rope_backward args = {
         .x = x,
         .w = layer->head_norms ? b->weights->vector[norm] : (nb_dptr){0},
@@ -179,8 +181,8 @@ static nb_status run_rope_backward(
         .heads = heads,
         .head_dim = head_dim,
         .x_stride = heads * head_dim,
-        .dy_stride = heads * head_dim,
-        .dx_stride = heads * head_dim,
+        .dy_stride = stride,
+        .dx_stride = stride,
         .activation = activation_of(b),
     };
     return b->work->device->rope_backward(b->work->device, b->work->stream, &args);
@@ -193,24 +195,24 @@ static nb_status attention_backward(const struct nb_block *b, const struct nb_bl
     static const enum nb_tensor_role input[3] = {NB_TENSOR_Q, NB_TENSOR_K, NB_TENSOR_V}, output[1] = {NB_TENSOR_O};
     const struct nb_model_config *c = &b->model->config;
     int query = c->heads * c->head_dim, key = c->kv_heads * c->head_dim;
-    nb_dptr d_o, d_q_k_v[3];
+    nb_dptr d_o, d_q_k_v[3]; /* the three side by side, so that the gradient of their input may be one product */
     NB_TRY(take(b, "gradient of attention's output", query > c->hidden ? query : c->hidden, &d_o));
-    NB_TRY(take(b, "gradient of queries", query, &d_q_k_v[0]));
-    NB_TRY(take(b, "gradient of keys", key, &d_q_k_v[1]));
-    NB_TRY(take(b, "gradient of values", key, &d_q_k_v[2]));
+    NB_TRY(take(b, "gradients of queries, keys and values", query + 2 * key, &d_q_k_v[0]));
+    d_q_k_v[1] = nb_dptr_at(d_q_k_v[0], (uint64_t)query * nb_dtype_bytes(activation_of(b)));
+    d_q_k_v[2] = nb_dptr_at(d_q_k_v[1], (uint64_t)key * nb_dtype_bytes(activation_of(b)));
 
-    const struct nb_block_linear last = {output, 1, kept->o, &args->gradient, kept->t};
+    const struct nb_block_linear last = {output, 1, kept->o, &args->gradient, kept->t, 0};
     NB_TRY(run_linear_backward(b, &last, reach->q_k_v ? d_o : (nb_dptr){0}));
     if (!reach->q_k_v)
         return NB_OK;
     NB_TRY(run_attention_backward(b, kept, d_o, d_q_k_v));
-    NB_TRY(run_rope_backward(b, NB_TENSOR_Q_NORM, kept->q_raw, kept->rms_q, d_q_k_v[0], c->heads));
-    NB_TRY(run_rope_backward(b, NB_TENSOR_K_NORM, kept->k_raw, kept->rms_k, d_q_k_v[1], c->kv_heads));
+    NB_TRY(run_rope_backward(b, NB_TENSOR_Q_NORM, kept->q_raw, kept->rms_q, d_q_k_v[0]));
+    NB_TRY(run_rope_backward(b, NB_TENSOR_K_NORM, kept->k_raw, kept->rms_k, d_q_k_v[1]));
 
     nb_dptr n = kept->mid, dn = d_o; /* mid and the gradient of o are done with */
     if (nb_block_rank(b, NB_TENSOR_Q) || nb_block_rank(b, NB_TENSOR_K) || nb_block_rank(b, NB_TENSOR_V))
         NB_TRY(nb_block_norm(b, NB_TENSOR_INPUT_NORM, args->x, n, kept->rms1));
-    const struct nb_block_linear first = {input, 3, n, d_q_k_v, kept->t};
+    const struct nb_block_linear first = {input, 3, n, d_q_k_v, kept->t, query + 2 * key};
     NB_TRY(run_linear_backward(b, &first, args->input_gradient ? dn : (nb_dptr){0}));
     if (!args->input_gradient)
         return NB_OK;

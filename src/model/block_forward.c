@@ -138,7 +138,7 @@ void nb_block_parts(const struct nb_block *block, const struct nb_block_linear *
             .out = weight->rows,
             .bias = attention_input ? block->weights->vector[bias_of(role)] : (nb_dptr){0},
             .y = linear->y[i],
-            .y_stride = weight->rows,
+            .y_stride = linear->y_stride ? linear->y_stride : weight->rows,
             .output_scale = 1,
         };
         nb_adapter_bind_lora(block->adapter, block->index, role, &parts[i].lora);
@@ -261,8 +261,8 @@ nb_status nb_block_attention(
 {
     static const enum nb_tensor_role input[Q_K_V] = {NB_TENSOR_Q, NB_TENSOR_K, NB_TENSOR_V}, output[1] = {NB_TENSOR_O};
     const nb_dptr q_k_v[Q_K_V] = {kept->q_raw, kept->k_raw, kept->v};
-    const struct nb_block_linear in = {input, Q_K_V, n, q_k_v, kept->t},
-                                 out = {output, 1, kept->o, &kept->mid, kept->t};
+    const struct nb_block_linear in = {input, Q_K_V, n, q_k_v, kept->t, 0},
+                                 out = {output, 1, kept->o, &kept->mid, kept->t, 0};
     NB_TRY(nb_block_norm(block, NB_TENSOR_INPUT_NORM, x, n, kept->rms1));
     NB_TRY(run_linear(block, &in, false));
     NB_TRY(run_rope(block, NB_TENSOR_Q_NORM, kept->q_raw, kept->q, kept->rms_q, config_of(block)->heads));
@@ -277,7 +277,7 @@ nb_status nb_block_gate_up(const struct nb_block *block, nb_dptr n, const struct
 {
     static const enum nb_tensor_role roles[GATE_UP] = {NB_TENSOR_GATE, NB_TENSOR_UP};
     const nb_dptr gate_up[GATE_UP] = {kept->gate, kept->up};
-    const struct nb_block_linear linear = {roles, GATE_UP, n, gate_up, kept->t};
+    const struct nb_block_linear linear = {roles, GATE_UP, n, gate_up, kept->t, 0};
     NB_TRY(nb_block_norm(block, NB_TENSOR_POST_NORM, kept->mid, n, kept->rms2));
     return run_linear(block, &linear, false);
 }
@@ -300,7 +300,7 @@ nb_status nb_block_swiglu(const struct nb_block *block, const struct nb_block_ke
 static nb_status run_down(const struct nb_block *b, const struct nb_block_kept *kept, nb_dptr h, nb_dptr out)
 {
     static const enum nb_tensor_role roles[1] = {NB_TENSOR_DOWN};
-    const struct nb_block_linear linear = {roles, 1, h, &out, kept->t};
+    const struct nb_block_linear linear = {roles, 1, h, &out, kept->t, 0};
     NB_TRY(copy_residual(b, out, kept->mid));
     return run_linear(b, &linear, true);
 }

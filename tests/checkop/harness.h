@@ -118,6 +118,9 @@ nb_status checkop_add_cuda_targets(struct checkop *c);
 /* Whether the target has a part in the checks of this op. */
 bool checkop_takes_part(const struct checkop_target *t, enum checkop_op op);
 
+/* Whether the args' activations are fp32. */
+bool checkop_in_f32(enum checkop_op op, const void *args);
+
 /* Multiply-adds of the op with these args, about: those of linear and attention; 0 for the others. */
 double checkop_work(enum checkop_op op, const void *args);
 

@@ -85,13 +85,17 @@ static bool run_check(struct checkop *c, enum checkop_op op)
         return true;
     if (c->runs[op] == 0)
         checkop_fail(c, "the check never ran the op");
-    for (int k = 0; k < c->targets; k++)
-        if (checkop_takes_part(&c->target[k], op) && c->target[k].ran == 0)
+    int devices = 0;
+    for (int k = 0; k < c->targets; k++) {
+        bool takes_part = checkop_takes_part(&c->target[k], op);
+        devices += takes_part;
+        if (takes_part && c->target[k].ran == 0)
             checkop_fail(c, "%s: no case ran", c->target[k].name);
+    }
     if (c->failures)
         printf("%-18s FAILED: %" PRIu64 " failures in %" PRIu64 " cases\n", entry->name, c->failures, c->cases);
     else
-        printf("%-18s ok, %" PRIu64 " cases on %d devices, %.1f s\n", entry->name, c->cases, c->targets, checkop_seconds() - begin);
+        printf("%-18s ok, %" PRIu64 " cases on %d devices, %.1f s\n", entry->name, c->cases, devices, checkop_seconds() - begin);
     print_not_run(c, op);
     fflush(stdout);
     return c->failures == 0;

@@ -235,12 +235,12 @@ static void collect(struct checkop *c, int target, struct checkop_buffer *b, con
         expect_same(c, t, b, after);
 }
 
-/* Exactly nb_cuda_refuse_f32's words: the one reason for which a device under test may decline a case. */
-static bool is_refusal_of_f32(const struct checkop *c, const struct checkop_target *t, nb_status status)
+/* Exactly nb_cuda_refuse_f32's words, and for args that are in fp32: the one reason for which a device under test may decline a case. */
+static bool is_refusal_of_f32(const struct checkop *c, const struct checkop_target *t, const void *args, nb_status status)
 {
     char words[128];
     snprintf(words, sizeof words, "%s: activations in fp32; this device computes in bf16 alone", checkop_entry(c->op)->name);
-    return t->under_test && status == NB_UNSUPPORTED && strcmp(nb_status_message(), words) == 0;
+    return t->under_test && status == NB_UNSUPPORTED && checkop_in_f32(c->op, args) && strcmp(nb_status_message(), words) == 0;
 }
 
 /* The streams' waits, the last one's first. What the op found wrong surfaces at one of them, at most once: on the stream that ran it, or,
@@ -279,7 +279,7 @@ static enum outcome enqueue_all(struct checkop *c, const struct checkop_target *
     must(c, t, d->event_record(d, t->stream[0], t->event[0]), "event_record");
     must(c, t, d->stream_wait_event(d, t->stream[1], t->event[0]), "stream_wait_event");
     nb_status status = checkop_entry(c->op)->call(d, t->stream[1], args);
-    bool declined = is_refusal_of_f32(c, t, status);
+    bool declined = is_refusal_of_f32(c, t, args, status);
     if (checkop_machine_revive()) { /* the op ran something itself */
         checkop_fail(c, "%s: the machine stopped within the call", t->name);
         return LOST;
@@ -478,7 +478,7 @@ static void time_on(struct checkop *c, const struct checkop_target *t, void *arg
 {
     double timing[TIMINGS_MAX], begin = checkop_seconds();
     int count = 0;
-    if (is_refusal_of_f32(c, t, checkop_entry(c->op)->call(t->device, t->stream[0], args)))
+    if (is_refusal_of_f32(c, t, args, checkop_entry(c->op)->call(t->device, t->stream[0], args)))
         return;
     while (count < TIMINGS_MAX && (count < 5 || checkop_seconds() - begin < 0.4))
         timing[count++] = time_once(c, t, args);

@@ -87,6 +87,15 @@ static nb_status declines(struct nb_device *d, struct nb_stream *s, const struct
     return nb_fail(NB_UNSUPPORTED, "add: not today");
 }
 
+/* In its words, but in bf16 too. */
+static nb_status declines_bf16(struct nb_device *d, struct nb_stream *s, const struct nb_add *a)
+{
+    (void)d;
+    (void)s;
+    (void)a;
+    return nb_fail(NB_UNSUPPORTED, "add: activations in fp32; this device computes in bf16 alone");
+}
+
 /* Failures of add's check with the op broken on all devices or, where CUDA devices are checked, on those. SKIPPED: there is no GPU. */
 enum { SKIPPED = UINT32_MAX };
 static uint64_t failures_with(uint64_t seed, bool cuda, add_function *broken)
@@ -129,6 +138,7 @@ int checkop_self_test(uint64_t seed, bool cuda)
         {"a changed input", changes_input, true, true, true},
         {"an op that does nothing", does_nothing, true, true, true},
         {"an op that declines", declines, true, true, true},
+        {"an op that declines bf16 as fp32", declines_bf16, true, true, true},
         {"a result that depends on the threads", depends_on_threads, true, false, false},
         {"work on a stream that nothing joins", runs_twice_on_another_stream, true, false, true},
     };

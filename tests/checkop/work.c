@@ -1,5 +1,39 @@
-/* How much an op has to do: the emulated machine is a few hundred times slower than a processor. */
+/* What the harness has to know of an op's args: whether they ask for fp32, and how much there is to do, for the emulated machine is a few
+ * hundred times slower than a processor. */
 #include "harness.h"
+
+bool checkop_in_f32(enum checkop_op op, const void *args)
+{
+    switch (op) {
+#define WITH_ACTIVATION(name) \
+    case CHECKOP_##name:      \
+        return ((const struct nb_##name *)args)->activation == NB_DTYPE_F32;
+        WITH_ACTIVATION(embedding)
+        WITH_ACTIVATION(gather_rows)
+        WITH_ACTIVATION(scatter_rows)
+        WITH_ACTIVATION(rmsnorm)
+        WITH_ACTIVATION(rmsnorm_backward)
+        WITH_ACTIVATION(layernorm)
+        WITH_ACTIVATION(layernorm_backward)
+        WITH_ACTIVATION(rope)
+        WITH_ACTIVATION(rope_backward)
+        WITH_ACTIVATION(linear)
+        WITH_ACTIVATION(linear_backward)
+        WITH_ACTIVATION(attention)
+        WITH_ACTIVATION(attention_backward)
+        WITH_ACTIVATION(kv_append)
+        WITH_ACTIVATION(swiglu)
+        WITH_ACTIVATION(swiglu_backward)
+        WITH_ACTIVATION(geglu)
+        WITH_ACTIVATION(geglu_backward)
+        WITH_ACTIVATION(add)
+        WITH_ACTIVATION(cross_entropy)
+        WITH_ACTIVATION(sample)
+#undef WITH_ACTIVATION
+    default: /* what computes in fp32 whatever the activations are */
+        return false;
+    }
+}
 
 static double work_of_linear(const struct nb_linear *a)
 {

@@ -19,16 +19,28 @@ static nb_status read_user_table(struct nb_run *run)
     return status;
 }
 
-static nb_status choose_cuda(struct nb_run *run)
+/* For the GPU that run->profile describes. */
+static nb_status use_cuda(struct nb_run *run)
 {
-    const struct nb_cuda_options options = {0};
-    NB_TRY(nb_cuda_probe(&options, &run->profile));
     if (run->config->bf16 == NB_CONFIG_BF16_FALSE)
         return nb_fail(NB_USAGE,
             "bf16: false: %s computes in bf16 alone; remove the key, or set device: cpu for fp32", run->profile.name);
     run->model.activation = NB_DTYPE_BF16;
     run->available_bytes = run->profile.memory_bytes;
     return read_user_table(run);
+}
+
+static nb_status choose_cuda(struct nb_run *run)
+{
+    const struct nb_cuda_options options = {0};
+    NB_TRY(nb_cuda_probe(&options, &run->profile));
+    return use_cuda(run);
+}
+
+nb_status nb_run_assume_device(struct nb_run *run, const struct nb_device_profile *profile)
+{
+    run->profile = *profile;
+    return use_cuda(run);
 }
 
 static void choose_cpu(struct nb_run *run)

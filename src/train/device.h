@@ -8,6 +8,9 @@
  * the CPU, and keeps why (run->device_note). Errors: those of nb_cuda_probe where the config asks for cuda; NB_USAGE for fp32 on a GPU. */
 nb_status nb_run_choose_device(struct nb_run *run);
 
+/* The same for a device that is not here: only plans follow. */
+nb_status nb_run_assume_device(struct nb_run *run, const struct nb_device_profile *profile);
+
 /* Opens run->device and prepares it for the products that a dry run saw: context, kernels, algorithms; then measures what memory it has
  * left (run->available_bytes). Once a run. */
 nb_status nb_run_open_device(struct nb_run *run, const struct nb_product_site *sites, int count);

@@ -224,7 +224,7 @@ static nb_status open_run(struct nb_run *run, const struct nb_run_args *args)
         return nb_fail(NB_USAGE, "base_model: no model is given");
     NB_TRY(nb_checkpoint_open(path, &run->checkpoint));
     run->model.random_weights = args->random_weights && !nb_checkpoint_has_weights(run->checkpoint);
-    NB_TRY(nb_run_choose_device(run));
+    NB_TRY(args->profile ? nb_run_assume_device(run, args->profile) : nb_run_choose_device(run));
     NB_TRY(choose_weights(run));
     choose_length(run);
     NB_TRY(choose_adapter(run, trains ? config->lora_model_dir : args->adapter));

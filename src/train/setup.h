@@ -30,6 +30,7 @@ struct nb_run_args {
     const char *model;   /* NULL: the config's base_model */
     const char *adapter; /* outside train: an adapter folder, or NULL. In train the config's lora_model_dir counts */
     const char *data;    /* NB_PURPOSE_EVALUATE: the data file */
+    const struct nb_device_profile *profile; /* to plan for a device that is not here; NULL: the config's. Copied */
     bool random_weights; /* for benchmarks: a checkpoint without weights gets random ones */
 };
 

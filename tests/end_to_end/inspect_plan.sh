@@ -62,4 +62,18 @@ succeeds train "$work/config.yml" --set output_dir="$work/trained"
 equal "planned and real memory" "$("$probe" jsonl "$work/trained/metrics.jsonl" memory_bytes | tail -1)" \
   "$("$probe" json "$work/plan.json" peak_bytes)"
 
+# A card that is not here: its arithmetic, its ways to multiply, its memory.
+printf 'base_model: configs/models/llama-3-8b.json\nadapter: qlora\nlora_r: 16\nlora_target_linear: true\nsequence_len: 2048\n' >"$work/8b.yml"
+printf 'datasets: [{path: %s/long.jsonl, type: tokens}]\nlearning_rate: 1e-4\nmax_steps: 2\n' "$work" >>"$work/8b.yml"
+printf 'optimizer: adamw_8bit\ngradient_checkpointing: true\n' >>"$work/8b.yml"
+printf '{"input_ids": [%s]}\n' "$(seq -s, 3 2050)" >"$work/long.jsonl"
+succeeds plan "$work/8b.yml" --device rtx-4090
+says out '^device +NVIDIA GeForce RTX 4090 \(compute capability 8.9\)' '^products +forward +4096 x 4096 ' 'arithmetic bf16' 'of 24564 MiB$'
+succeeds plan "$work/8b.yml" --device h200 --json
+peak=$("$probe" json "$work/out" peak_bytes)
+# 6.78 GiB are the weights, states and activations that cannot be done without; a matrix in bf16 twice over comes on top.
+[ "$peak" -gt 6500000000 ] && [ "$peak" -lt 7462000000 ] || problem "8B with 2,048 tokens needs $peak bytes on an H200"
+refuses 2 'rtx-4091' 'rtx-4090' -- plan "$work/8b.yml" --device rtx-4091
+refuses 2 'bf16: false' 'device: cpu' -- plan "$work/8b.yml" --device rtx-4090 --set bf16=false
+
 finish

@@ -1,17 +1,17 @@
-/* Attention with heads of 65 to 80. Tiles: what fits the registers of two blocks an SM and 99 KiB of shared memory. */
+/* Attention with heads of 65 to 80. Two blocks an SM, on any. */
 #include "cuda/attention_forward.cuh"
 #include "cuda/attention_gradient.cuh"
 #include "cuda/attention_head.cuh"
 
-static nb_status forward(const struct nb_attention_view &view, bool large, cudaStream_t stream)
+static nb_status forward(const struct nb_attention_view &view, int shared_kib, cudaStream_t stream)
 {
-    (void)large;
+    (void)shared_kib;
     return nb_attention_forward_launch<80, 2, 4, 64, 2>(view, stream);
 }
 
-static nb_status backward(const struct nb_attention_view &view, bool large, cudaStream_t stream)
+static nb_status backward(const struct nb_attention_view &view, int shared_kib, cudaStream_t stream)
 {
-    (void)large;
+    (void)shared_kib;
     NB_TRY((nb_attention_dkv_launch<80, 1, 4, 32, 1, 2>(view, stream)));
     return nb_attention_dq_launch<80, 2, 4, 32, 2>(view, stream);
 }

@@ -1,10 +1,12 @@
-/* Attention, backward: delta, then the two kernels of attention_gradient.cuh. Scratch: [heads, tokens_max] {lse * log2(e), delta}. */
+/* Attention, backward: delta, then the two kernels of attention_gradient.cuh. Scratch: [heads, tokens_max] {lse *
+ * log2(e), delta}. */
 #include "cuda/attention_head.cuh"
 
 enum { THREADS = 256 };
 
-/* delta = sum(d_o * o) of each row of each head, beside lse in the unit of ex2. Bound by memory: reads o and d_o once. `lanes`, a power of
- * two, share a row of a head, 16 bytes each; heads of one token follow each other, so that a warp reads whole rows. */
+/* delta = sum(d_o * o) of each row of each head, beside lse in the unit of ex2. Bound by memory: reads o and d_o once.
+ * `lanes`, a power of two, share a row of a head, 16 bytes each; heads of one token follow each other, so that a warp
+ * reads whole rows. */
 __global__ void __launch_bounds__(THREADS) nb_attention_delta_kernel(const struct nb_attention_view a, int lanes)
 {
     int64_t item = ((int64_t)blockIdx.x * THREADS + threadIdx.x) / lanes;
@@ -41,7 +43,8 @@ static nb_status compute_delta(const struct nb_attention_view &view, cudaStream_
     return nb_cuda_launch("attention_backward", nb_attention_delta_kernel, launch, stream, view, lanes);
 }
 
-nb_status nb_cuda_attention_backward(struct nb_device *device, struct nb_stream *stream, const struct nb_attention_backward *a)
+nb_status nb_cuda_attention_backward(
+    struct nb_device *device, struct nb_stream *stream, const struct nb_attention_backward *a)
 {
     NB_TRY(nb_check_attention_backward(a));
     NB_TRY(nb_cuda_refuse_f32("attention_backward", a->activation));
@@ -51,7 +54,7 @@ nb_status nb_cuda_attention_backward(struct nb_device *device, struct nb_stream 
     view.dq_stride = a->dq_stride, view.dk_stride = a->dk_stride, view.dv_stride = a->dv_stride;
     view.stats = nb_pointer<float2>(a->scratch.base);
     NB_TRY(compute_delta(view, stream->stream));
-    return nb_attention_kernels_of(a->head_dim)->backward(view, nb_attention_large(device), stream->stream);
+    return nb_attention_kernels_of(a->head_dim)->backward(view, nb_attention_shared_kib(device), stream->stream);
 }
 
 nb_status nb_cuda_prepare_attention_backward(struct nb_cuda *cuda)

@@ -1,9 +1,11 @@
-/* Attention of up to 16 queries against a long cache, as in generation (flash-decoding: Dao et al. 2023, and Dao 2023, arXiv 2307.08691).
+/* Attention of up to 16 queries against a long cache, as in generation (flash-decoding: Dao et al. 2023, and Dao 2023,
+ * arXiv 2307.08691).
  *
- * Bound by the reading of the cache. All query heads of a kv head go together as rows of one tile of 16, so K and V are read once for 16
- * rows; the keys are cut into pieces of a length that the bounds fix, a block each: 8 kv heads of an 8,192-token cache are 512 blocks with
- * 64 KiB to read. Within a block each warp takes 16 keys of a tile and keeps a maximum, a sum and outputs of its own; the warps' are combined in
- * shared memory, the blocks' by a second kernel, both in the order of the keys. Two tiles of K and V are under way at a time. */
+ * Bound by the reading of the cache. All query heads of a kv head go together as rows of one tile of 16, so K and V are
+ * read once for 16 rows; the keys are cut into pieces of a length that the bounds fix, a block each: 8 kv heads of an
+ * 8,192-token cache are 512 blocks with 64 KiB to read. Within a block each warp takes 16 keys of a tile and keeps a
+ * maximum, a sum and outputs of its own; the warps' are combined in shared memory, the blocks' by a second kernel, both
+ * in the order of the keys. Two tiles of K and V are under way at a time. */
 #include "cuda/attention_decode.cuh"
 
 #include "cuda/attention_forward.cuh"
@@ -35,7 +37,8 @@ template <int HD, int WARPS> struct decode_shape {
     static_assert(64 % KEYS == 0, "a piece is whole tiles");
 };
 
-/* What a block does: rows of a sequence (query by query, within one the heads of the group) against keys [begin, end). */
+/* What a block does: rows of a sequence (query by query, within one the heads of the group) against keys [begin, end).
+ */
 struct piece {
     int query_begin, queries, key_begin, keys;
     int kv_head, split, row, rows, begin, end;
@@ -75,15 +78,16 @@ NB_KERNEL_FUNCTION void copy_rows(const struct nb_attention_view &a, const struc
 {
     for (int i = (int)threadIdx.x; i < ROWS * (HD / 8); i += THREADS) {
         int row = i / (HD / 8), chunk = i % (HD / 8), r = p.row + row;
-        const nb_bf16 *from =
-            a.q + (p.query_begin + r / a.group) * a.q_stride + (p.kv_head * a.group + r % a.group) * a.head_dim + chunk * 8;
+        const nb_bf16 *from = a.q + (p.query_begin + r / a.group) * a.q_stride +
+                              (p.kv_head * a.group + r % a.group) * a.head_dim + chunk * 8;
         nb_copy_async_16(tile + nb_attention_at<HD>(row, chunk), from, row < p.rows && chunk * 8 < a.head_dim ? 16 : 0);
     }
 }
 
 /* The warps' results to one, in their order, and out. */
 template <int HD, int WARPS>
-NB_KERNEL_FUNCTION void combine_warps(const struct decode &d, const struct piece &p, const float *outputs, const float2 *stats)
+NB_KERNEL_FUNCTION void combine_warps(
+    const struct decode &d, const struct piece &p, const float *outputs, const float2 *stats)
 {
     const struct nb_attention_view &a = d.view;
     for (int i = (int)threadIdx.x; i < p.rows * a.head_dim; i += WARPS * NB_WARP) {
@@ -98,7 +102,8 @@ NB_KERNEL_FUNCTION void combine_warps(const struct decode &d, const struct piece
             float factor = own.x == -INFINITY ? 0.0f : nb_exp2_fast(own.x - maximum);
             sum = fmaf(own.y, factor, sum), output = fmaf(outputs[(w * ROWS + row) * HD + column], factor, output);
         }
-        int64_t at = ((int64_t)(p.query_begin + r / a.group) * a.heads + p.kv_head * a.group + r % a.group) * d.splits + p.split;
+        int64_t at =
+            ((int64_t)(p.query_begin + r / a.group) * a.heads + p.kv_head * a.group + r % a.group) * d.splits + p.split;
         d.output[at * a.head_dim + column] = output;
         if (column == 0) {
             float2 both;
@@ -108,7 +113,8 @@ NB_KERNEL_FUNCTION void combine_warps(const struct decode &d, const struct piece
     }
 }
 
-template <int HD, int WARPS> __global__ void __launch_bounds__(WARPS *NB_WARP) nb_attention_decode_kernel(const struct decode d)
+template <int HD, int WARPS>
+__global__ void __launch_bounds__(WARPS *NB_WARP) nb_attention_decode_kernel(const struct decode d)
 {
     typedef decode_shape<HD, WARPS> shape;
     enum { KEYS = shape::KEYS, THREADS = shape::THREADS, CT = HD / 8 };
@@ -117,11 +123,14 @@ template <int HD, int WARPS> __global__ void __launch_bounds__(WARPS *NB_WARP) n
     struct piece p;
     if (!find_piece(d, KEYS, &p))
         return;
-    const nb_bf16 *k = a.k + p.key_begin * a.k_stride + p.kv_head * a.head_dim, *v = a.v + p.key_begin * a.v_stride + p.kv_head * a.head_dim;
+    const nb_bf16 *k = a.k + p.key_begin * a.k_stride + p.kv_head * a.head_dim,
+                  *v = a.v + p.key_begin * a.v_stride + p.kv_head * a.head_dim;
     int thread = (int)threadIdx.x, lane = thread % NB_WARP, warp = nb_attention_warp();
     copy_rows<HD, THREADS>(a, p, q_tile);
-    nb_attention_copy<HD, KEYS, THREADS>(k_tile, k + p.begin * a.k_stride, a.k_stride, p.end - p.begin, a.head_dim, thread);
-    nb_attention_copy<HD, KEYS, THREADS>(v_tile, v + p.begin * a.v_stride, a.v_stride, p.end - p.begin, a.head_dim, thread);
+    nb_attention_copy<HD, KEYS, THREADS>(
+        k_tile, k + p.begin * a.k_stride, a.k_stride, p.end - p.begin, a.head_dim, thread);
+    nb_attention_copy<HD, KEYS, THREADS>(
+        v_tile, v + p.begin * a.v_stride, a.v_stride, p.end - p.begin, a.head_dim, thread);
     nb_copy_async_commit();
 
     float output[1][CT][4], maximum[2] = {-INFINITY, -INFINITY}, sum[2] = {0.0f, 0.0f};
@@ -131,7 +140,8 @@ template <int HD, int WARPS> __global__ void __launch_bounds__(WARPS *NB_WARP) n
     int position[2];
     for (int half = 0; half < 2; half++)
         position[half] = p.keys - p.queries + (p.row + lane / 4 + half * 8) / a.group;
-    struct nb_attention_lane<HD> q_left = nb_attention_left<HD>(q_tile, 0), k_right = nb_attention_right<HD>(k_tile, warp * 16),
+    struct nb_attention_lane<HD> q_left = nb_attention_left<HD>(q_tile, 0),
+                                 k_right = nb_attention_right<HD>(k_tile, warp * 16),
                                  v_left = nb_attention_left<HD>(v_tile, warp * 16);
     int buffer = 0;
     for (int key = p.begin; key < p.end; key += KEYS, buffer = 1 - buffer) {
@@ -139,8 +149,10 @@ template <int HD, int WARPS> __global__ void __launch_bounds__(WARPS *NB_WARP) n
         k_right.half ^= a.zero, thread ^= a.zero;
         int next = key + KEYS, other = (1 - buffer) * shape::BYTES;
         if (next < p.end) {
-            nb_attention_copy<HD, KEYS, THREADS>(k_tile + other, k + next * a.k_stride, a.k_stride, p.end - next, a.head_dim, thread);
-            nb_attention_copy<HD, KEYS, THREADS>(v_tile + other, v + next * a.v_stride, a.v_stride, p.end - next, a.head_dim, thread);
+            nb_attention_copy<HD, KEYS, THREADS>(
+                k_tile + other, k + next * a.k_stride, a.k_stride, p.end - next, a.head_dim, thread);
+            nb_attention_copy<HD, KEYS, THREADS>(
+                v_tile + other, v + next * a.v_stride, a.v_stride, p.end - next, a.head_dim, thread);
         }
         nb_copy_async_commit();
         nb_copy_async_wait<1>();
@@ -184,19 +196,23 @@ template <int HD, int WARPS> __global__ void __launch_bounds__(WARPS *NB_WARP) n
     combine_warps<HD, WARPS>(d, p, outputs, stats);
 }
 
-/* The pieces of a row to one, in their order: a block a row of a head. Few bytes: 1 of 16 of what the first kernel read. */
+/* The pieces of a row to one, in their order: a block a row of a head. Few bytes: 1 of 16 of what the first kernel
+ * read. */
 __global__ void __launch_bounds__(COMBINE_THREADS) nb_attention_combine_kernel(const struct decode d)
 {
     const struct nb_attention_view &a = d.view;
     int head = (int)(blockIdx.x % (unsigned)a.heads), token = (int)(blockIdx.x / (unsigned)a.heads), sequence = 0;
-    if (token >= nb_valid_tokens(a.slot, a.tokens_max))
-        return;
-    while (a.query_starts[sequence + 1] <= token)
+    uint32_t sequences = a.slot->sequences;
+    while (sequence < (int)sequences && a.query_starts[sequence + 1] <= token)
         sequence++;
-    int queries = a.query_starts[sequence + 1] - a.query_starts[sequence], keys = a.key_starts[sequence + 1] - a.key_starts[sequence];
+    if (sequence == (int)sequences)
+        return;
+    int queries = a.query_starts[sequence + 1] - a.query_starts[sequence],
+        keys = a.key_starts[sequence + 1] - a.key_starts[sequence];
     int position = keys - queries + token - a.query_starts[sequence];
     int begin = position >= 0 && (unsigned)position >= a.reach ? position - (int)a.reach + 1 : 0;
-    int first = begin / d.split_keys, end = (position + d.split_keys) / d.split_keys; /* pieces that hold a key it sees */
+    int first = begin / d.split_keys,
+        end = (position + d.split_keys) / d.split_keys; /* pieces that hold a key it sees */
     int64_t at = ((int64_t)token * a.heads + head) * d.splits;
     float maximum = -INFINITY, sum = 0.0f;
     for (int s = first; s < end; s++)
@@ -210,7 +226,8 @@ __global__ void __launch_bounds__(COMBINE_THREADS) nb_attention_combine_kernel(c
         float output = 0.0f;
         for (int s = first; s < end; s++) {
             float own = d.stats[at + s].x;
-            output = fmaf(d.output[(at + s) * a.head_dim + column], own == -INFINITY ? 0.0f : nb_exp2_fast(own - maximum), output);
+            output = fmaf(d.output[(at + s) * a.head_dim + column],
+                own == -INFINITY ? 0.0f : nb_exp2_fast(own - maximum), output);
         }
         a.o[token * a.o_stride + head * a.head_dim + column] = nb_bf16_round(output * inverse);
     }
@@ -239,8 +256,7 @@ nb_status nb_attention_decode(const struct nb_attention_view &view, const struct
     d.output = nb_pointer<float>(nb_dptr_at(a->scratch.base, partials.output));
     d.split_keys = partials.split_keys, d.splits = partials.splits;
     d.row_tiles = (a->tokens_max * view.group + ROWS - 1) / ROWS;
-    int64_t sequences = a->sequences_max < a->tokens_max ? a->sequences_max : a->tokens_max;
-    unsigned blocks = (unsigned)(sequences * view.kv_heads * d.splits * d.row_tiles);
+    unsigned blocks = (unsigned)((int64_t)a->sequences_max * view.kv_heads * d.splits * d.row_tiles);
     NB_TRY(a->head_dim <= 64    ? (launch<64, 4>(d, blocks, stream))
            : a->head_dim <= 80  ? (launch<80, 4>(d, blocks, stream))
            : a->head_dim <= 96  ? (launch<96, 4>(d, blocks, stream))

@@ -4,7 +4,8 @@
 
 #include "cuda/attention_tile.cuh"
 
-/* Whether it serves this call: by the bounds, and by the scratch that the caller planned (none where no cache was in sight). */
+/* Whether it serves this call: by the bounds, and by the scratch that the caller planned (none where no cache was in
+ * sight). */
 bool nb_attention_decode_serves(const struct nb_attention *a);
 
 nb_status nb_attention_decode(const struct nb_attention_view &view, const struct nb_attention *a, cudaStream_t stream);

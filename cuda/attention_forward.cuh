@@ -1,15 +1,18 @@
-/* Attention's forward pass, FlashAttention-2 style (Dao 2023, arXiv 2307.08691): a block owns 16 MT WARPS queries of one head, a warp
- * 16 MT of them, and walks over the visible keys KEYS at a time with a running maximum and sum a query.
+/* Attention's forward pass, FlashAttention-2 style (Dao 2023, arXiv 2307.08691): a block owns 16 MT WARPS queries of
+ * one head, a warp 16 MT of them, and walks over the visible keys KEYS at a time with a running maximum and sum a
+ * query.
  *
- * Bound by the tensor cores, with shared memory close behind. A warp's matrix instruction (2,048 multiply-adds) reads 256 bytes of K or V
- * from shared memory if it owns 16 rows, 128 if it owns 32: at 128 bytes a clock and SM that is 2 clocks or 1, where an H200's
- * mma.sync takes about 1.6. So MT = 2 wherever the registers allow (head sizes up to 128): with Q read again for every tile of 64 keys
- * the average is 1.25 clocks. 32 x 128 sums, 32 x 64 scores: 192 registers, and 2 blocks of 4 warps an SM.
- * From global memory (L2 mostly) a block reads 4 HD KEYS bytes for 4 HD KEYS QUERIES operations: 128 operations a byte, 2.2 TB/s at
- * 280 TFLOP/s.
+ * Bound by the tensor cores, with shared memory close behind. A warp's matrix instruction (2,048 multiply-adds) reads
+ * 256 bytes of K or V from shared memory if it owns 16 rows, 128 if it owns 32: at 128 bytes a clock and SM that is 2
+ * clocks or 1, where an H200's mma.sync takes about 1.6. So MT = 2 wherever the registers allow (head sizes up to 128):
+ * at 128, with Q read again for each 48 keys, the average is 1.33 clocks. 32 x 128 sums and 32 x 48 scores are 176
+ * registers, and 2 blocks of 4 warps an SM; 64 keys (1.25 clocks) spill on some architectures.
+ * From global memory (L2 mostly) a block reads 4 HD bytes a key for 4 HD QUERIES operations: 128 operations a byte, 2.2
+ * TB/s at 280 TFLOP/s.
  * K and V have one buffer each: V lands while the scores are computed, the next K while the probabilities multiply V.
- * The exponential of a score is one fmaf and one ex2. The sums are multiplied by 2^(old maximum - new) only if a row's maximum grew by more
- * than 8 (a factor of 256, harmless in fp32 and for bf16 probabilities, whose rounding is relative); after the first tiles that is rare. */
+ * The exponential of a score is one fmaf and one ex2. The sums are multiplied by 2^(old maximum - new) only if a row's
+ * maximum grew by more than 8 (a factor of 256, harmless in fp32 and for bf16 probabilities, whose rounding is
+ * relative); after the first tiles that is rare. */
 #ifndef NB_CUDA_ATTENTION_FORWARD_CUH
 #define NB_CUDA_ATTENTION_FORWARD_CUH
 
@@ -22,7 +25,8 @@ template <int MT> struct nb_attention_rows {
 };
 
 /* The soft cap, or a scale that the maximum cannot bear. */
-template <int MT, int NT> NB_KERNEL_FUNCTION void nb_attention_rescore(const struct nb_attention_view &a, float score[MT][NT][4])
+template <int MT, int NT>
+NB_KERNEL_FUNCTION void nb_attention_rescore(const struct nb_attention_view &a, float score[MT][NT][4])
 {
     if (a.score == NB_ATTENTION_PLAIN)
         return;
@@ -37,7 +41,8 @@ template <int MT, int NT> NB_KERNEL_FUNCTION void nb_attention_rescore(const str
 }
 
 /* Scores of keys that are not seen become minus infinity. `distance`: of the lane's first query from its first key. */
-template <int MT, int NT> NB_KERNEL_FUNCTION void nb_attention_hide(float score[MT][NT][4], int distance, unsigned reach)
+template <int MT, int NT>
+NB_KERNEL_FUNCTION void nb_attention_hide(float score[MT][NT][4], int distance, unsigned reach)
 {
 #pragma unroll
     for (int m = 0; m < MT; m++)
@@ -93,8 +98,8 @@ NB_KERNEL_FUNCTION void nb_attention_exponentials(
         }
 }
 
-/* Completes the sums; the natural log-sum-exp goes out, and sum becomes what the output is multiplied by. A query that sees nothing gets
- * zeros and minus infinity; a NaN goes on. */
+/* Completes the sums; the natural log-sum-exp goes out, and sum becomes what the output is multiplied by. A query that
+ * sees nothing gets zeros and minus infinity; a NaN goes on. */
 template <int MT>
 NB_KERNEL_FUNCTION void nb_attention_finish(
     struct nb_attention_rows<MT> *state, float exponent_scale, float *lse, int first, int rows)
@@ -138,29 +143,25 @@ __global__ void __launch_bounds__(WARPS *NB_WARP, BLOCKS) nb_attention_forward_k
         return;
     int head = (int)(blockIdx.x % (unsigned)a.heads), column = head / a.group * a.head_dim; /* of the kv head */
     int query_row = p.query_begin + p.first, thread = (int)threadIdx.x, lane = thread % NB_WARP;
-    /* Position of the first query; first key of the first tile, its row, and how many keys there are from it to the last that is seen. */
-    int position = p.keys - p.queries + p.first, key = position >= 0 && (unsigned)position >= a.reach ? position - (int)a.reach + 1 : 0;
-    key -= key % KEYS;
-    int key_row = p.key_begin + key, left = position + p.rows - key;
+    const struct nb_attention_seen first = nb_attention_seen_of<KEYS>(a, p);
+    int key_row = p.key_begin + first.key, left = first.left;
 
     nb_attention_copy<HD, shape::QUERIES, THREADS>(
         q_tile, a.q + query_row * a.q_stride + head * a.head_dim, a.q_stride, p.rows, a.head_dim, thread);
-    nb_attention_copy<HD, KEYS, THREADS>(k_tile, a.k + key_row * a.k_stride + column, a.k_stride, left, a.head_dim, thread);
+    nb_attention_copy<HD, KEYS, THREADS>(
+        k_tile, a.k + key_row * a.k_stride + column, a.k_stride, left, a.head_dim, thread);
     nb_copy_async_commit();
 
-    int own = nb_attention_warp() * 16 * MT; /* first row of the warp */
-    int distance = position + own - key;     /* of the warp's first query from the tile's first key */
-    struct nb_attention_lane<HD> q_left = nb_attention_left<HD>(q_tile, own), k_right = nb_attention_right<HD>(k_tile, 0),
-                                 v_left = nb_attention_left<HD>(v_tile, 0);
+    int own = nb_attention_warp() * 16 * MT;         /* first row of the warp */
+    int distance = first.position + own - first.key; /* of its first query from the tile's first key */
+    struct nb_attention_lane<HD> q_left = nb_attention_left<HD>(q_tile, own),
+                                 k_right = nb_attention_right<HD>(k_tile, 0), v_left = nb_attention_left<HD>(v_tile, 0);
     struct nb_attention_rows<MT> rows;
     float output[MT][CT][4];
+    nb_attention_clear<MT, CT>(output);
 #pragma unroll
-    for (int m = 0; m < MT; m++) {
+    for (int m = 0; m < MT; m++)
         rows.maximum[m][0] = rows.maximum[m][1] = -INFINITY, rows.sum[m][0] = rows.sum[m][1] = 0.0f;
-#pragma unroll
-        for (int c = 0; c < CT; c++)
-            output[m][c][0] = output[m][c][1] = output[m][c][2] = output[m][c][3] = 0.0f;
-    }
     for (; left > 0; left -= KEYS, distance -= KEYS) {
         q_left.half = v_left.half = q_left.half ^ a.zero;
         k_right.half ^= a.zero, thread ^= a.zero;
@@ -169,7 +170,8 @@ __global__ void __launch_bounds__(WARPS *NB_WARP, BLOCKS) nb_attention_forward_k
         float score[MT][NT][4];
         nb_copy_async_wait<0>();
         nb_block_barrier(); /* K is there, V no longer read */
-        nb_attention_copy<HD, KEYS, THREADS>(v_tile, a.v + key_row * a.v_stride + column, a.v_stride, left, a.head_dim, thread);
+        nb_attention_copy<HD, KEYS, THREADS>(
+            v_tile, a.v + key_row * a.v_stride + column, a.v_stride, left, a.head_dim, thread);
         nb_copy_async_commit();
         if (seen)
             nb_attention_multiply<HD, MT, NT>(score, q_left, k_right);
@@ -200,8 +202,8 @@ __global__ void __launch_bounds__(WARPS *NB_WARP, BLOCKS) nb_attention_forward_k
     head = (int)((blockIdx.x ^ (unsigned)a.zero) % (unsigned)a.heads);
     float *lse = a.lse == NULL ? NULL : a.lse + (int64_t)head * a.tokens_max + query_row;
     nb_attention_finish<MT>(&rows, a.exponent_scale, lse, own, p.rows);
-    nb_attention_store<HD, MT, CT>(q_tile, own, 0, output, rows.sum, a.o + (query_row + own) * a.o_stride + head * a.head_dim,
-        a.o_stride, p.rows - own, a.head_dim);
+    nb_attention_store<HD, MT, CT>(q_tile, own, 0, output, rows.sum,
+        a.o + (query_row + own) * a.o_stride + head * a.head_dim, a.o_stride, p.rows - own, a.head_dim);
 }
 
 /* ---- what a head size's file defines ---- */

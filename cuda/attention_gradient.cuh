@@ -1,21 +1,23 @@
-/* Attention's backward pass: two kernels, after delta = rowsum(d_o * o) (Dao et al. 2022, arXiv 2205.14135, appendix B). With
- * p = 2^(s - lse), dp = d_o v^T, ds = p * (dp - delta):
- *   dk, dv: a block owns a tile of keys of one kv head and walks over the queries that see them, head by head of the group: four products
+/* Attention's backward pass: two kernels, after delta = rowsum(d_o * o) (Dao et al. 2022, arXiv 2205.14135, appendix
+ * B). With p = 2^(s - lse), dp = d_o v^T, ds = p * (dp - delta):
+ *   dk, dv: a block owns a tile of keys of one kv head and walks over the queries that see them, head by head of the
+ *           group: four products
  *   dq:     a block owns a tile of queries of one head and walks over the keys they see: three products
- * Every sum has one owner and a fixed order, so nothing is added atomically and nothing waits for another block. The price is s and dp
- * computed twice: 7 products where one pass, which would add dq in an order of its own through fp32 scratch, has 5. Counted as 5, a rate of
- * 160 TFLOP/s on an H200 is 224 TFLOP/s of products done.
+ * Every sum has one owner and a fixed order, so nothing is added atomically and nothing waits for another block. The
+ * price is s and dp computed twice: 7 products where one pass, which would add dq in an order of its own through fp32
+ * scratch, has 5. Counted as 5, a rate of 160 TFLOP/s on an H200 is 224 TFLOP/s of products done.
  *
- * Bound by shared memory, then the tensor cores. Clocks an SM and matrix instruction (2,048 multiply-adds; an H200's mma.sync takes 1.6)
- * at head size 128, from the fragments read at 128 bytes a clock:
- *   dk, dv, a warp owning 16 keys and walking 64 queries at a time: s^T and dp^T 2.5 (K or V 512 bytes, Q or d_o 2,048 for 8 instructions),
- *   dv and dk 2; on average 2.25: 420 TFLOP/s of products at the most
- *   dq, a warp owning 32 queries and walking 32 keys at a time: s and dp 2, dq 1; on average 1.67: 570 TFLOP/s at the most
- * Half of each would give 5 / (4 / 210 + 3 / 285) = 169 TFLOP/s as counted. p and ds never leave the registers: the scores are computed
- * transposed where dk and dv are summed, and the layout of a product's result is that of the next one's left factor.
+ * Bound by shared memory, then the tensor cores. Clocks an SM and matrix instruction (2,048 multiply-adds; an H200's
+ * mma.sync takes about 1.6) at head size 128, from the fragments read at 128 bytes a clock:
+ *   dk, dv, a warp owning 16 keys and walking 48 queries at a time: s^T and dp^T 2.7 (K or V 512 bytes, Q or d_o 1,536
+ *           for 6 instructions), dv and dk 2; on average 2.33: 406 TFLOP/s of products at the most
+ *   dq, a warp owning 32 queries and walking 32 keys at a time: s and dp 2, dq 1; on average 1.67: 570 at the most
+ * Half of each would give 5 / (4 / 203 + 3 / 285) = 165 TFLOP/s as counted. p and ds never leave the registers: the
+ * scores are computed transposed where dk and dv are summed, and the layout of a product's result is that of the next
+ * one's left factor.
  *
- * Both kernels walk alike over two tiles, of which the first (Q or K) has two buffers and the second (d_o or V) one: it is free as soon as
- * dv or dp is done, and lands during the last product and the next scores. */
+ * Both kernels walk alike over two tiles, of which the first (Q or K) has two buffers and the second (d_o or V) one: it
+ * is free as soon as dv or dp is done, and lands during the last product and the next scores. */
 #ifndef NB_CUDA_ATTENTION_GRADIENT_CUH
 #define NB_CUDA_ATTENTION_GRADIENT_CUH
 
@@ -23,7 +25,8 @@
 
 /* The soft cap, and its derivative 1 - tanh^2 into what follows. */
 template <int MT, int NT>
-NB_KERNEL_FUNCTION void nb_attention_cap(const struct nb_attention_view &a, float score[MT][NT][4], float d_score[MT][NT][4])
+NB_KERNEL_FUNCTION void nb_attention_cap(
+    const struct nb_attention_view &a, float score[MT][NT][4], float d_score[MT][NT][4])
 {
 #pragma unroll
     for (int i = 0; i < MT * NT * 4; i++) {
@@ -33,7 +36,8 @@ NB_KERNEL_FUNCTION void nb_attention_cap(const struct nb_attention_view &a, floa
     }
 }
 
-/* p and ds are zero where nothing is seen. Keys lie along the rows if `transposed`. `distance`: of the lane's first query from its first key. */
+/* p and ds are zero where nothing is seen. Keys lie along the rows if `transposed`. `distance`: of the lane's first
+ * query from its first key. */
 template <int MT, int NT, bool TRANSPOSED>
 NB_KERNEL_FUNCTION void nb_attention_hide_both(float p[MT][NT][4], float ds[MT][NT][4], int distance, unsigned reach)
 {
@@ -52,8 +56,8 @@ NB_KERNEL_FUNCTION void nb_attention_hide_both(float p[MT][NT][4], float ds[MT][
 
 /* ---- dk and dv ---- */
 
-/* A warp owns 16 MT keys and HD / SPLIT columns of their sums: where dk and dv of a key are too many registers, SPLIT warps compute the same
- * p and ds. */
+/* A warp owns 16 MT keys and HD / SPLIT columns of their sums: where dk and dv of a key are too many registers, SPLIT
+ * warps compute the same p and ds. */
 template <int HD, int MT, int WARPS, int QUERIES, int SPLIT> struct nb_attention_dkv_shape {
     enum {
         KEYS = 16 * MT * WARPS / SPLIT,
@@ -70,6 +74,26 @@ template <int HD, int MT, int WARPS, int QUERIES, int SPLIT> struct nb_attention
     static_assert(QUERIES <= THREADS, "a thread copies the stats of one query");
 };
 
+/* The queries that see a key of a piece: [begin, end), `begin` a multiple of the tile. */
+struct nb_attention_seers {
+    int offset; /* position of query 0 */
+    int begin, end, steps;
+};
+
+template <int QUERIES>
+NB_KERNEL_FUNCTION struct nb_attention_seers nb_attention_seers_of(
+    const struct nb_attention_view &a, const struct nb_attention_piece &p)
+{
+    struct nb_attention_seers s;
+    s.offset = p.keys - p.queries;
+    s.begin = p.first > s.offset ? p.first - s.offset : 0;
+    s.begin -= s.begin % QUERIES;
+    int64_t out_of_reach = (int64_t)p.first + p.rows - 1 + a.reach - s.offset;
+    s.end = out_of_reach < p.queries ? (int)out_of_reach : p.queries;
+    s.steps = s.end > s.begin ? (s.end - s.begin + QUERIES - 1) / QUERIES * a.group : 0;
+    return s;
+}
+
 /* Where a walk stands: a tile of queries of one head. */
 struct nb_attention_step {
     int head, query, buffer;
@@ -84,7 +108,8 @@ NB_KERNEL_FUNCTION void nb_attention_copy_q(const struct nb_attention_view &a, c
     nb_attention_copy<HD, QUERIES, THREADS>(
         tile, a.q + row * a.q_stride + s.head * a.head_dim, a.q_stride, rows, a.head_dim, thread);
     if (thread < QUERIES)
-        nb_copy_async_8(stats + thread * 8, a.stats + (int64_t)s.head * a.tokens_max + row + thread, thread < rows ? 8 : 0);
+        nb_copy_async_8(
+            stats + thread * 8, a.stats + (int64_t)s.head * a.tokens_max + row + thread, thread < rows ? 8 : 0);
 }
 
 template <int HD, int QUERIES, int THREADS>
@@ -136,47 +161,44 @@ __global__ void __launch_bounds__(WARPS *NB_WARP, BLOCKS) nb_attention_dkv_kerne
     struct nb_attention_piece p;
     if (!nb_attention_find<shape::KEYS>(a, a.key_starts, blockIdx.x / (unsigned)a.kv_heads, false, &p))
         return;
-    int kv_head = (int)(blockIdx.x % (unsigned)a.kv_heads), thread = (int)threadIdx.x, lane = thread % NB_WARP;
+    int kv_head = (int)(blockIdx.x % (unsigned)a.kv_heads), thread = (int)threadIdx.x;
     int key_row = p.key_begin + p.first;
-    /* Position of query 0; the queries [begin, end) that see a key of the tile. */
-    int offset = p.keys - p.queries, begin = p.first > offset ? p.first - offset : 0;
-    int64_t out_of_reach = (int64_t)p.first + p.rows - 1 + a.reach - offset;
-    int end = out_of_reach < p.queries ? (int)out_of_reach : p.queries;
-    begin -= begin % QUERIES;
-    int steps = end > begin ? (end - begin + QUERIES - 1) / QUERIES * a.group : 0;
+    const struct nb_attention_seers walk = nb_attention_seers_of<QUERIES>(a, p);
+    int left = walk.steps;
 
-    struct nb_attention_step next = {kv_head * a.group, begin, 0};
+    struct nb_attention_step next = {kv_head * a.group, walk.begin, 0};
     nb_attention_copy<HD, shape::KEYS, THREADS>(
         k_tile, a.k + key_row * a.k_stride + kv_head * a.head_dim, a.k_stride, p.rows, a.head_dim, thread);
-    if (steps > 0)
+    if (left > 0)
         nb_attention_copy_q<HD, QUERIES, THREADS>(a, p, next, q_tile, stats, thread);
     nb_copy_async_commit();
     nb_attention_copy<HD, shape::KEYS, THREADS>(
         v_tile, a.v + key_row * a.v_stride + kv_head * a.head_dim, a.v_stride, p.rows, a.head_dim, thread);
-    if (steps > 0)
+    if (left > 0)
         nb_attention_copy_d_o<HD, QUERIES, THREADS>(a, p, next, d_o_tile, thread);
     nb_copy_async_commit();
 
     int warp = nb_attention_warp(), own = warp / SPLIT * 16 * MT, column = warp % SPLIT * (HD / SPLIT);
-    struct nb_attention_lane<HD> k_left = nb_attention_left<HD>(k_tile, own), v_left = nb_attention_left<HD>(v_tile, own),
-                                 q_left = nb_attention_left<HD>(q_tile, 0), q_right = nb_attention_right<HD>(q_tile, 0),
-                                 d_o_left = nb_attention_left<HD>(d_o_tile, 0), d_o_right = nb_attention_right<HD>(d_o_tile, 0);
+    struct nb_attention_lane<HD> k_left = nb_attention_left<HD>(k_tile, own),
+                                 v_left = nb_attention_left<HD>(v_tile, own), q_left = nb_attention_left<HD>(q_tile, 0),
+                                 q_right = nb_attention_right<HD>(q_tile, 0),
+                                 d_o_left = nb_attention_left<HD>(d_o_tile, 0),
+                                 d_o_right = nb_attention_right<HD>(d_o_tile, 0);
     float dk[MT][CT][4], dv[MT][CT][4];
-#pragma unroll
-    for (int i = 0; i < MT * CT * 4; i++)
-        dk[i / 4 / CT][i / 4 % CT][i % 4] = dv[i / 4 / CT][i / 4 % CT][i % 4] = 0.0f;
-
-    for (int step = 0; step < steps; step++) {
+    nb_attention_clear<MT, CT>(dk);
+    nb_attention_clear<MT, CT>(dv);
+    for (; left > 0; left--) {
         struct nb_attention_step now = next;
         next.query += QUERIES;
-        if (next.query >= end)
-            next.query = begin, next.head++;
+        if (next.query >= walk.end)
+            next.query = walk.begin, next.head++;
         next.buffer = 1 - now.buffer;
         k_left.half = v_left.half = q_left.half = d_o_left.half = k_left.half ^ a.zero;
         q_right.half = d_o_right.half = q_right.half ^ a.zero;
         thread ^= a.zero;
+        int lane = thread % NB_WARP;
         /* Distance of the tile's first query from the warp's first key. */
-        int distance = offset + now.query - p.first - own;
+        int distance = walk.offset + now.query - p.first - own;
         bool seen = distance + QUERIES - 1 >= 0 && distance - (16 * MT - 1) < (int)a.reach;
         bool whole = distance - (16 * MT - 1) >= 0 && distance + QUERIES - 1 < (int)a.reach;
         float score[MT][NT][4], d_score[MT][NT][4];
@@ -184,7 +206,7 @@ __global__ void __launch_bounds__(WARPS *NB_WARP, BLOCKS) nb_attention_dkv_kerne
 
         nb_copy_async_wait<1>();
         nb_block_barrier(); /* Q is there, the other one no longer read */
-        if (step + 1 < steps)
+        if (left > 1)
             nb_attention_copy_q<HD, QUERIES, THREADS>(
                 a, p, next, q_tile + next.buffer * shape::Q_BYTES, stats + next.buffer * shape::STATS_BYTES, thread);
         nb_copy_async_commit();
@@ -194,7 +216,8 @@ __global__ void __launch_bounds__(WARPS *NB_WARP, BLOCKS) nb_attention_dkv_kerne
         nb_block_barrier(); /* d_o is there */
         if (seen) {
             nb_attention_multiply<HD, MT, NT>(d_score, v_left, d_o_right);
-            nb_attention_differentiate_columns<MT, NT>(a, score, d_score, stats + now.buffer * shape::STATS_BYTES + lane % 4 * 16);
+            nb_attention_differentiate_columns<MT, NT>(
+                a, score, d_score, stats + now.buffer * shape::STATS_BYTES + lane % 4 * 16);
             if (!whole)
                 nb_attention_hide_both<MT, NT, true>(score, d_score, distance + lane % 4 * 2 - lane / 4, a.reach);
 #pragma unroll
@@ -203,7 +226,7 @@ __global__ void __launch_bounds__(WARPS *NB_WARP, BLOCKS) nb_attention_dkv_kerne
             nb_attention_accumulate<HD, MT, NT / 2, CT>(dv, weight, d_o_left, column / 16);
         }
         nb_block_barrier(); /* d_o no longer read */
-        if (step + 1 < steps)
+        if (left > 1)
             nb_attention_copy_d_o<HD, QUERIES, THREADS>(a, p, next, d_o_tile, thread);
         nb_copy_async_commit();
         if (seen) {
@@ -224,10 +247,10 @@ __global__ void __launch_bounds__(WARPS *NB_WARP, BLOCKS) nb_attention_dkv_kerne
     int row = key_row + own;
     /* Derived again rather than kept through the loop. */
     kv_head = (int)((blockIdx.x ^ (unsigned)a.zero) % (unsigned)a.kv_heads);
-    nb_attention_store<HD, MT, CT>(
-        k_tile, own, column, dk, factor, a.dk + row * a.dk_stride + kv_head * a.head_dim, a.dk_stride, p.rows - own, a.head_dim);
-    nb_attention_store<HD, MT, CT>(
-        v_tile, own, column, dv, one, a.dv + row * a.dv_stride + kv_head * a.head_dim, a.dv_stride, p.rows - own, a.head_dim);
+    nb_attention_store<HD, MT, CT>(k_tile, own, column, dk, factor, a.dk + row * a.dk_stride + kv_head * a.head_dim,
+        a.dk_stride, p.rows - own, a.head_dim);
+    nb_attention_store<HD, MT, CT>(v_tile, own, column, dv, one, a.dv + row * a.dv_stride + kv_head * a.head_dim,
+        a.dv_stride, p.rows - own, a.head_dim);
 }
 
 /* ---- dq ---- */
@@ -286,31 +309,31 @@ __global__ void __launch_bounds__(WARPS *NB_WARP, BLOCKS) nb_attention_dq_kernel
         return;
     int head = (int)(blockIdx.x % (unsigned)a.heads), column = head / a.group * a.head_dim; /* of the kv head */
     int query_row = p.query_begin + p.first, thread = (int)threadIdx.x;
-    /* Position of the first query; first key of the first tile, its row, and how many keys there are from it to the last that is seen. */
-    int position = p.keys - p.queries + p.first, key = position >= 0 && (unsigned)position >= a.reach ? position - (int)a.reach + 1 : 0;
-    key -= key % KEYS;
-    int key_row = p.key_begin + key, left = position + p.rows - key;
+    const struct nb_attention_seen first = nb_attention_seen_of<KEYS>(a, p);
+    int key_row = p.key_begin + first.key, left = first.left;
 
     nb_attention_copy<HD, shape::QUERIES, THREADS>(
         q_tile, a.q + query_row * a.q_stride + head * a.head_dim, a.q_stride, p.rows, a.head_dim, thread);
-    nb_attention_copy<HD, KEYS, THREADS>(k_tile, a.k + key_row * a.k_stride + column, a.k_stride, left, a.head_dim, thread);
+    nb_attention_copy<HD, KEYS, THREADS>(
+        k_tile, a.k + key_row * a.k_stride + column, a.k_stride, left, a.head_dim, thread);
     nb_copy_async_commit();
     nb_attention_copy<HD, shape::QUERIES, THREADS>(
         d_o_tile, a.d_o + query_row * a.d_o_stride + head * a.head_dim, a.d_o_stride, p.rows, a.head_dim, thread);
-    nb_attention_copy<HD, KEYS, THREADS>(v_tile, a.v + key_row * a.v_stride + column, a.v_stride, left, a.head_dim, thread);
+    nb_attention_copy<HD, KEYS, THREADS>(
+        v_tile, a.v + key_row * a.v_stride + column, a.v_stride, left, a.head_dim, thread);
     if (thread < shape::QUERIES)
-        nb_copy_async_8(stats + thread * 8, a.stats + (int64_t)head * a.tokens_max + query_row + thread, thread < p.rows ? 8 : 0);
+        nb_copy_async_8(
+            stats + thread * 8, a.stats + (int64_t)head * a.tokens_max + query_row + thread, thread < p.rows ? 8 : 0);
     nb_copy_async_commit();
 
     int own = nb_attention_warp() * 16 * MT, buffer = 0; /* the latter in bytes */
-    int distance = position + own - key; /* of the warp's first query from the tile's first key */
-    struct nb_attention_lane<HD> q_left = nb_attention_left<HD>(q_tile, own), d_o_left = nb_attention_left<HD>(d_o_tile, own),
+    int distance = first.position + own - first.key;     /* of the warp's first query from the tile's first key */
+    struct nb_attention_lane<HD> q_left = nb_attention_left<HD>(q_tile, own),
+                                 d_o_left = nb_attention_left<HD>(d_o_tile, own),
                                  k_left = nb_attention_left<HD>(k_tile, 0), k_right = nb_attention_right<HD>(k_tile, 0),
                                  v_right = nb_attention_right<HD>(v_tile, 0);
     float dq[MT][CT][4];
-#pragma unroll
-    for (int i = 0; i < MT * CT * 4; i++)
-        dq[i / 4 / CT][i / 4 % CT][i % 4] = 0.0f;
+    nb_attention_clear<MT, CT>(dq);
     for (; left > 0; left -= KEYS, distance -= KEYS, buffer = shape::K_BYTES - buffer) {
         q_left.half = d_o_left.half = k_left.half = q_left.half ^ a.zero;
         k_right.half = v_right.half = k_right.half ^ a.zero;
@@ -325,8 +348,8 @@ __global__ void __launch_bounds__(WARPS *NB_WARP, BLOCKS) nb_attention_dq_kernel
         nb_block_barrier(); /* K is there, the other one no longer read */
         key_row += KEYS;
         if (left > KEYS)
-            nb_attention_copy<HD, KEYS, THREADS>(k_tile + shape::K_BYTES - buffer, a.k + key_row * a.k_stride + column, a.k_stride,
-                left - KEYS, a.head_dim, thread);
+            nb_attention_copy<HD, KEYS, THREADS>(k_tile + shape::K_BYTES - buffer, a.k + key_row * a.k_stride + column,
+                a.k_stride, left - KEYS, a.head_dim, thread);
         nb_copy_async_commit();
         if (seen)
             nb_attention_multiply<HD, MT, NT>(score, q_left, nb_attention_moved(k_right, buffer));
@@ -359,8 +382,8 @@ __global__ void __launch_bounds__(WARPS *NB_WARP, BLOCKS) nb_attention_dq_kernel
         factor[m][0] = factor[m][1] = a.scale;
     /* Derived again rather than kept through the loop. */
     head = (int)((blockIdx.x ^ (unsigned)a.zero) % (unsigned)a.heads);
-    nb_attention_store<HD, MT, CT>(
-        q_tile, own, 0, dq, factor, a.dq + (query_row + own) * a.dq_stride + head * a.head_dim, a.dq_stride, p.rows - own, a.head_dim);
+    nb_attention_store<HD, MT, CT>(q_tile, own, 0, dq, factor,
+        a.dq + (query_row + own) * a.dq_stride + head * a.head_dim, a.dq_stride, p.rows - own, a.head_dim);
 }
 
 /* ---- what a head size's file defines ---- */
@@ -370,7 +393,8 @@ static nb_status nb_attention_dkv_launch(const struct nb_attention_view &view, c
 {
     typedef nb_attention_dkv_shape<HD, MT, WARPS, QUERIES, SPLIT> shape;
     struct nb_launch launch = {};
-    launch.grid = dim3((unsigned)(nb_attention_pieces(view.key_tokens_max, view.sequences_max, shape::KEYS) * view.kv_heads));
+    launch.grid =
+        dim3((unsigned)(nb_attention_pieces(view.key_tokens_max, view.sequences_max, shape::KEYS) * view.kv_heads));
     launch.threads = shape::THREADS, launch.shared_bytes = shape::SHARED;
     return nb_cuda_launch(
         "attention_backward", nb_attention_dkv_kernel<HD, MT, WARPS, QUERIES, SPLIT, BLOCKS>, launch, stream, view);
@@ -387,9 +411,11 @@ static nb_status nb_attention_dq_launch(const struct nb_attention_view &view, cu
 {
     typedef nb_attention_dq_shape<HD, MT, WARPS, KEYS> shape;
     struct nb_launch launch = {};
-    launch.grid = dim3((unsigned)(nb_attention_pieces(view.tokens_max, view.sequences_max, shape::QUERIES) * view.heads));
+    launch.grid =
+        dim3((unsigned)(nb_attention_pieces(view.tokens_max, view.sequences_max, shape::QUERIES) * view.heads));
     launch.threads = shape::THREADS, launch.shared_bytes = shape::SHARED;
-    return nb_cuda_launch("attention_backward", nb_attention_dq_kernel<HD, MT, WARPS, KEYS, BLOCKS>, launch, stream, view);
+    return nb_cuda_launch(
+        "attention_backward", nb_attention_dq_kernel<HD, MT, WARPS, KEYS, BLOCKS>, launch, stream, view);
 }
 
 template <int HD, int MT, int WARPS, int KEYS, int BLOCKS> static nb_status nb_attention_dq_load(void)

@@ -27,8 +27,8 @@ struct nb_cuda_attention_partials nb_cuda_attention_partials_of(const struct nb_
     return partials;
 }
 
-/* A caller asks once for all its numbers of tokens, with the largest: so the partial results of a few are counted whenever there is a
- * cache, though this call's own may be too many for them. */
+/* A caller asks once for all its numbers of tokens, with the largest: so the partial results of a few are counted
+ * whenever there is a cache, though this call's own may be too many for them. */
 uint64_t nb_cuda_attention_scratch_bytes(const struct nb_device_profile *profile, const struct nb_attention *args)
 {
     (void)profile;

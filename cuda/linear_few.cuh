@@ -1,12 +1,14 @@
-/* What the two few-token products share: a warp multiplies 16 rows of W by the tokens, weights on the 16 side of the tensor cores.
+/* What the two few-token products share: a warp multiplies 16 rows of W by the tokens, weights on the 16 side of the
+ * tensor cores.
  *
- * The order of the columns within a product may be any as long as both sides keep it. So a lane reads what is handy to decode: with g = lane /
- * 4 and q = lane % 4, lane (g, q) owns of rows g and g + 8 a run of 64 weights, q runs beside each other making a step of 256 columns. A run
- * of 4 bits is one block: two 16-byte loads, one scale, one scaled codebook in registers (dequantize_block.cuh), no shuffles, no shared
- * memory, and bit for bit the weights that prefill and training use. Eight weights are the a of two products, and the same eight columns of a
- * token, 16 bytes, their b.
- * Runs of bf16 are pieces of 16 bytes, each 64 bytes from the next, so that four lanes read 64 bytes together; a step is 128 columns.
- * Where `in` is no multiple of 64 blocks straddle rows, and each eight weights get their own block's scale. */
+ * The order of the columns within a product may be any as long as both sides keep it. So a lane reads what is handy to
+ * decode: with g = lane / 4 and q = lane % 4, lane (g, q) owns of rows g and g + 8 a run of 64 weights, q runs beside
+ * each other making a step of 256 columns. A run of 4 bits is one block: two 16-byte loads, one scale, one scaled
+ * codebook in registers (dequantize_block.cuh), no shuffles, no shared memory, and bit for bit the weights that prefill
+ * and training use. Eight weights are the a of two products, and the same eight columns of a token, 16 bytes, their b.
+ * Runs of bf16 are pieces of 16 bytes, each 64 bytes from the next, so that four lanes read 64 bytes together; a step
+ * is 128 columns. Where `in` is no multiple of 64 blocks straddle rows, and each eight weights get their own block's
+ * scale. */
 #ifndef NB_CUDA_LINEAR_FEW_CUH
 #define NB_CUDA_LINEAR_FEW_CUH
 
@@ -66,7 +68,8 @@ template <int KIND> NB_KERNEL_FUNCTION int nb_few_column(int piece)
     return KIND == NB_FEW_DENSE ? 32 * piece + 8 * quarter : 64 * quarter + 8 * piece;
 }
 
-/* A lane's two rows of W, g and g + 8 of a warp's 16. Rows behind the part's last are read as the last; what comes of them is not stored. */
+/* A lane's two rows of W, g and g + 8 of a warp's 16. Rows behind the part's last are read as the last; what comes of
+ * them is not stored. */
 struct nb_few_rows {
     const uint8_t *data[2]; /* their first bytes; straddling: the matrix's */
     int64_t block[2];       /* packed: their first blocks; straddling: their first flat index */
@@ -85,7 +88,8 @@ NB_KERNEL_FUNCTION struct nb_few_rows nb_few_rows_of(const struct nb_few_part &p
     for (int i = 0; i < 2; i++) {
         int at = row + 8 * i < part.out ? row + 8 * i : part.out - 1;
         int64_t flat = (int64_t)(part.row_begin + at) * in;
-        rows.data[i] = KIND == NB_FEW_DENSE ? (const uint8_t *)(part.dense + flat) : part.packed.data + (KIND == NB_FEW_PACKED ? flat / 2 : 0);
+        rows.data[i] = KIND == NB_FEW_DENSE ? (const uint8_t *)(part.dense + flat) : part.packed.data;
+        rows.data[i] += KIND == NB_FEW_PACKED ? flat / 2 : 0;
         rows.block[i] = KIND == NB_FEW_PACKED ? flat / 64 : flat;
     }
     return rows;
@@ -98,7 +102,8 @@ template <int KIND> struct nb_few_run {
     float absmax[2]; /* plain: the scale; nested: of the superblock */
 };
 
-/* Where a lane's run of a packed matrix begins in a row, for the step at `column`; behind `in` the first, which there counts as zeros. */
+/* Where a lane's run of a packed matrix begins in a row, for the step at `column`; behind `in` the first, which there
+ * counts as zeros. */
 NB_KERNEL_FUNCTION int nb_few_run_column(int column, int in)
 {
     int at = column + nb_few_column<NB_FEW_PACKED>(0);
@@ -177,7 +182,8 @@ NB_KERNEL_FUNCTION uint4 nb_few_decode(const struct nb_few_run<KIND> &run, const
         return nb_few_straddling(rows, i, column + nb_few_column<KIND>(piece), in);
     } else {
         const uint4 &words = run.data[i][piece / 4];
-        return nb_decode_8(codes[i], piece % 4 == 0 ? words.x : piece % 4 == 1 ? words.y : piece % 4 == 2 ? words.z : words.w);
+        int word = piece % 4;
+        return nb_decode_8(codes[i], word == 0 ? words.x : word == 1 ? words.y : word == 2 ? words.z : words.w);
     }
 }
 

@@ -1,17 +1,18 @@
 /* y for 5 to 64 tokens.
  *
- * A block takes 128 rows of W, 16 a warp, and a cut of `in` in steps of 256 columns. Weights go straight to registers, one step ahead; the
- * tokens' columns of a step come by cp.async, two stages, and are read by all warps. Where 128 rows a block do not fill the chip, `in` is cut
- * by (out, in) alone, and sum_kernel adds the cuts' fp32 sums in order: 4,096 by 4,096 is 32 blocks by 8 cuts.
- * Bound by reading W as in linear_few.cu up to about 16 tokens; above by the tokens' fragments from shared memory, one 16-byte read for two
- * products: at 64 tokens 2,048 clocks a step of 32,768 weights, beside 1,600 of the tensor cores. */
+ * A block takes 128 rows of W, 16 a warp, and a cut of `in` in steps of 256 columns. Weights go straight to registers,
+ * one step ahead; the tokens' columns of a step come by cp.async, two stages, and are read by all warps. Where 128 rows
+ * a block do not fill the chip, `in` is cut by (out, in) alone, and sum_kernel adds the cuts' fp32 sums in order: 4,096
+ * by 4,096 is 32 blocks by 8 cuts. Bound by reading W as in linear_few.cu up to about 16 tokens; above by the tokens'
+ * fragments from shared memory, one 16-byte read for two products: at 64 tokens 2,048 clocks a step of 32,768 weights,
+ * beside 1,600 of the tensor cores. */
 #include "cuda/linear_few.cuh"
 
 enum { THREADS = 256, ROWS = 16 };
 
-/* A token's 256 columns in shared memory. Packed: quarters of 64 apart by a piece more than they hold, and rows by four pieces more than a
- * multiple of eight, so that the eight lanes of a 16-byte phase, two tokens by four quarters, meet eight bank groups; with bf16 the
- * quarters are neighbours. */
+/* A token's 256 columns in shared memory. Packed: quarters of 64 apart by a piece more than they hold, and rows by four
+ * pieces more than a multiple of eight, so that the eight lanes of a 16-byte phase, two tokens by four quarters, meet
+ * eight bank groups; with bf16 the quarters are neighbours. */
 enum { ROW_BYTES = 576, QUARTER_BYTES = 144, TABLE_BYTES = (NB_FEW_TABLE_FLOATS * 4 + 127) / 128 * 128 };
 
 template <int KIND> NB_KERNEL_FUNCTION int x_offset(int token, int column)
@@ -33,7 +34,8 @@ NB_KERNEL_FUNCTION void fill_stage(unsigned char *stage, const struct nb_few &d,
     for (int n = 0; n < TILES; n++) {
         int token = threadIdx.x / NB_WARP + 8 * n;
         bool inside = token < valid && column + at < d.in;
-        nb_copy_async_16(stage + x_offset<KIND>(token, at), inside ? d.x + (int64_t)token * d.x_stride + column + at : d.x, inside ? 16 : 0);
+        const nb_bf16 *from = inside ? d.x + (int64_t)token * d.x_stride + column + at : d.x;
+        nb_copy_async_16(stage + x_offset<KIND>(token, at), from, inside ? 16 : 0);
     }
 }
 
@@ -43,8 +45,8 @@ template <int TILES> struct wide_sum {
 
 /* sum += the weights of the run at `column`, times all tokens. stage: the columns from `column` - `within` on. */
 template <int KIND, int TILES>
-NB_KERNEL_FUNCTION void multiply_run(struct wide_sum<TILES> &sum, const struct nb_few_run<KIND> &run, const struct nb_few_rows &rows,
-    const unsigned char *stage, int column, int within, int in)
+NB_KERNEL_FUNCTION void multiply_run(struct wide_sum<TILES> &sum, const struct nb_few_run<KIND> &run,
+    const struct nb_few_rows &rows, const unsigned char *stage, int column, int within, int in)
 {
     struct nb_scaled_codes codes[2];
     if constexpr (KIND == NB_FEW_PACKED)
@@ -65,7 +67,8 @@ NB_KERNEL_FUNCTION void multiply_run(struct wide_sum<TILES> &sum, const struct n
     }
 }
 
-/* Through shared memory, so that neighbouring threads end neighbouring outputs. A token's row of sums is padded for the writes' banks. */
+/* Through shared memory, so that neighbouring threads end neighbouring outputs. A token's row of sums is padded for the
+ * writes' banks. */
 enum { SUM_ROW = NB_FEW_ROWS + 4 };
 
 template <int TILES>
@@ -105,8 +108,9 @@ template <int KIND, int TILES> __global__ void __launch_bounds__(THREADS, 1) wid
     const struct nb_few_part &part = d.part[p];
     float *table = (float *)nb_shared_memory();
     unsigned char *stages = nb_shared_memory() + TABLE_BYTES;
-    int first = (tile - d.tiles[p]) * NB_FEW_ROWS, row = first + threadIdx.x / NB_WARP * ROWS + threadIdx.x % NB_WARP / 4;
-    int begin = split * d.steps * NB_FEW_DEPTH, end = begin + d.steps * NB_FEW_DEPTH < d.in ? begin + d.steps * NB_FEW_DEPTH : d.in;
+    int first = (tile - d.tiles[p]) * NB_FEW_ROWS;
+    int row = first + threadIdx.x / NB_WARP * ROWS + threadIdx.x % NB_WARP / 4;
+    int width = d.steps * NB_FEW_DEPTH, begin = split * width, end = begin + width < d.in ? begin + width : d.in;
     constexpr int DEPTH = nb_few_shape<KIND>::DEPTH;
     struct nb_few_rows rows = nb_few_rows_of<KIND>(part, table, row, d.in);
     struct nb_few_run<KIND> next;
@@ -171,7 +175,8 @@ static struct choice choice_at(int kind, int index)
 {
     static struct choice (*const of[KINDS][CHOICES])() = {
         {choice_of<NB_FEW_PACKED, 1>, choice_of<NB_FEW_PACKED, 2>, choice_of<NB_FEW_PACKED, 4>, choice_of<NB_FEW_PACKED, 8>},
-        {choice_of<NB_FEW_STRADDLING, 1>, choice_of<NB_FEW_STRADDLING, 2>, choice_of<NB_FEW_STRADDLING, 4>, choice_of<NB_FEW_STRADDLING, 8>},
+        {choice_of<NB_FEW_STRADDLING, 1>, choice_of<NB_FEW_STRADDLING, 2>, choice_of<NB_FEW_STRADDLING, 4>,
+            choice_of<NB_FEW_STRADDLING, 8>},
         {choice_of<NB_FEW_DENSE, 1>, choice_of<NB_FEW_DENSE, 2>, choice_of<NB_FEW_DENSE, 4>, choice_of<NB_FEW_DENSE, 8>},
     };
     return of[kind][index]();

@@ -1,12 +1,14 @@
 /* u = round(output_scale * scale * dy B) and db += output_scale * scale * dy^T t, in one pass over dy.
  *
- * product_kernel: a block takes 256 tokens (an absolute tile), a range of outputs and a tile of the rank. dy comes in stages of 128 tokens by
- * 64 outputs (16 KB, cp.async, 2 to 3 under way), and each is used twice: as it lies for u, whose sums over the range stay in registers, and
- * transposed by ldmatrix for db, whose sums over the tile's tokens are complete after two stages. Both leave as fp32 partial sums: u one a
- * range, db one a tile. finish_kernel adds them in order, u over the ranges and db tile by tile into the gradient. The work goes group of tiles
- * by group, so that partial sums take 32 MiB at most and stay in L2.
- * Bound by reading dy, 2 * tokens * out bytes; partial sums are a share of rank / range of that for u and rank / 128 for db, written and
- * read again. At r = 16: 4 * 16 = 64 multiply-adds for each byte of dy, an eighth of what the tensor cores of an H100 do meanwhile. */
+ * product_kernel: a block takes 256 tokens (an absolute tile), a range of outputs and a tile of the rank. dy comes in
+ * stages of 128 tokens by 64 outputs (16 KB, cp.async, 2 to 3 under way), and each is used twice: as it lies for u,
+ * whose sums over the range stay in registers, and transposed by ldmatrix for db, whose sums over the tile's tokens are
+ * complete after two stages. Both leave as fp32 partial sums: u one a range, db one a tile. finish_kernel adds them in
+ * order, u over the ranges and db tile by tile into the gradient. The work goes group of tiles by group, so that
+ * partial sums take 32 MiB at most and stay in L2. Bound by reading dy, 2 * tokens * out bytes; partial sums are a
+ * share of 2 * rank / range of that for u and rank / 128 for db, written and read again. At r = 16 ldmatrix reads 1,280
+ * clocks for 32 KB of dy and the warps issue 1,020: 25 bytes a clock and multiprocessor, where the memory of an H200
+ * brings 20.8. At r = 64 the former are 2,816, 12 bytes a clock: shared memory is the bound there. */
 #include "cuda/lora.cuh"
 #include "cuda/lora_tile.cuh"
 
@@ -51,11 +53,13 @@ struct place {
 
 /* Rows [first, first + count) of a [rows, rank] matrix into a tile, zeros behind its rows. */
 template <int TILE>
-NB_KERNEL_FUNCTION void fill_ranks(unsigned char *tile, const nb_bf16 *matrix, int first, int count, int end, int column, int rank)
+NB_KERNEL_FUNCTION void fill_ranks(
+    unsigned char *tile, const nb_bf16 *matrix, int first, int count, int end, int column, int rank)
 {
     for (int i = threadIdx.x; i < count * (TILE / 8); i += THREADS) {
         int row = i / (TILE / 8), piece = i % (TILE / 8), at = first + row;
-        nb_tile_stage(nb_tile_at<TILE>(tile, row, piece), at < end ? matrix + (int64_t)at * rank : NULL, column + 8 * piece, rank);
+        const nb_bf16 *from = at < end ? matrix + (int64_t)at * rank : NULL;
+        nb_tile_stage(nb_tile_at<TILE>(tile, row, piece), from, column + 8 * piece, rank);
     }
 }
 
@@ -75,7 +79,8 @@ NB_KERNEL_FUNCTION void fill_stage(unsigned char *shared, const struct adapter &
             inside ? part.dy + (int64_t)token * part.dy_stride + column : part.dy, inside ? bytes : 0);
     }
     if (step % 2 == 0)
-        fill_ranks<TILE>(shared + s::B_AT + step / 2 % s::AHEAD * s::B_BYTES, part.b, output, NB_LORA_DEPTH, at.end, at.rank, part.rank);
+        fill_ranks<TILE>(shared + s::B_AT + step / 2 % s::AHEAD * s::B_BYTES, part.b, output, NB_LORA_DEPTH, at.end,
+            at.rank, part.rank);
 }
 
 /* A warp's 16 tokens by TILE ranks: sum += dy B. */
@@ -101,7 +106,8 @@ NB_KERNEL_FUNCTION void multiply_u(float sum[TILE / 8][4], unsigned char *dy, un
     }
 }
 
-/* A warp's 16 outputs by half the tile's ranks: sum += dy^T t over one half of the tokens. Warps w and w + 4 share outputs. */
+/* A warp's 16 outputs by half the tile's ranks: sum += dy^T t over one half of the tokens. Warps w and w + 4 share
+ * outputs. */
 template <int TILE> struct db_sum {
     float of[TILE / 16][4];
 };
@@ -128,7 +134,8 @@ NB_KERNEL_FUNCTION void multiply_db(struct db_sum<TILE> &sum, unsigned char *dy,
 }
 
 template <int TILE>
-NB_KERNEL_FUNCTION void store_db(const struct adapter &part, const struct place &at, int output, const struct db_sum<TILE> &sum)
+NB_KERNEL_FUNCTION void store_db(
+    const struct adapter &part, const struct place &at, int output, const struct db_sum<TILE> &sum)
 {
     int warp = threadIdx.x / NB_WARP, lane = threadIdx.x % NB_WARP;
     output += warp % 4 * 16 + lane / 4;
@@ -192,7 +199,7 @@ NB_KERNEL_FUNCTION struct adapter place_of(const struct backward &d, struct plac
     return part;
 }
 
-template <int TILE> __global__ void __launch_bounds__(THREADS) product_kernel(struct backward d)
+template <int TILE> __global__ void __launch_bounds__(THREADS, TILE == 64 ? 1 : 2) product_kernel(struct backward d)
 {
     typedef struct shape<TILE> s;
     struct place at;
@@ -235,7 +242,8 @@ NB_KERNEL_FUNCTION void finish_u(const struct adapter &part, const struct backwa
 {
     int64_t row = pair / (part.width / 2), token = d.first + row;
     int rank = (int)(pair % (part.width / 2)) * 2;
-    int64_t end = (valid + (int64_t)NB_TILE_TOKENS - 1) / NB_TILE_TOKENS * NB_TILE_TOKENS, group = (int64_t)d.tiles * NB_TILE_TOKENS;
+    int64_t end = (valid + (int64_t)NB_TILE_TOKENS - 1) / NB_TILE_TOKENS * NB_TILE_TOKENS;
+    int64_t group = (int64_t)d.tiles * NB_TILE_TOKENS;
     if (row >= group || token >= d.tokens_max || token >= end)
         return;
     float first = 0, second = 0;
@@ -336,7 +344,7 @@ static struct backward backward_of(const struct nb_linear_backward *args, const 
     return d;
 }
 
-/* A part without an adapter must not be the first one that a block may take. */
+/* Both kernels for the group of tiles that begins at d->first. */
 static nb_status run_group(cudaStream_t stream, struct backward *d, int tile)
 {
     for (int p = 0; p < NB_LINEAR_PARTS; p++) {
@@ -360,7 +368,8 @@ static nb_status run_group(cudaStream_t stream, struct backward *d, int tile)
 }
 
 nb_status nb_lora_backward(
-    struct nb_cuda *cuda, cudaStream_t stream, const struct nb_linear_backward *args, const nb_dptr u[NB_LINEAR_PARTS], nb_dptr partials)
+    struct nb_cuda *cuda, cudaStream_t stream, const struct nb_linear_backward *args,
+    const nb_dptr u[NB_LINEAR_PARTS], nb_dptr partials)
 {
     struct nb_lora_backward_plan plan;
     nb_lora_backward_plan_of(args, &plan);

@@ -1,11 +1,12 @@
 /* da += u^T dropout(x) / (1 - dropout).
  *
- * A block owns 64 (or 32) columns of `in` and a tile of the parts' stacked ranks, and walks all tokens in stages of 64 (cp.async). Its 4 warps
- * take 16 (or 8) columns each. The sum of each absolute tile of 256 tokens starts from zero and is added to the gradient, which stays in
- * registers from the first tile to the last: no partial sums in memory, and chunks of whole tiles give the bits of the whole.
- * Bound by reading x once, 2 * tokens * in bytes: at in = 4,096 and r = 16 128 blocks of 32 columns with 28 KB of x under way each, at 14,336 224
- * of 64 with 40 KB. u comes again for each block, from L2: rank / 32 (rank / 64) of the bytes of x.
- * With dropout a tile of ranks is one part's, and threads mask the pieces that they copied; then Philox is the bound. */
+ * A block owns 64 (or 32) columns of `in` and a tile of the parts' stacked ranks, and walks all tokens in stages of 64
+ * (cp.async). Its 4 warps take 16 (or 8) columns each. The sum of each absolute tile of 256 tokens starts from zero and
+ * is added to the gradient, which stays in registers from the first tile to the last: no partial sums in memory, and
+ * chunks of whole tiles give the bits of the whole. Bound by reading x once, 2 * tokens * in bytes: at in = 4,096 and r
+ * = 16 128 blocks of 32 columns with 28 KB of x under way each, at 14,336 224 of 64 with 40 KB. u comes again for each
+ * block, from L2: rank / 32 (rank / 64) of the bytes of x. With dropout a tile of ranks is one part's, and threads mask
+ * the pieces that they copied; then Philox is the bound. */
 #include "cuda/lora.cuh"
 #include "cuda/lora_tile.cuh"
 
@@ -20,10 +21,12 @@ struct backward {
     int row_begin, tokens_max, in, x_stride, tiles;
 };
 
-/* COLUMNS: 64, or 32 where wider ones would leave multiprocessors without a block. A result's bits are the same with either. */
+/* COLUMNS: 64, or 32 where wider ones would leave multiprocessors without a block. A result's bits are the same with
+ * either. */
 template <int TILE, int COLUMNS> struct shape {
     static constexpr int STAGES = TILE > 64 ? 4 : COLUMNS == 64 ? 6 : 8;
-    static constexpr int PIECES = COLUMNS / 8, X_PIECES = TOKENS * PIECES / THREADS, ROWS = THREADS / PIECES; /* a thread's pieces, ROWS apart */
+    /* A thread's pieces of x are ROWS apart. */
+    static constexpr int PIECES = COLUMNS / 8, X_PIECES = TOKENS * PIECES / THREADS, ROWS = THREADS / PIECES;
     static constexpr int X_BYTES = TOKENS * nb_tile_row<COLUMNS>::BYTES, U_BYTES = TOKENS * nb_tile_row<TILE>::BYTES;
     static constexpr int STAGE_BYTES = (X_BYTES + U_BYTES + 127) / 128 * 128, BYTES = STAGES * STAGE_BYTES;
     static constexpr int WARP_TILES = COLUMNS / 32; /* of eight columns, a warp */
@@ -33,7 +36,8 @@ template <int TILE, int COLUMNS> struct fragments {
     float of[TILE / 16][COLUMNS / 32][4];
 };
 
-/* Tokens [token, token + 64): x's columns from `column` on and u's stacked ranks from `rank` on, zeros behind the valid tokens. */
+/* Tokens [token, token + 64): x's columns from `column` on and u's stacked ranks from `rank` on, zeros behind the valid
+ * tokens. */
 template <int TILE, int COLUMNS>
 NB_KERNEL_FUNCTION void fill_stage(unsigned char *stage, const struct backward &d, int token, int valid, int column, int rank)
 {
@@ -74,7 +78,8 @@ NB_KERNEL_FUNCTION void mask_stage(
     }
 }
 
-template <int TILE, int COLUMNS> NB_KERNEL_FUNCTION void multiply_stage(unsigned char *stage, struct fragments<TILE, COLUMNS> &sum)
+template <int TILE, int COLUMNS>
+NB_KERNEL_FUNCTION void multiply_stage(unsigned char *stage, struct fragments<TILE, COLUMNS> &sum)
 {
     typedef struct shape<TILE, COLUMNS> s;
     int piece = threadIdx.x / NB_WARP * s::WARP_TILES;
@@ -98,7 +103,8 @@ template <int TILE, int COLUMNS> NB_KERNEL_FUNCTION void multiply_stage(unsigned
 
 /* gradient += factor * sum, and the sum starts anew. */
 template <int TILE, int COLUMNS>
-NB_KERNEL_FUNCTION void add_tile(struct fragments<TILE, COLUMNS> &gradient, struct fragments<TILE, COLUMNS> &sum, const float factor[TILE / 8])
+NB_KERNEL_FUNCTION void add_tile(
+    struct fragments<TILE, COLUMNS> &gradient, struct fragments<TILE, COLUMNS> &sum, const float factor[TILE / 8])
 {
 #pragma unroll
     for (int m = 0; m < TILE / 16; m++) {
@@ -113,7 +119,8 @@ NB_KERNEL_FUNCTION void add_tile(struct fragments<TILE, COLUMNS> &gradient, stru
     }
 }
 
-/* The gradient's elements of this thread, to registers or back. Eight ranks are of one part, eight columns inside `in` or not. */
+/* The gradient's elements of this thread, to registers or back. Eight ranks are of one part, eight columns inside `in`
+ * or not. */
 template <int TILE, int COLUMNS, bool STORE>
 NB_KERNEL_FUNCTION void move_gradient(
     const struct backward &d, int column, int rank, struct fragments<TILE, COLUMNS> &gradient, float factor[TILE / 8])
@@ -199,7 +206,8 @@ template <int TILE, int COLUMNS> static struct choice choice_of()
     return choice;
 }
 
-/* Fewer blocks than that leave multiprocessors of the largest chips without work; but u's share of narrow columns grows with the rank. */
+/* Fewer blocks than that leave multiprocessors of the largest chips without work; but u's share of narrow columns grows
+ * with the rank. */
 enum { CHOICES = 8, BLOCKS = 128, NARROW_TILE = 32 };
 
 static struct choice choice_at(int index)

@@ -1,13 +1,14 @@
 /* t = round(dropout(x) A^T / (1 - dropout)) for the parts of a linear.
  *
- * down_kernel: a block multiplies 128 tokens by a tile of the stacked ranks of all parts over a fixed cut of `in`, through a pipeline of
- * cp.async stages of 64 columns. One tile of ranks covers 128 of them, so x is read once: 2 * tokens * in bytes, which is what bounds it (r =
- * 16 for q, k and v: 48 multiply-adds a byte pair, a tenth of what the tensor cores do meanwhile). Where the tiles of tokens alone do not fill
- * the chip `in` is cut by its length and the site, and sum_kernel adds the cuts' fp32 sums in order: at 2,048 tokens and in = 4,096 eight cuts,
- * 128 blocks with 48 KB under way each, 6% more bytes for r = 16, which stay in L2.
- * With dropout a tile of ranks is one part's, for each part masks x by its own numbers: each thread masks the pieces that it copied itself, so
- * no barrier is added. Then Philox is the bound: about 25 instructions an element and part.
- * few_kernel (up to 4 tokens): a block a rank, fp32, no partial sums; bound by its own latency. */
+ * down_kernel: a block multiplies 128 tokens by a tile of the stacked ranks of all parts over a fixed cut of `in`,
+ * through a pipeline of cp.async stages of 64 columns. One tile of ranks covers 128 of them, so x is read once: 2 *
+ * tokens * in bytes, which is what bounds it (r = 16 for q, k and v: ldmatrix reads 512 clocks a stage of 16 KB, 32
+ * bytes a clock, where the memory of an H200 brings 20.8). Where the tiles of tokens alone do not fill the chip `in` is
+ * cut by its length and the site, and sum_kernel adds the cuts' fp32 sums in order: at 2,048 tokens and in = 4,096
+ * eight cuts, 128 blocks with 48 KB under way each, 6% more bytes for r = 16, which stay in L2. With dropout a tile of
+ * ranks is one part's, for each part masks x by its own numbers: each thread masks the pieces that it copied itself, so
+ * no barrier is added. Then Philox is the bound: about 25 instructions an element and part. few_kernel (up to 4
+ * tokens): a block a rank, fp32, no partial sums; bound by its own latency. */
 #include "cuda/lora.cuh"
 #include "cuda/lora_tile.cuh"
 
@@ -65,7 +66,8 @@ template <int TILE>
 NB_KERNEL_FUNCTION void multiply_stage(unsigned char *stage, struct down_sum<TILE> &sum)
 {
     typedef down_shape<TILE> shape;
-    int warp = threadIdx.x / NB_WARP, row = warp / shape::WARPS_N * shape::ROWS, rank = warp % shape::WARPS_N * shape::COLUMNS;
+    int warp = threadIdx.x / NB_WARP, row = warp / shape::WARPS_N * shape::ROWS;
+    int rank = warp % shape::WARPS_N * shape::COLUMNS;
     unsigned char *ranks = stage + NB_LORA_ROWS * NB_LORA_DEPTH * 2;
 #pragma unroll
     for (int k = 0; k < NB_LORA_DEPTH / 16; k++) {
@@ -123,7 +125,8 @@ NB_KERNEL_FUNCTION void store_tile(
 }
 
 /* The grid: tiles of tokens, within them cuts of `in`, within them tiles of ranks, which share the x they read. */
-template <int TILE, bool DROPOUT> __global__ void __launch_bounds__(THREADS) down_kernel(struct down d)
+template <int TILE, bool DROPOUT>
+__global__ void __launch_bounds__(THREADS, TILE <= 64 ? 2 : 1) down_kernel(struct down d)
 {
     typedef down_shape<TILE> shape;
     int tile = blockIdx.x % d.tiles, split = blockIdx.x / d.tiles % d.splits;
@@ -133,7 +136,8 @@ template <int TILE, bool DROPOUT> __global__ void __launch_bounds__(THREADS) dow
         return;
     unsigned char *shared = nb_shared_memory();
     int begin = split * d.split_columns, end = begin + d.split_columns < d.in ? begin + d.split_columns : d.in;
-    int steps = (end - begin + NB_LORA_DEPTH - 1) / NB_LORA_DEPTH, own = threadIdx.x / PIECES, piece = threadIdx.x % PIECES;
+    int steps = (end - begin + NB_LORA_DEPTH - 1) / NB_LORA_DEPTH;
+    int own = threadIdx.x / PIECES, piece = threadIdx.x % PIECES;
     struct down_source<TILE> from;
     struct nb_dropout dropout[shape::X_PIECES];
     int masked_column = column;

@@ -7,8 +7,8 @@
 #include "device/dropout.h"
 
 /* ---- tiles of rows of WIDTH bf16, WIDTH a multiple of 16 ----
- * Eight rows' pieces of 16 bytes at one column lie in eight different bank groups: by exchanging pieces within 128 bytes where a row is whole
- * lines, else because a row is an odd number of pieces. */
+ * Eight rows' pieces of 16 bytes at one column lie in eight different bank groups: by exchanging pieces within 128
+ * bytes where a row is whole lines, else because a row is an odd number of pieces. */
 
 template <int WIDTH> struct nb_tile_row {
     static constexpr int BYTES = WIDTH % 64 == 0 ? WIDTH * 2 : WIDTH * 2 + 16;
@@ -19,21 +19,23 @@ template <int WIDTH> NB_KERNEL_FUNCTION unsigned char *nb_tile_at(unsigned char 
     return tile + row * nb_tile_row<WIDTH>::BYTES + ((WIDTH % 64 == 0 ? piece ^ (row & 7) : piece) << 4);
 }
 
-/* a of nb_mma_bf16, 16 by 16, from row `row` and piece `piece` (eight columns each): as it lies, or of the transposed tile (rows are then
- * the depth, pieces the rows of a). */
+/* a of nb_mma_bf16, 16 by 16, from row `row` and piece `piece` (eight columns each): as it lies, or of the transposed
+ * tile (rows are then the depth, pieces the rows of a). */
 template <int WIDTH> NB_KERNEL_FUNCTION void nb_tile_load_a(uint32_t a[4], unsigned char *tile, int row, int piece)
 {
     int lane = threadIdx.x % NB_WARP;
     nb_ldmatrix_x4(a, nb_tile_at<WIDTH>(tile, row + lane % 16, piece + lane / 16));
 }
 
-template <int WIDTH> NB_KERNEL_FUNCTION void nb_tile_load_a_transposed(uint32_t a[4], unsigned char *tile, int row, int piece)
+template <int WIDTH>
+NB_KERNEL_FUNCTION void nb_tile_load_a_transposed(uint32_t a[4], unsigned char *tile, int row, int piece)
 {
     int lane = threadIdx.x % NB_WARP;
     nb_ldmatrix_x4_trans(a, nb_tile_at<WIDTH>(tile, row + lane / 16 * 8 + lane % 8, piece + lane / 8 % 2));
 }
 
-/* b of nb_mma_bf16 for two neighbouring tiles of eight columns, b[0..1] and b[2..3], 16 deep. From a tile whose rows are the columns of b ... */
+/* b of nb_mma_bf16 for two neighbouring tiles of eight columns, b[0..1] and b[2..3], 16 deep. From a tile whose rows
+ * are the columns of b ... */
 template <int WIDTH> NB_KERNEL_FUNCTION void nb_tile_load_b(uint32_t b[4], unsigned char *tile, int row, int piece)
 {
     int lane = threadIdx.x % NB_WARP;
@@ -41,21 +43,24 @@ template <int WIDTH> NB_KERNEL_FUNCTION void nb_tile_load_b(uint32_t b[4], unsig
 }
 
 /* ... and from one whose rows are the depth, its pieces the columns of b. */
-template <int WIDTH> NB_KERNEL_FUNCTION void nb_tile_load_b_transposed(uint32_t b[4], unsigned char *tile, int row, int piece)
+template <int WIDTH>
+NB_KERNEL_FUNCTION void nb_tile_load_b_transposed(uint32_t b[4], unsigned char *tile, int row, int piece)
 {
     int lane = threadIdx.x % NB_WARP;
     nb_ldmatrix_x4_trans(b, nb_tile_at<WIDTH>(tile, row + lane % 16, piece + lane / 16));
 }
 
 /* The same for one tile of eight columns. */
-template <int WIDTH> NB_KERNEL_FUNCTION void nb_tile_load_b_half_transposed(uint32_t b[2], unsigned char *tile, int row, int piece)
+template <int WIDTH>
+NB_KERNEL_FUNCTION void nb_tile_load_b_half_transposed(uint32_t b[2], unsigned char *tile, int row, int piece)
 {
     int lane = threadIdx.x % NB_WARP;
     nb_ldmatrix_x2_trans(b, nb_tile_at<WIDTH>(tile, row + lane % 16, piece));
 }
 
-/* Columns [column, column + 8) of a row of `width` bf16 into a piece, zeros behind the width. A row whose width is a multiple of 8 is copied
- * asynchronously; of another one the pieces are not aligned, and this thread fetches them itself. `row` may be NULL: zeros. */
+/* Columns [column, column + 8) of a row of `width` bf16 into a piece, zeros behind the width. A row whose width is a
+ * multiple of 8 is copied asynchronously; of another one the pieces are not aligned, and this thread fetches them
+ * itself. `row` may be NULL: zeros. */
 NB_KERNEL_FUNCTION void nb_tile_stage(unsigned char *piece, const nb_bf16 *row, int column, int width)
 {
     if (width % 8 == 0) {

@@ -1,5 +1,6 @@
-/* The adapter's thin products and the few-token product, called without the ops around them: against sums in double, and against themselves
- * cut into chunks or with fewer tokens, bit by bit. Rows beyond the valid ones hold NaN, and must come out as they went in. */
+/* The adapter's thin products and the few-token product, called without the ops around them: against sums in double,
+ * and against themselves cut into chunks or with fewer tokens, bit by bit. Rows beyond the valid ones hold NaN, and
+ * must come out as they went in. */
 #include <cmath>
 #include <cstdio>
 #include <cstdlib>
@@ -269,7 +270,8 @@ struct gradients {
     }
 };
 
-static void run_backward(const setup &s, buffer<nb_bf16> *const dy[NB_LINEAR_PARTS], gradients &g, int begin, int count, size_t which)
+static void run_backward(
+    const setup &s, buffer<nb_bf16> *const dy[NB_LINEAR_PARTS], gradients &g, int begin, int count, size_t which)
 {
     struct nb_linear_backward args = {};
     s.fill_args(&args, begin, count, which);
@@ -346,8 +348,10 @@ static void test_backward(const lora_case &k)
             expect_part(s, *dy[p], whole, p);
     if (k.chunk > 0) {
         gradients cut(k);
-        for (int begin = 0; begin < k.tokens_max; begin += k.chunk)
-            run_backward(s, dy, cut, begin, k.tokens_max - begin < k.chunk ? k.tokens_max - begin : k.chunk, (size_t)(begin / k.chunk) + 1);
+        for (int begin = 0; begin < k.tokens_max; begin += k.chunk) {
+            int count = k.tokens_max - begin < k.chunk ? k.tokens_max - begin : k.chunk;
+            run_backward(s, dy, cut, begin, count, (size_t)(begin / k.chunk) + 1);
+        }
         cut.down();
         for (int p = 0; p < k.parts; p++) {
             if (!s.t[p])
@@ -437,7 +441,8 @@ static void expect_few(const few_case &k, const buffer<nb_bf16> &x, const few_pa
             size = 1.5 * (size + fabs(branch) + 1);
             /* Accumulating rounds twice: the summand within half a step of its own. */
             double twice = k.accumulate ? half_step(wanted) : 0, error = nb_bf16_to_float(got) - (before + wanted);
-            CHECK(near(error - copysign(fmin(fabs(error), twice), error) + before + wanted, before + wanted, size, k.in, true), "y [%d, %d] is %g, not %g", row, o,
+            error -= copysign(fmin(fabs(error), twice), error);
+            CHECK(near(error + before + wanted, before + wanted, size, k.in, true), "y [%d, %d] is %g, not %g", row, o,
                 nb_bf16_to_float(got), before + wanted);
         }
     }
@@ -570,7 +575,8 @@ static void test_bytes(void)
             uint64_t bytes[2] = {nb_cuda_lora_partial_bytes(NULL, &forward), nb_cuda_lora_backward_partial_bytes(NULL, &backward)};
             struct nb_lora_down_plan plan;
             nb_lora_down_plan_of(&forward, &plan);
-            uint64_t used = plan.splits > 1 ? (uint64_t)plan.splits * (uint64_t)tokens * (uint64_t)(plan.stack.tile * plan.stack.tiles) * 4 : 0;
+            uint64_t used = (uint64_t)plan.splits * (uint64_t)tokens * (uint64_t)(plan.stack.tile * plan.stack.tiles) * 4;
+            used = plan.splits > 1 ? used : 0;
             CHECK(used <= bytes[0], "%d tokens use %llu bytes", tokens, (unsigned long long)used);
             struct nb_lora_backward_plan backward_plan;
             nb_lora_backward_plan_of(&backward, &backward_plan);

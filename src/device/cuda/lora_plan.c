@@ -78,7 +78,8 @@ void nb_lora_down_plan_of(const struct nb_linear *args, struct nb_lora_down_plan
     plan->splits = down_splits(args->in, site, plan->stack.tiles, &plan->split_columns);
     uint64_t splits = (uint64_t)plan->splits, tokens = (uint64_t)args->tokens_max, rows = splits > 1 ? splits * tokens : 0;
     if (args->site_tokens < args->tokens_max) {
-        /* What is asked for the most tokens also serves fewer, which may take more splits: room for the most that any number takes. */
+        /* What is asked for the most tokens also serves fewer, which may take more splits: room for the most that any
+         * number takes. */
         int columns;
         splits = (uint64_t)down_splits(args->in, 1, plan->stack.tiles, &columns);
         uint64_t most = (uint64_t)divide_up(BLOCKS * NB_LORA_ROWS, plan->stack.tiles);

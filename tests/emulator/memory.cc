@@ -252,6 +252,10 @@ static const char *const does_words[] = {"reads", "writes", "reads once", "updat
 [[noreturn]] static void report_bounds(
     struct nb_machine *machine, uintptr_t address, size_t bytes, enum nb_access access, const void *place)
 {
+    intptr_t offset = (intptr_t)(address - (uintptr_t)machine->shared);
+    if (offset > -65536 && offset < NB_SHARED_MAX + 65536)
+        nb_machine_fault(machine, NB_EMULATOR_OUT_OF_BOUNDS, place, "%s %zu bytes at shared byte %zd of %u",
+            does_words[access], bytes, (ssize_t)offset, machine->shared_bytes);
     auto next = first_after(address);
     char near[160] = "";
     if (next != memory.allocations.begin()) {
@@ -263,9 +267,6 @@ static const char *const does_words[] = {"reads", "writes", "reads once", "updat
         (!near[0] || (*next)->base - address < address - ((*(next - 1))->base + (*(next - 1))->bytes)))
         snprintf(near, sizeof near, "; %zu bytes before the allocation of %zu bytes at %p",
             (size_t)((*next)->base - address), (*next)->bytes, (void *)(*next)->base);
-    intptr_t offset = (intptr_t)(address - (uintptr_t)machine->shared);
-    if (offset > -65536 && offset < NB_SHARED_MAX + 65536)
-        snprintf(near, sizeof near, "; that is shared byte %zd of %u", (ssize_t)offset, machine->shared_bytes);
     nb_machine_fault(machine, NB_EMULATOR_OUT_OF_BOUNDS, place, "%s %zu bytes at %p%s", does_words[access], bytes,
         (void *)address, near);
 }

@@ -147,6 +147,19 @@ static void check_runtime_copies(struct arena *arena)
     nb_emulator_reset();
 }
 
+/* A fault comes again with its seed, word for word, whatever the OS threads do. */
+static void check_repeats(struct arena *arena, const struct nb_broken_case *test)
+{
+    for (uint64_t seed = 1; seed <= 2; seed++) {
+        launch(arena, test, true, seed);
+        std::string first = nb_emulator_fault_message();
+        nb_emulator_reset();
+        launch(arena, test, true, seed);
+        report(first == nb_emulator_fault_message(), "another fault with the same seed", test->name, first.c_str());
+        nb_emulator_reset();
+    }
+}
+
 int main(void)
 {
     const struct nb_broken_case *tables[] = {
@@ -159,6 +172,10 @@ int main(void)
     for (int i = 0; i < 5; i++)
         for (int j = 0; j < counts[i]; j++, cases++)
             check_case(&arena, &tables[i][j]);
+    for (int j = 0; j < nb_broken_shared_count; j++)
+        check_repeats(&arena, &nb_broken_shared[j]);
+    for (int j = 0; j < nb_broken_waits_count; j++)
+        check_repeats(&arena, &nb_broken_waits[j]);
     check_bad_launches(&arena);
     check_runtime_copies(&arena);
     arena_destroy(&arena);

@@ -1,11 +1,11 @@
 /* y = x W^T + scale * (dropout(x) A^T) B^T + bias for up to three parts that share x:
  *   1. t = dropout(x) A^T of all parts (lora.cuh);
  *   2. a site of up to NB_CUDA_FEW_TOKENS tokens goes to the few-token kernel;
- *   3. else each part by its path (device/cuda/plan.h). The fused ones, and bf16 weights where there is no cuBLASLt, in one launch of the
- *      product kernel; on the scratch paths chunks of W's rows become bf16 first, which cuBLASLt or the product kernel multiplies.
- * cuBLASLt adds to what stands in y, so there the adapter, the bias and what is accumulated onto are written first, by the product kernel without
- * its long sum: rounded to bf16 once more than in the fused way. It multiplies all tokens_max rows: those beyond the valid ones come out as
- * anything. */
+ *   3. else each part by its path (device/cuda/plan.h). The fused ones, and bf16 weights where there is no cuBLASLt, in one launch of
+ *      the product kernel; on the scratch paths chunks of W's rows become bf16 first, which cuBLASLt or the product kernel multiplies.
+ * cuBLASLt adds to what stands in y, so there the adapter, the bias and what is accumulated onto are written first, by the product kernel
+ * without its long sum: rounded to bf16 once more than in the fused way. It multiplies all tokens_max rows: those beyond the valid ones
+ * come out as anything. Bound by the tensor cores from a few hundred tokens on, below by reading W: linear_kernel.cuh. */
 #include "cuda/cublaslt.cuh"
 #include "cuda/linear_product.cuh"
 #include "cuda/lora.cuh"

@@ -1,10 +1,10 @@
-/* dx, da and db of nb_linear, the weights frozen: u, db and da first (lora.cuh), then dx, the sum over parts of output_scale * dy W + mask(u A),
- * by the call's one path (device/cuda/plan.h): 4-bit weights decoded in the product kernel, or a chunk of W's columns, the parts' rows stacked,
- * in bf16 scratch. The product kernel sums all parts and adapters in the same accumulators and rounds once.
+/* dx, da and db of nb_linear, the weights frozen: u, db and da first (lora.cuh), then dx, the sum over parts of output_scale * dy W +
+ * mask(u A), by the call's one path (device/cuda/plan.h): 4-bit weights decoded in the product kernel, or a chunk of W's columns, the
+ * parts' rows stacked, in bf16 scratch. The product kernel sums all parts and adapters in the same accumulators and rounds once.
  *
- * cuBLASLt adds to what stands in dx: adapters are written first, by the product kernel without its long sums, and rounded to bf16 there. Parts
- * whose dy are neighbouring columns of one buffer are one product over the stacked weights; others follow one another, each rounding the
- * sum so far to bf16. Rows of dx beyond the valid ones come out as anything then. */
+ * cuBLASLt adds to what stands in dx: adapters are written first, by the product kernel without its long sums, and rounded to bf16 there.
+ * Parts whose dy are neighbouring columns of one buffer are one product over the stacked weights; others follow one another, each rounding
+ * the sum so far to bf16. Rows of dx beyond the valid ones come out as anything then. Bound as linear.cu is. */
 #include "cuda/cublaslt.cuh"
 #include "cuda/linear_product.cuh"
 #include "cuda/lora.cuh"
@@ -63,9 +63,9 @@ static void add_adapters(struct nb_product *product, const struct nb_linear_back
     }
 }
 
-/* output_scale * dy W of every part. The sum so far is kept divided by the output scale of the part at work, and comes out multiplied by the
- * last one's; a part that is scaled by zero adds nothing. `scratch`: columns of the 4-bit weights in bf16, `width` apart, the parts' rows one
- * behind the other; or null. */
+/* output_scale * dy W of every part. The sum so far is kept divided by the output scale of the part at work, and comes out multiplied by
+ * the last one's; a part that is scaled by zero adds nothing. `scratch`: columns of the 4-bit weights in bf16, `width` apart, the parts'
+ * rows one behind the other; or null. */
 static void add_weights(struct nb_product *product, const struct nb_linear_backward *a, nb_dptr scratch, int begin, int width)
 {
     struct nb_product_segment *last = NULL;

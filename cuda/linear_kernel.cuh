@@ -2,286 +2,31 @@
  *
  * A block owns ROWS x COLUMNS of an output and walks its segments in steps of 64. Of step t
  *   - the left tile [ROWS][64] comes by cp.async, STAGES - 1 steps ahead;
- *   - a 4-bit right tile comes as 16 packed bytes a thread (half a block of 64 weights) into registers two steps ahead, and is decoded into
- *     one of two bf16 tiles while step t - 1 multiplies: 8 weights behind each quarter of its mma;
- *   - a bf16 right tile comes by cp.async: as the left one in the kernels for bf16 weights (PACKED false), one step ahead among 4-bit ones
- *     (an adapter, or a bf16 part beside 4-bit ones).
- * One barrier a step. Tiles lie in rows of 16-byte chunks, chunk c of row r at c ^ (r % 8): ldmatrix (transposed in the backward pass, where
- * the sum runs over the weight's rows), the decoder's stores and the epilogue's are free of bank conflicts.
+ *   - a 4-bit right tile comes as 16 packed bytes a thread (half a block of 64 weights) into registers two steps ahead, and is decoded
+ *     into one of two bf16 tiles while step t - 1 multiplies: 8 weights behind each quarter of its mma;
+ *   - a bf16 right tile comes by cp.async: as the left one in the kernels for bf16 weights (PACKED false), one step ahead among 4-bit
+ *     ones (an adapter, or a bf16 part beside 4-bit ones).
+ * One barrier a step. Tiles lie in rows of 16-byte chunks, chunk c of row r at c ^ (r % 8): ldmatrix (transposed in the backward pass,
+ * where the sum runs over the weight's rows), the decoder's stores and the epilogue's are free of bank conflicts.
  *
- * Bound by the tensor cores. Shared-memory time of a step is 69% of its tensor time at 256x128 on an A100 (warps of 64x64), and 100% at
- * 128x128 (warps of 64x32), which is for GPUs with at most half that tensor rate. Decoding is 3.6 instructions a weight.
- * The sum of an element is one chain of mma over ascending k, whatever the tile: its bits depend on the row and column alone. */
+ * Bound by the tensor cores. What a step takes of an A100's multiprocessor (4-bit weights; tensor cores 2,048 cycles at 256x128, 1,024
+ * at 128x128): of shared memory 1,408 cycles at 256x128 (warps of 64x64), but 1,024 at 128x128 (64x32), which is for small
+ * products there, and for chips whose tensor cores are slower by 2 to 4 beside the same shared memory; of the issue slots of a
+ * scheduler about 950 (46%), and 770 of 4,096 at 128x128 on an RTX 4090 (19%). Estimated from that: 90% of the tensor cores' rate on
+ * sm_86, 89 and 120, 80% on sm_80, and 45 to 50% on sm_90, where mma.sync reaches about 60% of wgmma. Compiled for sm_80 to 120 no
+ * kernel spills: 215 to 251 registers at 256x128, 145 to 219 at 128x128, 91 to 150 at 64x64. Decoding adds 135 instructions to a step's
+ * 190 at 256x128, 4.2 a weight: 3.6 for half blocks, and stores and addresses. The sum of an element is one chain of mma over ascending
+ * k, whatever the tile: its bits depend on the row and column alone. */
 #ifndef NB_CUDA_LINEAR_KERNEL_CUH
 #define NB_CUDA_LINEAR_KERNEL_CUH
 
-#include "cuda/linear_product.cuh"
+#include "cuda/linear_tile.cuh"
 #include "device/dropout.h"
-
-/* Of a block: rows x columns of its tile, warps along each, left tiles in flight. Two threads a column, for half a block of 64 weights each. */
-template <int ROWS_, int COLUMNS_, int WARPS_DOWN_, int WARPS_ACROSS_, int STAGES_, int BLOCKS_> struct nb_product_shape {
-    enum {
-        ROWS = ROWS_,
-        COLUMNS = COLUMNS_,
-        WARPS_ACROSS = WARPS_ACROSS_,
-        STAGES = STAGES_,
-        BLOCKS = BLOCKS_, /* on a multiprocessor at a time */
-        THREADS = 32 * WARPS_DOWN_ * WARPS_ACROSS_,
-        WARP_ROWS = ROWS_ / WARPS_DOWN_,
-        WARP_COLUMNS = COLUMNS_ / WARPS_ACROSS_,
-        HIGH = WARP_ROWS / 16,  /* mma tiles of a warp */
-        WIDE = WARP_COLUMNS / 8,
-        MASKS = ROWS_ <= 128    /* dropout's numbers beside 256 rows' sums would not fit into the registers */
-    };
-    static_assert(THREADS == 2 * COLUMNS_, "a thread decodes 32 weights of a step");
-};
-
-enum { NB_PRODUCT_STEP = 64, NB_PRODUCT_TABLE = 20, NB_PRODUCT_GROUP = 8 };
-
-/* How the block's shared memory is laid out, in bytes. */
-template <class S, bool PACKED> struct nb_product_memory {
-    enum {
-        LEFT = S::ROWS * NB_PRODUCT_STEP * 2,
-        RIGHT = S::COLUMNS * NB_PRODUCT_STEP * 2,
-        RIGHTS = PACKED ? 2 : S::STAGES,
-        RIGHT_BEGIN = S::STAGES * LEFT,
-        TABLES = RIGHT_BEGIN + RIGHTS * RIGHT, /* of a segment: its codebook, and the nested offset behind it */
-        BYTES = TABLES + (PACKED ? NB_PRODUCT_SEGMENTS * NB_PRODUCT_TABLE * 4 : 0)
-    };
-    static_assert(BYTES <= 99 * 1024, "what sm_86, 89 and 120 have");
-    static_assert(S::ROWS * S::COLUMNS * 2 <= TABLES, "the epilogue's tile");
-};
-
-/* Which step of which segment. */
-struct nb_product_cursor {
-    int segment, k;
-};
-
-/* What a thread knows of its block. */
-struct nb_product_place {
-    int row_begin, rows;       /* first row of the tile, valid rows of all */
-    int column_begin, width;
-    int segment_end;
-    int thread, lane, warp_row, warp_column;
-};
-
-NB_KERNEL_FUNCTION void nb_product_advance(const struct nb_product &p, struct nb_product_cursor *cursor)
-{
-    cursor->k += NB_PRODUCT_STEP;
-    if (cursor->k >= p.segment[cursor->segment].depth) {
-        cursor->k = 0;
-        cursor->segment++;
-    }
-}
-
-/* ---- bf16 tiles ---- */
-
-/* Eight elements of which `valid` exist (may be <= 0), zeros behind, one by one: for addresses that no 16-byte copy takes. */
-NB_KERNEL_FUNCTION uint4 nb_product_gather(const nb_bf16 *from, int valid)
-{
-    uint32_t pair[4];
-#pragma unroll
-    for (int i = 0; i < 4; i++) {
-        uint32_t low = 2 * i < valid ? from[2 * i] : 0, high = 2 * i + 1 < valid ? from[2 * i + 1] : 0;
-        pair[i] = low | high << 16;
-    }
-    uint4 chunk;
-    chunk.x = pair[0], chunk.y = pair[1], chunk.z = pair[2], chunk.w = pair[3];
-    return chunk;
-}
-
-/* HEIGHT rows of CHUNKS 16-byte chunks to `tile`. Row r is row `row` + r of `from`, of `rows` that exist; columns likewise. */
-struct nb_product_source {
-    const nb_bf16 *from;
-    int stride, row, rows, column, columns;
-};
-template <int HEIGHT, int CHUNKS, int THREADS>
-NB_KERNEL_FUNCTION void nb_product_load(unsigned char *tile, const struct nb_product_source &s, int thread)
-{
-    enum { EACH = THREADS / CHUNKS };
-    static_assert(EACH % 8 == 0 && HEIGHT % EACH == 0, "the swizzle is the same in each row of a thread");
-    int chunk = thread % CHUNKS, r = thread / CHUNKS;
-    const nb_bf16 *from = s.from + (int64_t)(s.row + r) * s.stride + (s.column + chunk * 8);
-    unsigned char *to = tile + (r * CHUNKS + (chunk ^ (r & 7))) * 16;
-    int valid = s.columns - (s.column + chunk * 8), bytes = valid < 0 ? 0 : valid > 8 ? 16 : 2 * valid;
-    if (((uintptr_t)s.from % 16 | (unsigned)s.stride % 8) == 0) {
-#pragma unroll
-        for (int i = 0; i < HEIGHT / EACH; i++)
-            nb_copy_async_16(to + i * EACH * CHUNKS * 16, from + (int64_t)(i * EACH) * s.stride,
-                s.row + r + i * EACH < s.rows ? bytes : 0);
-    } else {
-#pragma unroll 1
-        for (int i = 0; i < HEIGHT / EACH; i++)
-            *(uint4 *)(to + i * EACH * CHUNKS * 16) =
-                nb_product_gather(from + (int64_t)(i * EACH) * s.stride, s.row + r + i * EACH < s.rows ? valid : 0);
-    }
-}
-
-template <class S>
-NB_KERNEL_FUNCTION void nb_product_load_left(
-    unsigned char *tile, const struct nb_product_segment &segment, int k, const struct nb_product_place &place)
-{
-    struct nb_product_source source = {segment.left, segment.left_stride, place.row_begin, place.rows, k, segment.depth};
-    nb_product_load<S::ROWS, NB_PRODUCT_STEP / 8, S::THREADS>(tile, source, place.thread);
-}
-
-template <class S, bool BACKWARD>
-NB_KERNEL_FUNCTION void nb_product_load_right(
-    unsigned char *tile, const struct nb_product_segment &segment, int k, const struct nb_product_place &place)
-{
-    if (BACKWARD) {
-        struct nb_product_source source = {segment.right, segment.right_stride, k, segment.depth, place.column_begin, place.width};
-        nb_product_load<NB_PRODUCT_STEP, S::COLUMNS / 8, S::THREADS>(tile, source, place.thread);
-    } else {
-        struct nb_product_source source = {segment.right, segment.right_stride, place.column_begin, place.width, k, segment.depth};
-        nb_product_load<S::COLUMNS, NB_PRODUCT_STEP / 8, S::THREADS>(tile, source, place.thread);
-    }
-}
-
-/* ---- 4-bit tiles ---- */
-
-/* Half a block of a step to come: its bytes, and what its scale is made of. */
-struct nb_product_fetch {
-    uint4 packed;
-    uint32_t code;
-    float scale, map;
-};
-
-/* Which half block of a step's tile is the thread's: row `row` of the tile, and weights 32 * half of it. Two neighbours read 32 bytes, and
- * eight threads in a row store to different banks. */
-template <class S, bool BACKWARD> NB_KERNEL_FUNCTION void nb_product_half(int thread, int *row, int *half)
-{
-    if (!BACKWARD || S::COLUMNS == 64) {
-        *row = thread / 2;
-        *half = thread % 2;
-    } else {
-        *row = thread / 16 * 4 + thread / 2 % 4;
-        *half = thread % 2 + thread / 8 % 2 * 2;
-    }
-}
-
-/* Where none is, zeros: the weight decoded from them is finite and meets zeros of the left tile, or columns that nobody stores. */
-template <class S, bool BACKWARD>
-NB_KERNEL_FUNCTION struct nb_product_fetch nb_product_fetch_packed(
-    const struct nb_product_segment &segment, int k, const struct nb_product_place &place)
-{
-    struct nb_product_fetch fetch;
-    int row, half;
-    nb_product_half<S, BACKWARD>(place.thread, &row, &half);
-    int down = BACKWARD ? k + row : place.column_begin + row;
-    int across = (BACKWARD ? place.column_begin : k) + half * 32;
-    fetch.packed.x = 0, fetch.packed.y = 0, fetch.packed.z = 0, fetch.packed.w = 0;
-    fetch.code = 0;
-    fetch.scale = 0;
-    fetch.map = 0;
-    if (down < (BACKWARD ? segment.depth : place.width) && across < (BACKWARD ? place.width : segment.depth)) {
-        int64_t flat = segment.packed_begin + (int64_t)down * segment.right_stride + across;
-        fetch.packed = nb_load_once_16(segment.packed.data + flat / 2);
-        if (segment.packed.nested_absmax) {
-            fetch.code = ((const uint8_t *)segment.packed.absmax)[flat / 64];
-            fetch.scale = segment.packed.nested_absmax[flat / 16384];
-        } else {
-            fetch.scale = ((const float *)segment.packed.absmax)[flat / 64];
-        }
-    }
-    return fetch;
-}
-
-/* The table's value, once its code has come. */
-NB_KERNEL_FUNCTION void nb_product_fetch_map(const struct nb_product_segment &segment, struct nb_product_fetch *fetch)
-{
-    if (segment.packed.nested_map)
-        fetch->map = segment.packed.nested_map[fetch->code];
-}
-
-/* table: the segment's. As nb_block_scale: the map's value times the nested scale, plus the offset, each rounded. */
-NB_KERNEL_FUNCTION struct nb_scaled_codes nb_product_codes(
-    const struct nb_product_segment &segment, const struct nb_product_fetch &fetch, const float *table)
-{
-    float scale = segment.packed.nested_map ? fetch.map * fetch.scale + table[16] : fetch.scale;
-    return nb_scale_codes(table, scale);
-}
-
-/* Eight of the 32 weights, `quarter` 0 to 3, to their place in the tile. */
-template <class S, bool BACKWARD>
-NB_KERNEL_FUNCTION void nb_product_decode(
-    unsigned char *tile, const struct nb_scaled_codes &codes, const struct nb_product_fetch &fetch, int quarter, int thread)
-{
-    int row, half;
-    nb_product_half<S, BACKWARD>(thread, &row, &half);
-    enum { CHUNKS = BACKWARD ? S::COLUMNS / 8 : NB_PRODUCT_STEP / 8 };
-    uint32_t word = quarter == 0 ? fetch.packed.x : quarter == 1 ? fetch.packed.y : quarter == 2 ? fetch.packed.z : fetch.packed.w;
-    *(uint4 *)(tile + (row * CHUNKS + ((half * 4 + quarter) ^ (row & 7))) * 16) = nb_decode_8(codes, word);
-}
-
-/* ---- multiplying ---- */
-
-/* Left fragment: rows 16 * i on of the warp's, k from 16 * quarter. */
-template <class S>
-NB_KERNEL_FUNCTION void nb_product_left(
-    uint32_t a[4], const unsigned char *tile, const struct nb_product_place &place, int i, int quarter)
-{
-    int row = place.warp_row + i * 16 + place.lane % 16, chunk = quarter * 2 + place.lane / 16;
-    nb_ldmatrix_x4(a, tile + (row * (NB_PRODUCT_STEP / 8) + (chunk ^ (place.lane & 7))) * 16);
-}
-
-/* Right fragments of two neighbouring mma tiles: b[0], b[1] of columns 16 * j to + 7 of the warp's, b[2], b[3] of the next eight. */
-template <class S, bool BACKWARD>
-NB_KERNEL_FUNCTION void nb_product_right(
-    uint32_t b[4], const unsigned char *tile, const struct nb_product_place &place, int j, int quarter)
-{
-    int lane = place.lane;
-    if (BACKWARD) {
-        int row = quarter * 16 + lane % 16, chunk = place.warp_column / 8 + j * 2 + lane / 16;
-        nb_ldmatrix_x4_trans(b, tile + (row * (S::COLUMNS / 8) + (chunk ^ (lane & 7))) * 16);
-    } else {
-        int row = place.warp_column + j * 16 + lane / 16 * 8 + lane % 8, chunk = quarter * 2 + lane / 8 % 2;
-        nb_ldmatrix_x4(b, tile + (row * (NB_PRODUCT_STEP / 8) + (chunk ^ (lane & 7))) * 16);
-    }
-}
-
-/* sum += left right over 16 of the step. */
-template <class S, bool BACKWARD>
-NB_KERNEL_FUNCTION void nb_product_multiply(float sum[S::HIGH][S::WIDE][4], const unsigned char *left, const unsigned char *right,
-    const struct nb_product_place &place, int quarter)
-{
-    uint32_t a[S::HIGH][4];
-#pragma unroll
-    for (int i = 0; i < S::HIGH; i++)
-        nb_product_left<S>(a[i], left, place, i, quarter);
-#pragma unroll
-    for (int j = 0; j < S::WIDE / 2; j++) {
-        uint32_t b[4];
-        nb_product_right<S, BACKWARD>(b, right, place, j, quarter);
-#pragma unroll
-        for (int i = 0; i < S::HIGH; i++) {
-            nb_mma_bf16(sum[i][2 * j], a[i], b);
-            nb_mma_bf16(sum[i][2 * j + 1], a[i], b + 2);
-        }
-    }
-}
-
-template <class S> NB_KERNEL_FUNCTION void nb_product_scale(float sum[S::HIGH][S::WIDE][4], float factor)
-{
-#pragma unroll
-    for (int i = 0; i < S::HIGH; i++)
-#pragma unroll
-        for (int j = 0; j < S::WIDE; j++)
-#pragma unroll
-            for (int l = 0; l < 4; l++)
-                sum[i][j][l] *= factor;
-}
-
-/* 16-fold steps that a step of 64 at k needs. */
-NB_KERNEL_FUNCTION int nb_product_quarters(int depth, int k)
-{
-    return depth - k >= NB_PRODUCT_STEP ? 4 : (depth - k + 15) / 16;
-}
 
 /* ---- the adapter under dropout ---- */
 
-/* sum += mask(left right) for the warp's mma tile rows i, 64 of the rank: fragments of two neighbouring tiles at a time. Two lanes share the
- * numbers of four features: the even one draws them for row g, the odd one for row g + 8. */
+/* sum += mask(left right) for the warp's mma tile rows i, 64 of the rank: fragments of two neighbouring tiles at a time. Two lanes
+ * share the numbers of four features: the even one draws them for row g, the odd one for row g + 8. */
 template <class S>
 NB_KERNEL_FUNCTION void nb_product_add_masked(float sum[S::WIDE][4], const unsigned char *left, const unsigned char *right,
     const struct nb_product_place &place, int i, int quarters, const struct nb_dropout &dropout, int first_feature, float scale)
@@ -417,8 +162,8 @@ NB_KERNEL_FUNCTION void nb_product_finish(
 
 /* ---- the block ---- */
 
-/* Which tile is the block's, and of which output. Eight row tiles share a column tile's weights before the next column tile's turn comes, so
- * that both sides stay in the second-level cache. */
+/* Which tile is the block's, and of which output. Eight row tiles share a column tile's weights before the next column tile's turn
+ * comes, so that both sides stay in the second-level cache. */
 template <class S>
 NB_KERNEL_FUNCTION int nb_product_place_of(const struct nb_product &p, struct nb_product_place *place)
 {
@@ -501,7 +246,81 @@ NB_KERNEL_FUNCTION void nb_product_sum_bf16(
     }
 }
 
-/* Segments among which are 4-bit ones. `now` multiplies, `next` is decoded or copied meanwhile, `fetch` is read into registers. */
+/* Segments among which are 4-bit ones: where the loop over them stands. Step `now` multiplies, `next` is decoded or copied meanwhile,
+ * the bytes of `fetch` are read into registers, and `load`'s left tile is on its way. */
+struct nb_product_loop {
+    struct nb_product_cursor now, next, fetch, load;
+    int stage, load_stage, buffer; /* of the left tiles `now` and `load`; of the right tile `now` */
+    struct nb_product_fetch bytes; /* of `next` */
+};
+
+/* Whether there is such a step, and with 4-bit weights. */
+NB_KERNEL_FUNCTION bool nb_product_is_packed(
+    const struct nb_product &p, const struct nb_product_cursor &cursor, const struct nb_product_place &place)
+{
+    return cursor.segment < place.segment_end && !p.segment[cursor.segment].right;
+}
+
+NB_KERNEL_FUNCTION bool nb_product_is_bf16(
+    const struct nb_product &p, const struct nb_product_cursor &cursor, const struct nb_product_place &place)
+{
+    return cursor.segment < place.segment_end && p.segment[cursor.segment].right;
+}
+
+template <class S>
+NB_KERNEL_FUNCTION void nb_product_load_next_left(
+    const struct nb_product &p, struct nb_product_loop *l, const struct nb_product_place &place)
+{
+    if (l->load.segment < place.segment_end) {
+        unsigned char *tile = nb_shared_memory() + l->load_stage * nb_product_memory<S, true>::LEFT;
+        nb_product_load_left<S>(tile, p.segment[l->load.segment], l->load.k, place);
+        nb_product_advance(p, &l->load);
+    }
+    l->load_stage = l->load_stage + 1 == S::STAGES ? 0 : l->load_stage + 1;
+}
+
+/* All of step `cursor`'s weights from `bytes`. */
+template <class S, bool BACKWARD>
+NB_KERNEL_FUNCTION void nb_product_decode_all(unsigned char *tile, const struct nb_product &p, const struct nb_product_cursor &cursor,
+    const struct nb_product_fetch &bytes, const float *tables, const struct nb_product_place &place)
+{
+    struct nb_scaled_codes codes = nb_product_codes(p.segment[cursor.segment], bytes, tables + cursor.segment * NB_PRODUCT_TABLE);
+#pragma unroll
+    for (int quarter = 0; quarter < 4; quarter++)
+        nb_product_decode<S, BACKWARD>(tile, codes, bytes, quarter, place.thread);
+}
+
+/* Before the first product: the left tiles of the first steps, the first right tile, the bytes of the second. */
+template <class S, bool BACKWARD>
+NB_KERNEL_FUNCTION void nb_product_begin(const struct nb_product &p, int segment_begin, unsigned char *right, const float *tables,
+    struct nb_product_loop *l, const struct nb_product_place &place)
+{
+    l->now.segment = segment_begin, l->now.k = 0;
+    l->next = l->fetch = l->load = l->now;
+    l->stage = l->load_stage = l->buffer = 0;
+    l->bytes = nb_product_fetch();
+    for (int i = 0; i < S::STAGES - 1; i++) {
+        nb_product_load_next_left<S>(p, l, place);
+        if (i == 0 && nb_product_is_bf16(p, l->now, place))
+            nb_product_load_right<S, BACKWARD>(right, p.segment[l->now.segment], l->now.k, place);
+        nb_copy_async_commit();
+    }
+    if (nb_product_is_packed(p, l->now, place)) {
+        l->bytes = nb_product_fetch_packed<S, BACKWARD>(p.segment[l->now.segment], l->now.k, place);
+        nb_product_fetch_map(p.segment[l->now.segment], &l->bytes);
+        nb_product_decode_all<S, BACKWARD>(right, p, l->now, l->bytes, tables, place);
+    }
+    if (l->now.segment < place.segment_end)
+        nb_product_advance(p, &l->next);
+    l->fetch = l->next;
+    if (nb_product_is_packed(p, l->next, place)) {
+        l->bytes = nb_product_fetch_packed<S, BACKWARD>(p.segment[l->next.segment], l->next.k, place);
+        nb_product_fetch_map(p.segment[l->next.segment], &l->bytes);
+    }
+    if (l->fetch.segment < place.segment_end)
+        nb_product_advance(p, &l->fetch);
+}
+
 template <class S, bool BACKWARD>
 NB_KERNEL_FUNCTION void nb_product_sum_packed(
     float sum[S::HIGH][S::WIDE][4], const struct nb_product &p, int segment_begin, const struct nb_product_place &place)
@@ -509,98 +328,56 @@ NB_KERNEL_FUNCTION void nb_product_sum_packed(
     typedef nb_product_memory<S, true> memory;
     unsigned char *shared = nb_shared_memory(), *rights = shared + memory::RIGHT_BEGIN;
     float *tables = (float *)(shared + memory::TABLES);
-    int end = place.segment_end;
-    struct nb_product_cursor now = {segment_begin, 0}, next = now, fetch = now, load = now;
-    struct nb_product_fetch bytes;
-    int stage = 0, load_stage = 0, buffer = 0;
+    struct nb_product_loop l;
     nb_product_tables(tables, p, segment_begin, place);
     nb_block_barrier();
-    /* The loop's steps before the first product: left tiles; the first right tile; the bytes of the second. */
-    for (int i = 0; i < S::STAGES - 1; i++) {
-        if (load.segment < end) {
-            nb_product_load_left<S>(shared + load_stage++ * memory::LEFT, p.segment[load.segment], load.k, place);
-            nb_product_advance(p, &load);
-        }
-        if (i == 0 && now.segment < end && p.segment[now.segment].right)
-            nb_product_load_right<S, BACKWARD>(rights, p.segment[now.segment], now.k, place);
-        nb_copy_async_commit();
-    }
-    if (now.segment < end) {
-        const struct nb_product_segment &segment = p.segment[now.segment];
-        if (!segment.right) {
-            bytes = nb_product_fetch_packed<S, BACKWARD>(segment, now.k, place);
-            nb_product_fetch_map(segment, &bytes);
-            struct nb_scaled_codes codes = nb_product_codes(segment, bytes, tables + now.segment * NB_PRODUCT_TABLE);
-#pragma unroll
-            for (int quarter = 0; quarter < 4; quarter++)
-                nb_product_decode<S, BACKWARD>(rights, codes, bytes, quarter, place.thread);
-        }
-        nb_product_advance(p, &next);
-        fetch = next;
-        if (next.segment < end && !p.segment[next.segment].right) {
-            bytes = nb_product_fetch_packed<S, BACKWARD>(p.segment[next.segment], next.k, place);
-            nb_product_fetch_map(p.segment[next.segment], &bytes);
-        }
-        if (fetch.segment < end)
-            nb_product_advance(p, &fetch);
-    }
+    nb_product_begin<S, BACKWARD>(p, segment_begin, rights, tables, &l, place);
 #pragma unroll 1
-    while (now.segment < end) {
+    while (l.now.segment < place.segment_end) {
         /* A bf16 right tile came with the last group, the left tile with one before. */
-        if (p.segment[now.segment].right)
+        if (p.segment[l.now.segment].right)
             nb_copy_async_wait<0>();
         else
             nb_copy_async_wait<S::STAGES - 2>();
         nb_block_barrier();
-        const unsigned char *left = shared + stage * memory::LEFT, *right = rights + buffer * memory::RIGHT;
-        unsigned char *next_right = rights + (buffer ^ 1) * memory::RIGHT;
-        bool copies = next.segment < end && p.segment[next.segment].right;
-        bool decodes = next.segment < end && !copies;
-        if (load.segment < end) {
-            nb_product_load_left<S>(shared + load_stage * memory::LEFT, p.segment[load.segment], load.k, place);
-            nb_product_advance(p, &load);
-        }
-        if (copies)
-            nb_product_load_right<S, BACKWARD>(next_right, p.segment[next.segment], next.k, place);
+        const unsigned char *left = shared + l.stage * memory::LEFT, *right = rights + l.buffer * memory::RIGHT;
+        unsigned char *next_right = rights + (l.buffer ^ 1) * memory::RIGHT;
+        bool decodes = nb_product_is_packed(p, l.next, place), fetches = nb_product_is_packed(p, l.fetch, place);
+        nb_product_load_next_left<S>(p, &l, place);
+        if (nb_product_is_bf16(p, l.next, place))
+            nb_product_load_right<S, BACKWARD>(next_right, p.segment[l.next.segment], l.next.k, place);
         nb_copy_async_commit();
-        struct nb_product_fetch later = bytes;
-        bool fetches = fetch.segment < end && !p.segment[fetch.segment].right;
+        struct nb_product_fetch later = l.bytes;
         if (fetches)
-            later = nb_product_fetch_packed<S, BACKWARD>(p.segment[fetch.segment], fetch.k, place);
-        int quarters = nb_product_quarters(p.segment[now.segment].depth, now.k);
+            later = nb_product_fetch_packed<S, BACKWARD>(p.segment[l.fetch.segment], l.fetch.k, place);
+        int quarters = nb_product_quarters(p.segment[l.now.segment].depth, l.now.k);
         if (quarters == 4 && decodes) {
             struct nb_scaled_codes codes =
-                nb_product_codes(p.segment[next.segment], bytes, tables + next.segment * NB_PRODUCT_TABLE);
+                nb_product_codes(p.segment[l.next.segment], l.bytes, tables + l.next.segment * NB_PRODUCT_TABLE);
 #pragma unroll
             for (int quarter = 0; quarter < 4; quarter++) {
                 nb_product_multiply<S, BACKWARD>(sum, left, right, place, quarter);
-                nb_product_decode<S, BACKWARD>(next_right, codes, bytes, quarter, place.thread);
+                nb_product_decode<S, BACKWARD>(next_right, codes, l.bytes, quarter, place.thread);
             }
         } else {
 #pragma unroll 1
             for (int quarter = 0; quarter < quarters; quarter++)
                 nb_product_multiply<S, BACKWARD>(sum, left, right, place, quarter);
-            if (decodes) {
-                struct nb_scaled_codes codes =
-                    nb_product_codes(p.segment[next.segment], bytes, tables + next.segment * NB_PRODUCT_TABLE);
-#pragma unroll
-                for (int quarter = 0; quarter < 4; quarter++)
-                    nb_product_decode<S, BACKWARD>(next_right, codes, bytes, quarter, place.thread);
-            }
+            if (decodes)
+                nb_product_decode_all<S, BACKWARD>(next_right, p, l.next, l.bytes, tables, place);
         }
         if (fetches)
-            nb_product_fetch_map(p.segment[fetch.segment], &later);
-        bytes = later;
-        stage = stage + 1 == S::STAGES ? 0 : stage + 1;
-        load_stage = load_stage + 1 == S::STAGES ? 0 : load_stage + 1;
-        buffer ^= 1;
-        float factor = p.segment[now.segment].factor;
-        now = next;
-        if (now.k == 0 && factor != 1.0f)
+            nb_product_fetch_map(p.segment[l.fetch.segment], &later);
+        l.bytes = later;
+        l.stage = l.stage + 1 == S::STAGES ? 0 : l.stage + 1;
+        l.buffer ^= 1;
+        float factor = p.segment[l.now.segment].factor;
+        l.now = l.next;
+        if (l.now.k == 0 && factor != 1.0f)
             nb_product_scale<S>(sum, factor);
-        next = fetch;
-        if (fetch.segment < end)
-            nb_product_advance(p, &fetch);
+        l.next = l.fetch;
+        if (l.fetch.segment < place.segment_end)
+            nb_product_advance(p, &l.fetch);
     }
 }
 
@@ -642,7 +419,8 @@ template <class S, bool BACKWARD, bool PACKED> static struct nb_product_kernel_c
     return choice;
 }
 
-template <bool BACKWARD, bool PACKED> static struct nb_product_kernel_choice nb_product_kernel_by_tile(enum nb_product_tile tile, const char *name)
+template <bool BACKWARD, bool PACKED>
+static struct nb_product_kernel_choice nb_product_kernel_by_tile(enum nb_product_tile tile, const char *name)
 {
     switch (tile) {
     case NB_PRODUCT_TILE_64: return nb_product_kernel_of<nb_product_shape_64, BACKWARD, PACKED>(name);

@@ -57,8 +57,8 @@ nb_status nb_product_prepare(struct nb_cuda *cuda)
 
 /* ---- chunks ---- */
 
-/* Events between the two streams: join[b] when buffer b holds its weights, fork when the products enqueued so far are done (so that a buffer
- * may be overwritten). Both are recorded anew for each chunk; a wait refers to the last record before it. */
+/* Events between the two streams: join[b] when buffer b holds its weights, fork when the products enqueued so far are done (so that a
+ * buffer may be overwritten). Both are recorded anew for each chunk; a wait refers to the last record before it. */
 static nb_status fill(struct nb_cuda *cuda, cudaStream_t stream, const struct nb_chunk_loop *loop, int chunk)
 {
     nb_dptr scratch = nb_dptr_at(loop->scratch, (uint64_t)(chunk % 2) * loop->scratch_bytes);

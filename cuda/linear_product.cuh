@@ -1,8 +1,9 @@
-/* Products with the frozen weights, as linear and linear_backward ask for them: y = scale * (sum of segments + bias), one kernel for all.
+/* Products with the frozen weights, as linear and linear_backward ask for them: y = scale * (sum of segments + bias),
+ * one kernel for all.
  *
- * A segment is one product left x right, summed into the same fp32 accumulators as the segment before it. Forward a part of nb_linear is
- * the segments t B^T (whose sum is then multiplied by the adapter's scale) and x W^T; backward the one output dx sums dy W of every part and
- * u A of every part. So an adapter is a few more steps of the same loop, and nothing is rounded or re-read between. */
+ * A segment is one product left x right, summed into the same fp32 accumulators as the segment before it. Forward a part of nb_linear
+ * is the segments t B^T (whose sum is then multiplied by the adapter's scale) and x W^T; backward the one output dx sums dy W of every
+ * part and u A of every part. So an adapter is a few more steps of the same loop, and nothing is rounded or re-read between. */
 #ifndef NB_CUDA_LINEAR_PRODUCT_CUH
 #define NB_CUDA_LINEAR_PRODUCT_CUH
 
@@ -31,8 +32,8 @@ struct nb_product_masked {
     uint64_t module;
 };
 
-/* y [rows, width] = (accumulate ? y : 0) + round(scale * (sum + bias)); y aligned to 16 bytes, its stride a multiple of 8. Sums the segments
- * segment_begin .. segment_end. */
+/* y [rows, width] = (accumulate ? y : 0) + round(scale * (sum + bias)); y aligned to 16 bytes, its stride a multiple of 8. Sums the
+ * segments segment_begin .. segment_end. */
 struct nb_product_output {
     nb_bf16 *y;
     const nb_bf16 *bias; /* [width] or NULL */

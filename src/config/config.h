@@ -121,6 +121,7 @@ struct nb_config {
     /* Machine */
     enum nb_config_device device;
     int64_t threads; /* 0: all */
+    int64_t memory_budget; /* bytes of the device that the run may take; -1: what it has free */
 
     /* Beside the table */
     struct nb_config_special_tokens special_tokens;

@@ -17,6 +17,8 @@ static const char *type_words(const struct nb_key *key)
         return "whole number";
     case NB_KEY_FLOAT:
         return "number";
+    case NB_KEY_SIZE:
+        return "auto, or a size as 24GB or 24GiB";
     case NB_KEY_CHOICE:
         return "word";
     case NB_KEY_STRINGS:

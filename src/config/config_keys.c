@@ -140,6 +140,29 @@ void nb_key_clear(struct nb_config *config, const struct nb_key *key)
     }
 }
 
+bool nb_read_size(const char *text, int64_t *bytes)
+{
+    static const struct {
+        const char *name;
+        double bytes;
+    } units[] = {{"", 1}, {"B", 1}, {"kB", 1e3}, {"KB", 1e3}, {"KiB", 0x1p10}, {"MB", 1e6}, {"MiB", 0x1p20}, {"GB", 1e9},
+        {"GiB", 0x1p30}, {"TB", 1e12}, {"TiB", 0x1p40}};
+    char *end;
+    if (text[0] < '0' || text[0] > '9' || (text[0] == '0' && (text[1] == 'x' || text[1] == 'X')))
+        return false;
+    double number = strtod(text, &end);
+    while (*end == ' ')
+        end++;
+    for (size_t i = 0; i < sizeof units / sizeof *units; i++) {
+        double size = number * units[i].bytes;
+        if (strcmp(end, units[i].name) == 0 && size >= 1 && size <= 0x1p62) {
+            *bytes = (int64_t)size;
+            return true;
+        }
+    }
+    return false;
+}
+
 /* A fallback is a literal of the table, so a text that does not fit its key's type is a mistake there; a unit test reads them all. */
 nb_status nb_key_reset(struct nb_config *config, const struct nb_key *key)
 {
@@ -163,6 +186,9 @@ nb_status nb_key_reset(struct nb_config *config, const struct nb_key *key)
         *(double *)field = key->unset;
         if (key->fallback)
             nb_read_float(key->fallback, field);
+        break;
+    case NB_KEY_SIZE:
+        *(int64_t *)field = -1;
         break;
     case NB_KEY_CHOICE:
         *(unsigned *)field = key->fallback ? (unsigned)nb_find_choice(key->choices, key->fallback) : 0;

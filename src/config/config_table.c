@@ -145,6 +145,8 @@ const struct nb_key nb_keys[] = {
         .help = "Where to compute. auto: on the GPU where there is one, else on the CPU."},
     {.name = "threads", .type = NB_KEY_INTEGER, .group = NB_GROUP_MACHINE, .everywhere = true, .offset = AT(threads),
         .fallback = "0", .minimum = 0, .maximum = 4096, .help = "Threads on the CPU; results do not depend on it. 0: all."},
+    {.name = "memory_budget", .type = NB_KEY_SIZE, .group = NB_GROUP_MACHINE, .everywhere = true, .offset = AT(memory_budget),
+        .fallback = "auto", .help = "Memory of the device that may be taken; gradient_checkpointing: auto fits into it. auto: all that is free."},
 };
 
 const size_t nb_key_count = sizeof nb_keys / sizeof *nb_keys;

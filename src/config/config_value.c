@@ -106,6 +106,11 @@ static nb_status set_scalar(void *field, const struct nb_key *key, const struct 
         NB_TRY(check_range(key, number, node, source));
         *(double *)field = number;
         return NB_OK;
+    case NB_KEY_SIZE:
+        *(int64_t *)field = -1;
+        if (strcmp(node->text, "auto") != 0 && !nb_read_size(node->text, field))
+            return wrong(source, node, key->name, "a size as 24GB (10^9 bytes each) or 24GiB (2^30), or auto");
+        return NB_OK;
     case NB_KEY_CHOICE:
         return set_choice(field, key, node, source);
     default:

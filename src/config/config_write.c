@@ -114,6 +114,10 @@ static void emit_value(struct writer *writer, const struct nb_config *config, co
         format_float(*(const double *)field, text);
         emit_word(writer, text);
         break;
+    case NB_KEY_SIZE:
+        snprintf(text, sizeof text, "%lld", (long long)*(const int64_t *)field);
+        emit_word(writer, *(const int64_t *)field < 0 ? "auto" : text);
+        break;
     case NB_KEY_CHOICE:
         emit_word(writer, key->choices[*(const unsigned *)field]);
         break;
@@ -242,6 +246,7 @@ static bool same_value(const struct nb_key *key, const void *a, const void *b)
     case NB_KEY_BOOL:
         return *(const bool *)a == *(const bool *)b;
     case NB_KEY_INTEGER:
+    case NB_KEY_SIZE:
         return *(const int64_t *)a == *(const int64_t *)b;
     case NB_KEY_FLOAT:
         return *(const double *)a == *(const double *)b;

@@ -254,6 +254,7 @@ nb_status nb_checkpoint_state_check_config(const char *checkpoint_folder, const 
     stored.saves_per_epoch = config->saves_per_epoch;
     stored.save_total_limit = config->save_total_limit;
     stored.threads = config->threads;
+    stored.memory_budget = config->memory_budget;
     stored.gradient_checkpointing = config->gradient_checkpointing;
     if (!depends_on_length(config)) {
         stored.num_epochs = config->num_epochs;

@@ -19,6 +19,13 @@ static nb_status read_user_table(struct nb_run *run)
     return status;
 }
 
+/* What may be taken of `bytes`: no more than the config allows. */
+static uint64_t within_budget(const struct nb_run *run, uint64_t bytes)
+{
+    int64_t budget = run->config->memory_budget;
+    return budget >= 0 && (uint64_t)budget < bytes ? (uint64_t)budget : bytes;
+}
+
 /* For the GPU that run->profile describes. */
 static nb_status use_cuda(struct nb_run *run)
 {
@@ -26,7 +33,7 @@ static nb_status use_cuda(struct nb_run *run)
         return nb_fail(NB_USAGE,
             "bf16: false: %s computes in bf16 alone; remove the key, or set device: cpu for fp32", run->profile.name);
     run->model.activation = NB_DTYPE_BF16;
-    run->available_bytes = run->profile.memory_bytes;
+    run->available_bytes = within_budget(run, run->profile.memory_bytes);
     return read_user_table(run);
 }
 
@@ -51,7 +58,7 @@ static void choose_cpu(struct nb_run *run)
     bool bf16 =
         run->config->bf16 == NB_CONFIG_BF16_TRUE || (run->config->bf16 == NB_CONFIG_BF16_AUTO && run->profile.bf16);
     run->model.activation = bf16 ? NB_DTYPE_BF16 : NB_DTYPE_F32;
-    run->available_bytes = run->profile.memory_bytes;
+    run->available_bytes = within_budget(run, run->profile.memory_bytes);
 }
 
 nb_status nb_run_choose_device(struct nb_run *run)
@@ -81,7 +88,13 @@ nb_status nb_run_open_device(struct nb_run *run, const struct nb_product_site *s
     NB_TRY(nb_cuda_device_create(&options, &run->device));
     NB_TRY(nb_device_require_all(run->device));
     NB_TRY(run->device->prepare(run->device, sites, count));
-    return run->device->memory_available(run->device, &run->available_bytes);
+    uint64_t available;
+    NB_TRY(run->device->memory_available(run->device, &available));
+    /* The driver's own share, taken by now, counts as the run's. */
+    uint64_t taken = run->profile.memory_bytes > available ? run->profile.memory_bytes - available : 0;
+    uint64_t allowed = within_budget(run, run->profile.memory_bytes);
+    run->available_bytes = allowed > taken ? allowed - taken : 0;
+    return NB_OK;
 }
 
 nb_status nb_run_take_products(struct nb_run *run, const char *path)

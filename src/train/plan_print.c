@@ -98,8 +98,8 @@ void nb_plan_print(const struct nb_run *run, const struct nb_plan *plan, FILE *o
 {
     print_run(run, plan, out);
     print_device(run, plan, out);
-    fprintf(out, "memory     %.1f MiB at the peak, of %.0f MiB\n", (double)plan->peak_bytes / mebibyte,
-        (double)plan->available_bytes / mebibyte);
+    fprintf(out, "memory     %.1f MiB at the peak, of %.0f MiB%s\n", (double)plan->peak_bytes / mebibyte,
+        (double)plan->available_bytes / mebibyte, run->config->memory_budget >= 0 ? " within memory_budget" : "");
     for (int c = 0; c < NB_CATEGORY_COUNT; c++)
         if (plan->category_bytes[c])
             fprintf(out, "  %10.1f MiB  %s\n", (double)plan->category_bytes[c] / mebibyte,

@@ -36,7 +36,10 @@ static nb_status take_memory(struct nb_session *s, uint64_t capacity)
             "%s has %.0f MiB%s, this needs %.0f MiB; lower sequence_len, micro_batch_size or lora_r, or set "
             "gradient_checkpointing: true, optimizer: adamw_8bit or load_in_4bit: true",
             s->device->profile.name, (double)s->run->available_bytes / mebibyte,
-            s->run->available_bytes < s->device->profile.memory_bytes ? " free" : "", (double)capacity / mebibyte);
+            s->run->config->memory_budget >= 0                              ? " within memory_budget"
+            : s->run->available_bytes < s->device->profile.memory_bytes ? " free"
+                                                                        : "",
+            (double)capacity / mebibyte);
     NB_TRY(s->device->memory_take(s->device, capacity, &s->slab));
     NB_TRY(nb_arena_create("device", s->slab.address, capacity, &s->arena));
     s->capacity = capacity;

@@ -76,4 +76,16 @@ peak=$("$probe" json "$work/out" peak_bytes)
 refuses 2 'rtx-4091' 'rtx-4090' -- plan "$work/8b.yml" --device rtx-4091
 refuses 2 'bf16: false' 'device: cpu' -- plan "$work/8b.yml" --device rtx-4090 --set bf16=false
 
+# A budget decides what the blocks keep; one that is too small is said before anything is taken.
+succeeds plan "$work/8b.yml" --device h200 --set gradient_checkpointing=auto --set memory_budget=9GB
+says out '^recompute +[0-9]+ of 32 blocks' 'of 8583 MiB within memory_budget$'
+succeeds plan "$work/8b.yml" --device h200 --set gradient_checkpointing=auto --set memory_budget=16GiB
+grep -q '^recompute' "$work/out" && problem "16 GiB do not keep all of 8B with 2,048 tokens"
+succeeds plan "$work/8b.yml" --device h200 --set memory_budget=5GB
+says out 'does not fit'
+refuses 2 'memory_budget' '24GB' -- plan "$work/8b.yml" --device h200 --set memory_budget=lots
+sed -e "s|configs/models/llama-3-8b.json|$models/llama|" -e "s|long.jsonl|short.jsonl|" "$work/8b.yml" >"$work/small.yml"
+printf '{"input_ids": [%s]}\n' "$(seq -s, 3 40)" >"$work/short.jsonl"
+refuses 1 'within memory_budget, this needs' -- train "$work/small.yml" --set memory_budget=64kB --set output_dir="$work/small"
+
 finish

@@ -94,6 +94,7 @@ static const struct {
     {"output_dir", {"out", "\"a\\tb\""}},
     {"device", {"cpu", "'cuda'"}},
     {"threads", {"1", "4096"}},
+    {"memory_budget", {"24GB", "1.5 GiB"}},
 };
 
 enum { SAMPLE_COUNT = sizeof samples / sizeof *samples };

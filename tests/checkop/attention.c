@@ -154,7 +154,8 @@ void checkop_attention(struct checkop *c)
         {.queries = {66}, .keys = {200}, .heads = 2, .kv_heads = 1, .head_dim = 256, .rows_extra = 1},
         /* Scores of several hundreds: the running maximum has to work. */
         {.queries = {150}, .heads = 1, .kv_heads = 1, .head_dim = 64, .magnitude = 100},
-        /* The GPU's tiles: 128 queries, 32, 48 or 64 keys; kernels for 64, 80, 96, 128 and 256 columns, and sizes between them. */
+        /* The GPU's tiles: 128 queries, 32, 48 or 64 keys; kernels for 64, 80, 96, 128 and 256 columns, and sizes
+           between them. */
         {.queries = {63, 64, 65}, .heads = 2, .kv_heads = 1, .head_dim = 80},
         {.queries = {127, 128, 129}, .heads = 2, .kv_heads = 1, .head_dim = 96, .stride_extra = 16},
         {.queries = {31, 33, 47, 49, 95, 97}, .heads = 2, .kv_heads = 1, .head_dim = 128},
@@ -166,14 +167,29 @@ void checkop_attention(struct checkop *c)
         /* Queries that see nothing. */
         {.queries = {5, 150, 2}, .keys = {2, 20, 9}, .heads = 2, .kv_heads = 1, .head_dim = 64},
         /* More sequences than a warp looks at in one go; each is the same wherever it stands. */
-        {.queries = {3, 1, 2, 1, 1, 3, 2, 2, 1, 4, 1, 1, 2, 3, 1, 1, 1, 2, 1, 3, 1, 1, 2, 5, 1, 1, 3, 1, 2, 1, 1, 1, 2, 1, 3, 1, 1, 2, 70, 1, 1,
-             1, 2, 3, 1, 1, 2, 1, 1, 1, 1, 3, 1, 2, 1, 1, 1, 1, 2, 1, 1, 1, 1, 1, 3, 1, 2},
-         .heads = 4, .kv_heads = 2, .head_dim = 64, .repeats = true},
-        {.queries = {150, 7, 150, 64, 150}, .heads = 2, .kv_heads = 1, .head_dim = 64, .stride_extra = 8, .rows_extra = 5, .repeats = true},
+        {.queries = {3, 1, 2, 1, 1, 3, 2, 2, 1, 4, 1, 1, 2, 3, 1, 1, 1, 2, 1, 3, 1, 1, 2, 5, 1, 1, 3, 1, 2, 1, 1, 1, 2,
+             1, 3, 1, 1, 2, 70, 1, 1, 1, 2, 3, 1, 1, 2, 1, 1, 1, 1, 3, 1, 2, 1, 1, 1, 1, 2, 1, 1, 1, 1, 1, 3, 1, 2},
+            .heads = 4,
+            .kv_heads = 2,
+            .head_dim = 64,
+            .repeats = true},
+        {.queries = {150, 7, 150, 64, 150},
+            .heads = 2,
+            .kv_heads = 1,
+            .head_dim = 64,
+            .stride_extra = 8,
+            .rows_extra = 5,
+            .repeats = true},
         {.queries = {1, 130, 130, 63, 130}, .heads = 2, .kv_heads = 1, .head_dim = 128, .window = 40, .repeats = true},
         /* A few queries against a cache, which a GPU shares out among blocks: pieces of 128 keys, and longer ones. */
         {.queries = {1}, .keys = {1000}, .heads = 8, .kv_heads = 1, .head_dim = 128},
-        {.queries = {2, 3, 1}, .keys = {200, 700, 129}, .heads = 6, .kv_heads = 3, .head_dim = 80, .window = 150, .rows_extra = 2},
+        {.queries = {2, 3, 1},
+            .keys = {200, 700, 129},
+            .heads = 6,
+            .kv_heads = 3,
+            .head_dim = 80,
+            .window = 150,
+            .rows_extra = 2},
         {.queries = {16}, .keys = {400}, .heads = 8, .kv_heads = 2, .head_dim = 96, .soft_cap = 5},
         {.queries = {3, 2}, .keys = {2, 300}, .heads = 2, .kv_heads = 1, .head_dim = 200},
         {.queries = {1}, .keys = {9000}, .heads = 2, .kv_heads = 1, .head_dim = 64},

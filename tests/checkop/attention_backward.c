@@ -226,8 +226,13 @@ void checkop_attention_backward(struct checkop *c)
     };
     static const struct attention_case cases[] = {
         /* Small enough for differences: packed, grouped; a window; a soft cap; more keys than queries. */
-        {.queries = {1, 6, 3}, .heads = 4, .kv_heads = 2, .head_dim = 8, .stride_extra = 8, .rows_extra = 2,
-         .differences = true},
+        {.queries = {1, 6, 3},
+            .heads = 4,
+            .kv_heads = 2,
+            .head_dim = 8,
+            .stride_extra = 8,
+            .rows_extra = 2,
+            .differences = true},
         {.queries = {9}, .heads = 2, .kv_heads = 1, .head_dim = 8, .window = 3, .soft_cap = 1.5f, .differences = true},
         {.queries = {3, 2}, .keys = {8, 5}, .heads = 2, .kv_heads = 1, .head_dim = 8, .window = 4, .differences = true},
         /* The edges of the tiles, windows over several of them. */
@@ -239,8 +244,8 @@ void checkop_attention_backward(struct checkop *c)
         {.queries = {70, 70}, .heads = 2, .kv_heads = 1, .head_dim = 32, .soft_cap = 2},
         {.queries = {66}, .keys = {200}, .heads = 2, .kv_heads = 1, .head_dim = 256, .rows_extra = 1},
         {.queries = {150}, .heads = 1, .kv_heads = 1, .head_dim = 64, .magnitude = 10},
-        /* The GPU's tiles: 64 or 128 keys by 16, 32 or 48 queries, 64 or 128 queries by 16 or 32 keys; its kernels for 64, 80, 96, 128 and
-         * 256 columns, and sizes between them. */
+        /* The GPU's tiles: 64 or 128 keys by 16, 32 or 48 queries, 64 or 128 queries by 16 or 32 keys; its kernels for
+         * 64, 80, 96, 128 and 256 columns, and sizes between them. */
         {.queries = {63, 64, 65}, .heads = 2, .kv_heads = 1, .head_dim = 80},
         {.queries = {127, 128, 129}, .heads = 1, .kv_heads = 1, .head_dim = 96, .stride_extra = 16},
         {.queries = {31, 33, 47, 49, 95, 97}, .heads = 2, .kv_heads = 1, .head_dim = 128},
@@ -254,9 +259,19 @@ void checkop_attention_backward(struct checkop *c)
         {.queries = {5, 150, 2}, .keys = {2, 20, 9}, .heads = 2, .kv_heads = 1, .head_dim = 64},
         {.queries = {3}, .keys = {200}, .heads = 2, .kv_heads = 1, .head_dim = 64, .window = 5},
         /* More sequences than a warp looks at in one go; each is the same wherever it stands. */
-        {.queries = {4, 5, 3, 6, 3, 4, 5, 6, 3, 4, 7, 3, 5, 4, 6, 1, 3, 4, 5, 3, 6, 4, 3, 5, 70, 4, 3, 6, 5, 3, 4, 7, 3, 5, 4, 6, 3, 5},
-         .heads = 4, .kv_heads = 2, .head_dim = 64, .repeats = true},
-        {.queries = {150, 7, 150, 64, 150}, .heads = 1, .kv_heads = 1, .head_dim = 64, .stride_extra = 8, .rows_extra = 5, .repeats = true},
+        {.queries = {4, 5, 3, 6, 3, 4, 5, 6, 3, 4, 7, 3, 5, 4, 6, 1, 3, 4, 5, 3, 6, 4, 3, 5, 70, 4, 3, 6, 5, 3, 4, 7, 3,
+             5, 4, 6, 3, 5},
+            .heads = 4,
+            .kv_heads = 2,
+            .head_dim = 64,
+            .repeats = true},
+        {.queries = {150, 7, 150, 64, 150},
+            .heads = 1,
+            .kv_heads = 1,
+            .head_dim = 64,
+            .stride_extra = 8,
+            .rows_extra = 5,
+            .repeats = true},
         {.queries = {1, 100, 100, 63, 100}, .heads = 2, .kv_heads = 1, .head_dim = 128, .window = 40, .repeats = true},
     };
     if (checkop_wants_bench(c)) {

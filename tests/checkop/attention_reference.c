@@ -33,7 +33,8 @@ void attention_expect_repeats(
     if (!s->k.repeats)
         return;
     for (int t = 0; t < s->tokens; t++)
-        checkop_expect_repeated(c, b, begin + (uint64_t)(original_row(s, t) * stride), begin + (uint64_t)(t * stride), (uint64_t)width);
+        checkop_expect_repeated(
+            c, b, begin + (uint64_t)(original_row(s, t) * stride), begin + (uint64_t)(t * stride), (uint64_t)width);
 }
 
 struct checkop_buffer *attention_matrix(struct checkop *c, const struct attention_setup *s, const char *name, int rows,
@@ -66,7 +67,8 @@ void attention_begin(struct checkop *c, const struct attention_case *k, enum nb_
     checkop_case(c, "%s, queries %d %d %d.., keys %d.., %d heads on %d of %d, window %d, cap %g, size %g, scale %g%s",
         checkop_dtype_name(dtype), k->queries[0], k->queries[1], k->queries[2], k->keys[0], k->heads, k->kv_heads,
         k->head_dim, k->window, (double)k->soft_cap, k->magnitude, (double)k->scale, k->repeats ? ", repeated" : "");
-    *s = (struct attention_setup){.k = *k, .dtype = dtype, .scale = k->scale != 0 ? k->scale : 1 / sqrtf((float)k->head_dim)};
+    *s = (struct attention_setup){
+        .k = *k, .dtype = dtype, .scale = k->scale != 0 ? k->scale : 1 / sqrtf((float)k->head_dim)};
     for (int i = 0; i < ATTENTION_SEQUENCES && k->queries[i] > 0; i++) {
         int keys = k->keys[i] ? k->keys[i] : k->queries[i];
         s->query_starts[i + 1] = s->query_starts[i] + k->queries[i];

@@ -40,9 +40,10 @@ int attention_stride(const struct attention_case *k, int heads);
 struct checkop_buffer *attention_matrix(struct checkop *c, const struct attention_setup *s, const char *name, int rows,
     int rows_max, int heads, double deviation, double **values);
 
-/* The repeated sequences' rows of an output are the same to the bit. `stride`: elements between rows; `width` of them count. */
-void attention_expect_repeats(
-    struct checkop *c, const struct attention_setup *s, struct checkop_buffer *b, uint64_t begin, int stride, int width);
+/* The repeated sequences' rows of an output are the same to the bit. `stride`: elements between rows; `width` of them
+ * count. */
+void attention_expect_repeats(struct checkop *c, const struct attention_setup *s, struct checkop_buffer *b,
+    uint64_t begin, int stride, int width);
 
 /* o [tokens, heads, head_dim] and lse [heads, tokens] from the values; lse may be NULL. */
 void attention_forward(

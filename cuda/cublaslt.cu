@@ -170,9 +170,9 @@ static nb_status blaslt_status(lt_status status, const char *doing)
     if (status == 0)
         return NB_OK;
     /* CUBLAS_STATUS_ALLOC_FAILED */
-    return nb_fail(status == 3 ? NB_MEMORY : NB_IO, "%s: cuBLASLt reports status %d (cublasStatus_t); where its library is not to be found, "
-                                                    "nibble does without",
-                   doing, status);
+    return nb_fail(status == 3 ? NB_MEMORY : NB_IO,
+                   "%s: cuBLASLt reports status %d (cublasStatus_t); where its library is not to be found, nibble does without", doing,
+                   status);
 }
 
 /* What the choice of algorithms goes by: no workspace, no sums beside the tile's own, and no alignment beyond the ops' 16 bytes. */
@@ -180,21 +180,25 @@ static nb_status create_preference(struct nb_blaslt *b)
 {
     const uint64_t no_workspace = 0;
     const uint32_t no_reduction = 0, alignment = 16;
-    NB_TRY(blaslt_status(b->lt.preference_create(&b->preference), "opening cuBLASLt"));
-    NB_TRY(blaslt_status(b->lt.preference_set(b->preference, LT_PREFER_WORKSPACE, &no_workspace, sizeof no_workspace), "opening cuBLASLt"));
-    NB_TRY(blaslt_status(b->lt.preference_set(b->preference, LT_PREFER_REDUCTIONS, &no_reduction, sizeof no_reduction), "opening cuBLASLt"));
-    for (int i = 0; i < 4; i++)
-        NB_TRY(blaslt_status(b->lt.preference_set(b->preference, LT_PREFER_ALIGNMENT_A + i, &alignment, sizeof alignment), "opening cuBLASLt"));
-    return NB_OK;
+    lt_status status = b->lt.preference_create(&b->preference);
+    if (status == 0)
+        status = b->lt.preference_set(b->preference, LT_PREFER_WORKSPACE, &no_workspace, sizeof no_workspace);
+    if (status == 0)
+        status = b->lt.preference_set(b->preference, LT_PREFER_REDUCTIONS, &no_reduction, sizeof no_reduction);
+    for (int i = 0; status == 0 && i < 4; i++)
+        status = b->lt.preference_set(b->preference, LT_PREFER_ALIGNMENT_A + i, &alignment, sizeof alignment);
+    return blaslt_status(status, "opening cuBLASLt");
 }
 
 static nb_status create_handle(struct nb_blaslt *b)
 {
     const int32_t transposed = LT_TRANSPOSED;
-    NB_TRY(blaslt_status(b->lt.create(&b->handle), "opening cuBLASLt"));
-    for (int i = 0; i < 2; i++)
-        NB_TRY(blaslt_status(b->lt.operation_create(&b->operation[i], LT_COMPUTE_F32, LT_F32), "opening cuBLASLt"));
-    NB_TRY(blaslt_status(b->lt.operation_set(b->operation[1], LT_OPERATION_TRANSPOSE_A, &transposed, sizeof transposed), "opening cuBLASLt"));
+    lt_status status = b->lt.create(&b->handle);
+    for (int i = 0; status == 0 && i < 2; i++)
+        status = b->lt.operation_create(&b->operation[i], LT_COMPUTE_F32, LT_F32);
+    if (status == 0)
+        status = b->lt.operation_set(b->operation[1], LT_OPERATION_TRANSPOSE_A, &transposed, sizeof transposed);
+    NB_TRY(blaslt_status(status, "opening cuBLASLt"));
     return create_preference(b);
 }
 
@@ -337,8 +341,8 @@ static nb_status choose(struct nb_blaslt *b, const struct nb_blaslt_product *pro
         **chosen = {product->n, product->k, product->b_transposed, choice[i].algorithm, 0, {0, 0, 0}};
         return NB_OK;
     }
-    return nb_fail(NB_UNSUPPORTED, "cuBLASLt %d has no algorithm for a product of %d columns over %d (status %d) that sums whole rows without "
-                                   "workspace; own_products does without the library",
+    return nb_fail(NB_UNSUPPORTED, "cuBLASLt %d has no algorithm for a product of %d columns over %d (status %d) that sums whole rows "
+                                   "without workspace; own_products does without the library",
                    b->version, product->n, product->k, (int)status);
 }
 
@@ -351,8 +355,8 @@ static nb_status check_site(struct nb_blaslt *b, struct site *s, const struct nb
     if (s->m_checked == p->m && memcmp(s->strides_checked, strides, sizeof strides) == 0)
         return NB_OK;
     if (!serves(b, p, &s->algorithm))
-        return nb_fail(NB_UNSUPPORTED, "cuBLASLt %d: the algorithm of products of %d columns over %d does not multiply %d rows with strides "
-                                       "%d, %d and %d; where its library is not to be found, nibble does without",
+        return nb_fail(NB_UNSUPPORTED, "cuBLASLt %d: the algorithm of products of %d columns over %d does not multiply %d rows with "
+                                       "strides %d, %d and %d; where its library is not to be found, nibble does without",
                        b->version, p->n, p->k, p->m, p->a_stride, p->b_stride, p->c_stride);
     s->m_checked = p->m;
     memcpy(s->strides_checked, strides, sizeof strides);

@@ -64,8 +64,8 @@ static nb_status memory_take(struct nb_device *device, uint64_t bytes, nb_dptr *
         (void)cudaGetLastError();
         (void)cudaMemGetInfo(&available, &total);
         return nb_fail(NB_MEMORY,
-                       "%s has %.1f of %.1f MiB free, and %.1f MiB are needed at once: end other programs that use it (`nvidia-smi` lists them), "
-                       "or lower sequence_len, micro_batch_size or memory_budget",
+                       "%s has %.1f of %.1f MiB free, and %.1f MiB are needed at once: end other programs that use it "
+                       "(`nvidia-smi` lists them), or lower sequence_len, micro_batch_size or memory_budget",
                        device->profile.name, 0x1p-20 * (double)available, 0x1p-20 * (double)total, 0x1p-20 * (double)bytes);
     }
     NB_TRY(nb_cuda_status(error, "taking the GPU's memory"));
@@ -86,8 +86,8 @@ static nb_status host_take(struct nb_device *device, uint64_t bytes, void **memo
     if (error == cudaErrorMemoryAllocation) {
         (void)cudaGetLastError();
         return nb_fail(NB_MEMORY,
-                       "the machine cannot pin %.1f MiB of its memory for copies to the GPU: free memory, or raise the limit of locked memory "
-                       "(`ulimit -l`; in a container --ulimit memlock=-1)",
+                       "the machine cannot pin %.1f MiB of its memory for copies to the GPU: free memory, or raise the limit of "
+                       "locked memory (`ulimit -l`; in a container --ulimit memlock=-1)",
                        0x1p-20 * (double)bytes);
     }
     return nb_cuda_status(error, "pinning host memory");

@@ -18,8 +18,9 @@ static nb_status fail_lost(cudaError_t error, const char *doing, const char *nam
         return nb_fail(NB_IO, "%s: the driver stopped a kernel that ran too long (%s), as it does on a GPU that also serves a display: run "
                               "without a display, or with a smaller micro_batch_size",
                        doing, name);
-    return nb_fail(NB_IO, "%s: a kernel failed (%s: %s), and what the GPU held is lost: run again, which resumes from the last checkpoint; if "
-                          "it comes back, it is a defect of nibble or of the GPU, which `compute-sanitizer nibble ...` tells apart",
+    return nb_fail(NB_IO, "%s: a kernel failed (%s: %s), and what the GPU held is lost: run again, which resumes from the last "
+                          "checkpoint; if it comes back, it is a defect of nibble or of the GPU, which `compute-sanitizer nibble ...` "
+                          "tells apart",
                    doing, name, words);
 }
 
@@ -44,12 +45,12 @@ static nb_status fail_start(cudaError_t error, const char *doing, const char *na
                        doing, name,
                        error == cudaErrorUnsupportedPtxVersion ? ", or update the driver, which cannot compile the PTX of this build" : "");
     case cudaErrorSystemDriverMismatch:
-        return nb_fail(NB_UNSUPPORTED, "%s: the driver's libraries and its kernel module differ in version (%s), as after an update: restart "
-                                       "the machine, or load the module again",
+        return nb_fail(NB_UNSUPPORTED, "%s: the driver's libraries and its kernel module differ in version (%s), as after an update: "
+                                       "restart the machine, or load the module again",
                        doing, name);
     case cudaErrorCompatNotSupportedOnDevice:
-        return nb_fail(NB_UNSUPPORTED, "%s: a forward-compatibility library of CUDA is in use that this GPU does not support (%s): take its "
-                                       "folder out of LD_LIBRARY_PATH",
+        return nb_fail(NB_UNSUPPORTED, "%s: a forward-compatibility library of CUDA is in use that this GPU does not support (%s): take "
+                                       "its folder out of LD_LIBRARY_PATH",
                        doing, name);
     case cudaErrorSystemNotReady:
         return nb_fail(NB_UNSUPPORTED, "%s: the machine's GPUs are not ready yet (%s): see that the fabric manager runs, then try again",
@@ -72,8 +73,8 @@ nb_status nb_cuda_status(cudaError_t error, const char *doing)
                                     "sequence_len, micro_batch_size or memory_budget",
                          doing, name);
     else if (error == cudaErrorDevicesUnavailable)
-        status = nb_fail(NB_MEMORY, "%s: another process holds the GPU for itself (%s): wait for it or end it (`nvidia-smi` lists it), choose "
-                                    "another GPU by CUDA_VISIBLE_DEVICES, or allow sharing with `nvidia-smi -c DEFAULT`",
+        status = nb_fail(NB_MEMORY, "%s: another process holds the GPU for itself (%s): wait for it or end it (`nvidia-smi` lists it), "
+                                    "choose another GPU by CUDA_VISIBLE_DEVICES, or allow sharing with `nvidia-smi -c DEFAULT`",
                          doing, name);
     else
         status = fail_start(error, doing, name, words);

@@ -46,8 +46,8 @@ static nb_status check_driver(struct nb_cuda *cuda)
                        built, minor_of(cuda->runtime_version), driver_needed(built));
     if (found < built)
         return nb_fail(NB_UNSUPPORTED,
-                       "the NVIDIA driver supports CUDA %d.%d, but this nibble was built with CUDA %d.%d and needs driver %s or newer: update "
-                       "the driver, build nibble with CUDA %d, or use device: cpu",
+                       "the NVIDIA driver supports CUDA %d.%d, but this nibble was built with CUDA %d.%d and needs driver %s or newer: "
+                       "update the driver, build nibble with CUDA %d, or use device: cpu",
                        found, minor_of(cuda->driver_version), built, minor_of(cuda->runtime_version), driver_needed(built), found);
     return NB_OK;
 }
@@ -59,18 +59,19 @@ static nb_status check_index(struct nb_cuda *cuda)
     if (error == cudaErrorNoDevice || (error == cudaSuccess && count == 0)) {
         (void)cudaGetLastError();
         return nb_fail(NB_UNSUPPORTED,
-                       "the NVIDIA driver (CUDA %d.%d) finds no GPU: see what `nvidia-smi -L` lists and whether CUDA_VISIBLE_DEVICES hides it, "
-                       "or use device: cpu",
+                       "the NVIDIA driver (CUDA %d.%d) finds no GPU: see what `nvidia-smi -L` lists and whether CUDA_VISIBLE_DEVICES "
+                       "hides it, or use device: cpu",
                        major_of(cuda->driver_version), minor_of(cuda->driver_version));
     }
     NB_TRY(nb_cuda_status(error, "counting the GPUs"));
     if (cuda->index < 0 || cuda->index >= count)
-        return nb_fail(NB_UNSUPPORTED, "there is no GPU %d: the driver finds %d, counted from 0 (`nvidia-smi -L` lists them)", cuda->index, count);
+        return nb_fail(NB_UNSUPPORTED, "there is no GPU %d: the driver finds %d, counted from 0 (`nvidia-smi -L` lists them)", cuda->index,
+                       count);
     return NB_OK;
 }
 
-/* A GPU runs the code of its own major capability up to its minor one, and, compiled by the driver, PTX of any older capability; whether PTX
- * is there, the first kernel that is loaded tells. */
+/* A GPU runs the code of its own major capability up to its minor one, and, compiled by the driver, PTX of any older capability;
+ * whether PTX is there, the first kernel that is loaded tells. */
 static nb_status check_capability(const struct nb_device_profile *profile)
 {
     char list[8 * ARCHITECTURES + 1] = "";
@@ -89,8 +90,9 @@ static nb_status check_capability(const struct nb_device_profile *profile)
                        : ": build it with this GPU's in the option gpu_architectures, or use device: cpu");
 }
 
-/* Multiply-adds of dense bf16 products with fp32 sums that a multiprocessor does in a clock. The consumer cards' tensor units run those at half
- * the rate of the workstation and server cards with the same chip. Source: NVIDIA's architecture white papers, tables of peak rates. */
+/* Multiply-adds of dense bf16 products with fp32 sums that a multiprocessor does in a clock. The consumer cards' tensor units run those
+ * at half the rate of the workstation and server cards with the same chip. Source: NVIDIA's architecture white papers, tables of peak
+ * rates. */
 static int tensor_rate(int compute_capability, const char *name)
 {
     bool halved = strstr(name, "GeForce") || strstr(name, "TITAN") || strstr(name, "A10G");

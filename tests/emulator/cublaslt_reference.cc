@@ -1,8 +1,8 @@
 /* Stands in for cuBLASLt: the functions that cuda/cublaslt.cu looks up, with the library's signatures, as queued host work.
  *
- * Its heuristic offers what a caller must pass over before what it may take: an algorithm that splits k, one that sums by stream-k, one that
- * needs workspace, and one that serves large batches only. The first three add in an order that depends on m, as the real ones do, so that a
- * caller who takes them gives other bits at another m. Sums are fp32, in an order that the seed draws. */
+ * Its heuristic offers what a caller must pass over before what it may take: an algorithm that splits k, one that sums by stream-k, one
+ * that needs workspace, and one that serves large batches only. The first three add in an order that depends on m, as the real ones do, so
+ * that a caller who takes them gives other bits at another m. Sums are fp32, in an order that the seed draws. */
 #include <algorithm>
 #include <cstring>
 #include <map>
@@ -145,8 +145,8 @@ bool shape_of(const operation &o, const layout &a, const layout &b, const layout
 }
 
 /* An operand whose alignment no preference lowered would have been taken for one of 256 bytes. */
-int heuristic(void *, const operation *o, const layout *a, const layout *b, const layout *c, const layout *d, const preference *p, int wanted,
-              choice *choices, int *found)
+int heuristic(void *, const operation *o, const layout *a, const layout *b, const layout *c, const layout *d, const preference *p,
+              int wanted, choice *choices, int *found)
 {
     shape s;
     *found = 0;
@@ -254,8 +254,8 @@ bool multiply(const product &p)
 }
 
 int matmul(void *, const operation *o, const float *alpha, const void *a, const layout *a_layout, const void *b, const layout *b_layout,
-           const float *beta, const void *c, const layout *c_layout, void *d, const layout *d_layout, const algorithm *algo, void *workspace,
-           size_t workspace_bytes, cudaStream_t stream)
+           const float *beta, const void *c, const layout *c_layout, void *d, const layout *d_layout, const algorithm *algo,
+           void *workspace, size_t workspace_bytes, cudaStream_t stream)
 {
     product p = {(const nb_bf16 *)a, (const nb_bf16 *)b, (nb_bf16 *)d, *a_layout, *b_layout, *d_layout, o->transpose_a != 0, *alpha, *beta,
                  *algo, {}};

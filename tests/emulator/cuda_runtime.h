@@ -128,7 +128,8 @@ struct nb_emulator_gpu {
     size_t memory_bytes;
     bool cublaslt;              /* whether the library can be opened */
 };
-/* "emulated GPU", one, driver 13.0, capability 8.9, 4 multiprocessors (so few that persistent loops go round), 99 KiB, 2 GiB, with cuBLASLt. */
+/* "emulated GPU", one, driver 13.0, capability 8.9, 4 multiprocessors (so few that persistent loops go round), 99 KiB, 2 GiB, with
+ * cuBLASLt. */
 struct nb_emulator_gpu nb_emulator_gpu_default(void);
 /* Counts from the next call on; memory that is taken stays. */
 void nb_emulator_gpu_set(const struct nb_emulator_gpu *gpu);
@@ -155,8 +156,8 @@ cudaError_t nb_emulator_enqueue(cudaStream_t stream, std::function<bool()> run);
 /* Each file has its own of this: two may have structs of one name, whose copying the linker would take for the same function. */
 namespace {
 
-/* The kernel's arguments, one behind the other: trivially copyable, so that runtime.cc, which is not instrumented, can put them on the fiber's
- * stack, where the kernel may read. */
+/* The kernel's arguments, one behind the other: trivially copyable, so that runtime.cc, which is not instrumented, can put them on the
+ * fiber's stack, where the kernel may read. */
 template <typename... P> struct nb_emulator_arguments;
 template <> struct nb_emulator_arguments<> {
     static nb_emulator_arguments of(void) { return {}; }

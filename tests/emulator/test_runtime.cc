@@ -353,17 +353,21 @@ void each_error_says_what_to_do()
     gpu.driver_version = 0;
     expect_refusal(gpu, nullptr, cudaSuccess, NB_UNSUPPORTED, {"no NVIDIA driver", "CUDA 13.0", "580.65.06 or newer", "device: cpu"});
     gpu.driver_version = 12040;
-    expect_refusal(gpu, nullptr, cudaSuccess, NB_UNSUPPORTED, {"supports CUDA 12.4", "CUDA 13.0", "580.65.06", "build nibble with CUDA 12"});
+    expect_refusal(gpu, nullptr, cudaSuccess, NB_UNSUPPORTED,
+                   {"supports CUDA 12.4", "CUDA 13.0", "580.65.06", "build nibble with CUDA 12"});
     gpu = nb_emulator_gpu_default();
     gpu.devices = 0;
     expect_refusal(gpu, nullptr, cudaSuccess, NB_UNSUPPORTED, {"finds no GPU", "CUDA_VISIBLE_DEVICES"});
     gpu.devices = 1;
     gpu.compute_capability = 75;
-    expect_refusal(gpu, nullptr, cudaSuccess, NB_UNSUPPORTED, {"compute capability 7.5", "8.0, 8.6, 8.9, 9.0, 12.0", "8.0 (Ampere) at least"});
+    expect_refusal(gpu, nullptr, cudaSuccess, NB_UNSUPPORTED,
+                   {"compute capability 7.5", "8.0, 8.6, 8.9, 9.0, 12.0", "8.0 (Ampere) at least"});
     gpu = nb_emulator_gpu_default();
-    expect_refusal(gpu, "cudaSetDevice", cudaErrorDevicesUnavailable, NB_MEMORY, {"another process holds the GPU", "nvidia-smi -c DEFAULT"});
+    expect_refusal(gpu, "cudaSetDevice", cudaErrorDevicesUnavailable, NB_MEMORY,
+                   {"another process holds the GPU", "nvidia-smi -c DEFAULT"});
     expect_refusal(gpu, "cudaSetDevice", cudaErrorMemoryAllocation, NB_MEMORY, {"memory is full", "memory_budget"});
-    expect_refusal(gpu, "cudaFuncSetAttribute", cudaErrorNoKernelImageForDevice, NB_UNSUPPORTED, {"no kernels for this GPU", "gpu_architectures"});
+    expect_refusal(gpu, "cudaFuncSetAttribute", cudaErrorNoKernelImageForDevice, NB_UNSUPPORTED,
+                   {"no kernels for this GPU", "gpu_architectures"});
     expect_refusal(gpu, "cudaGetDeviceCount", cudaErrorSystemDriverMismatch, NB_UNSUPPORTED, {"restart the machine"});
     expect_refusal(gpu, "cudaGetDeviceProperties", cudaErrorCompatNotSupportedOnDevice, NB_UNSUPPORTED, {"LD_LIBRARY_PATH"});
     expect_refusal(gpu, "cudaDriverGetVersion", cudaErrorInsufficientDriver, NB_UNSUPPORTED, {"missing or older"});

@@ -1,0 +1,141 @@
+/* What the emulated GPU is, and the names of errors. */
+#include <cstdio>
+#include <cstring>
+
+#include "emulator/runtime.h"
+
+using namespace nb_runtime;
+
+struct nb_emulator_gpu nb_emulator_gpu_default(void)
+{
+    return {"emulated GPU", 1, CUDART_VERSION, 89, 4, 99 * 1024, (size_t)2 << 30, true};
+}
+
+void nb_emulator_gpu_set(const struct nb_emulator_gpu *gpu)
+{
+    the_machine().gpu = *gpu;
+}
+
+void nb_emulator_refuse(const char *call, cudaError_t error)
+{
+    the_machine().refused = call ? call : "";
+    the_machine().refused_with = error;
+}
+
+struct nb_emulator_left nb_emulator_left(void)
+{
+    const machine &m = the_machine();
+    return {(int)m.device.size(), (int)m.pinned.size(), (int)m.streams.size(), m.events, m.graphs};
+}
+
+/* Only libcublasLt.so.12 is to be had, so that the search goes on after a name that is not. */
+void *nb_emulator_library_open(const char *name)
+{
+    return the_machine().gpu.cublaslt && strcmp(name, "libcublasLt.so.12") == 0 ? &the_machine() : nullptr;
+}
+
+void *nb_emulator_library_symbol(void *library, const char *name)
+{
+    return library == &the_machine() ? nb_emulator_cublaslt_symbol(name) : nullptr;
+}
+
+cudaError_t cudaGetLastError(void)
+{
+    cudaError_t last = the_machine().last;
+    the_machine().last = nb_emulator_fault() == NB_EMULATOR_NO_FAULT ? cudaSuccess : cudaErrorLaunchFailure;
+    return last;
+}
+
+const char *cudaGetErrorName(cudaError_t error)
+{
+    static const std::map<cudaError_t, const char *> names = {
+#define NAMED(error) {error, #error}
+        NAMED(cudaSuccess), NAMED(cudaErrorInvalidValue), NAMED(cudaErrorMemoryAllocation), NAMED(cudaErrorInitializationError),
+        NAMED(cudaErrorStubLibrary), NAMED(cudaErrorInsufficientDriver), NAMED(cudaErrorDevicesUnavailable), NAMED(cudaErrorNoDevice),
+        NAMED(cudaErrorInvalidDevice), NAMED(cudaErrorNoKernelImageForDevice), NAMED(cudaErrorECCUncorrectable),
+        NAMED(cudaErrorUnsupportedPtxVersion), NAMED(cudaErrorOperatingSystem), NAMED(cudaErrorInvalidResourceHandle),
+        NAMED(cudaErrorNotReady), NAMED(cudaErrorIllegalAddress), NAMED(cudaErrorLaunchOutOfResources), NAMED(cudaErrorLaunchTimeout),
+        NAMED(cudaErrorIllegalInstruction), NAMED(cudaErrorMisalignedAddress), NAMED(cudaErrorLaunchFailure),
+        NAMED(cudaErrorSystemNotReady), NAMED(cudaErrorSystemDriverMismatch), NAMED(cudaErrorCompatNotSupportedOnDevice),
+        NAMED(cudaErrorStreamCaptureUnsupported), NAMED(cudaErrorStreamCaptureInvalidated), NAMED(cudaErrorStreamCaptureMerge),
+        NAMED(cudaErrorStreamCaptureUnmatched), NAMED(cudaErrorStreamCaptureUnjoined), NAMED(cudaErrorStreamCaptureIsolation),
+        NAMED(cudaErrorCapturedEvent),
+#undef NAMED
+    };
+    auto found = names.find(error);
+    return found == names.end() ? "unrecognized error code" : found->second;
+}
+
+const char *cudaGetErrorString(cudaError_t error)
+{
+    return error == cudaErrorLaunchFailure && nb_emulator_fault() ? nb_emulator_fault_message() : cudaGetErrorName(error);
+}
+
+cudaError_t cudaDriverGetVersion(int *version)
+{
+    if (cudaError_t error = enter(__func__))
+        return error;
+    *version = the_machine().gpu.driver_version;
+    return cudaSuccess;
+}
+
+cudaError_t cudaRuntimeGetVersion(int *version)
+{
+    *version = CUDART_VERSION;
+    return cudaSuccess;
+}
+
+cudaError_t cudaGetDeviceCount(int *count)
+{
+    ENTER();
+    *count = the_machine().gpu.devices;
+    return *count ? cudaSuccess : fail(cudaErrorNoDevice);
+}
+
+static bool is_device(int device)
+{
+    return device >= 0 && device < the_machine().gpu.devices;
+}
+
+cudaError_t cudaSetDevice(int device)
+{
+    ENTER();
+    return is_device(device) ? cudaSuccess : fail(cudaErrorInvalidDevice);
+}
+
+cudaError_t cudaGetDeviceProperties(struct cudaDeviceProp *properties, int device)
+{
+    ENTER();
+    if (!is_device(device))
+        return fail(cudaErrorInvalidDevice);
+    snprintf(properties->name, sizeof properties->name, "%s", the_machine().gpu.name);
+    properties->totalGlobalMem = the_machine().gpu.memory_bytes;
+    return cudaSuccess;
+}
+
+cudaError_t cudaDeviceGetAttribute(int *value, enum cudaDeviceAttr attribute, int device)
+{
+    ENTER();
+    const struct nb_emulator_gpu &gpu = the_machine().gpu;
+    const std::map<cudaDeviceAttr, int> values = {
+        {cudaDevAttrClockRate, 1000000}, /* kHz */
+        {cudaDevAttrMultiProcessorCount, gpu.multiprocessors},
+        {cudaDevAttrMemoryClockRate, 1000000},
+        {cudaDevAttrGlobalMemoryBusWidth, 256},
+        {cudaDevAttrL2CacheSize, 4 << 20},
+        {cudaDevAttrComputeCapabilityMajor, gpu.compute_capability / 10},
+        {cudaDevAttrComputeCapabilityMinor, gpu.compute_capability % 10},
+        {cudaDevAttrMaxSharedMemoryPerBlockOptin, gpu.shared_bytes_max},
+    };
+    auto found = values.find(attribute);
+    if (!is_device(device) || found == values.end())
+        return fail(is_device(device) ? cudaErrorInvalidValue : cudaErrorInvalidDevice);
+    *value = found->second;
+    return cudaSuccess;
+}
+
+cudaError_t cudaDeviceSynchronize(void)
+{
+    ENTER_OUTSIDE_CAPTURE();
+    return run_all();
+}

@@ -12,9 +12,9 @@ static struct {
     std::mutex mutex;
     uint64_t seed, launch;
     enum nb_emulator_fault_kind kind;
-    uint64_t order, launch_of_fault;
+    uint64_t order;
     char message[1536];
-} faults = {{}, 0, 0, NB_EMULATOR_NO_FAULT, UINT64_MAX, 0, ""};
+} faults = {{}, 0, 0, NB_EMULATOR_NO_FAULT, UINT64_MAX, ""};
 
 void nb_emulator_seed(uint64_t seed)
 {

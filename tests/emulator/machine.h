@@ -209,7 +209,6 @@ static inline void nb_machine_burn(struct nb_machine *machine)
 }
 
 /* ---- fault.cc ---- */
-uint64_t nb_emulator_seed_value(void);
 uint64_t nb_emulator_launch_number(void);
 void nb_fault_record(enum nb_emulator_fault_kind kind, uint64_t order, const char *message);
 uint64_t nb_fault_order(void); /* of the earliest block with a fault; UINT64_MAX: none */

@@ -111,6 +111,13 @@ static nb_status multiply_by_library(
 
 /* ---- chunks of W's rows ---- */
 
+/* Of a matrix that is bf16 already, rows from `begin` of the part's on. */
+static nb_dptr bf16_rows(const struct nb_linear *a, int p, int begin)
+{
+    const struct nb_linear_part *part = &a->part[p];
+    return nb_dptr_at(part->weight.data, ((uint64_t)part->row_begin + (uint64_t)begin) * (uint64_t)a->in * 2);
+}
+
 static int chunk_width(const struct chunks *c, int chunk)
 {
     int left = c->args->part[c->part].out - chunk * c->rows;
@@ -123,6 +130,8 @@ static nb_status dequantize_chunk(struct nb_cuda *cuda, cudaStream_t stream, con
     const struct nb_linear_part *part = &c->args->part[c->part];
     struct nb_weight_region region = {part->row_begin + chunk * c->rows, chunk_width(c, chunk), 0, c->args->in};
     (void)cuda;
+    if (part->weight.format == NB_WEIGHT_BF16)
+        return NB_OK;
     return nb_weight_chunk(stream, &part->weight, region, scratch);
 }
 
@@ -131,6 +140,8 @@ static nb_status multiply_chunk(struct nb_cuda *cuda, cudaStream_t stream, const
     const struct chunks *c = (const struct chunks *)context;
     const struct nb_linear_part *part = &c->args->part[c->part];
     int begin = chunk * c->rows, width = chunk_width(c, chunk);
+    if (part->weight.format == NB_WEIGHT_BF16)
+        scratch = bf16_rows(c->args, c->part, begin);
     if (c->library)
         return multiply_by_library(cuda, stream, c->args, c->part, begin, width, scratch);
     struct nb_product product = product_of(c->args);
@@ -148,7 +159,7 @@ static nb_status run_chunks(struct nb_cuda *cuda, cudaStream_t stream, const str
     struct nb_chunk_loop loop = {};
     loop.context = &chunks;
     loop.chunks = (int)nb_blocks_of(a->part[p].out, chunks.rows);
-    loop.overlapped = nb_product_path_of(profile, &site) == NB_PRODUCT_OVERLAPPED;
+    loop.overlapped = nb_product_path_of(profile, &site) == NB_PRODUCT_OVERLAPPED && a->part[p].weight.format != NB_WEIGHT_BF16;
     loop.scratch = scratch;
     loop.scratch_bytes = nb_aligned((uint64_t)chunks.rows * (uint64_t)a->in * 2);
     loop.dequantize = dequantize_chunk;
@@ -178,10 +189,9 @@ static nb_status run_parts(struct nb_cuda *cuda, cudaStream_t stream, const stru
         struct nb_product_site site = nb_linear_site(a, p);
         if (nb_product_path_of(profile, &site) != NB_PRODUCT_FUSED) {
             NB_TRY(run_chunks(cuda, stream, a, p, scratch));
-        } else if (part->weight.format == NB_WEIGHT_BF16 && profile->cublaslt_version != 0) {
-            nb_dptr weights = nb_dptr_at(part->weight.data, (uint64_t)part->row_begin * (uint64_t)a->in * 2);
+        } else if (site.format == NB_WEIGHT_BF16 && profile->cublaslt_version != 0) {
             NB_TRY(write_before(cuda, stream, a, p));
-            NB_TRY(multiply_by_library(cuda, stream, a, p, 0, part->out, weights));
+            NB_TRY(multiply_by_library(cuda, stream, a, p, 0, part->out, bf16_rows(a, p, 0)));
         } else {
             struct nb_product_output *output = add_output(&fused, part, 0, part->out);
             add_adapter(&fused, output, part, 0);

@@ -100,19 +100,43 @@ static void add_weights(struct nb_product *product, const struct nb_linear_backw
 
 /* ---- by cuBLASLt ---- */
 
-/* Whether part p's dy lies just behind part p - 1's in the same rows, both in scratch and scaled alike, so that one product takes both. */
+/* Of a bf16 matrix, the part's first row. */
+static uint64_t stored_rows(const struct nb_linear_backward *a, const struct nb_linear_part *part)
+{
+    return part->weight.data.address + (uint64_t)part->row_begin * (uint64_t)a->in * 2;
+}
+
+/* Whether part p's weights will stand behind part p - 1's: both decoded into scratch, or bf16 rows that lie so. */
+static bool weights_follow(const struct nb_linear_backward *a, int p)
+{
+    const struct nb_linear_part *part = &a->part[p], *before = part - 1;
+    bool stored = part->weight.format == NB_WEIGHT_BF16;
+    if (stored != (before->weight.format == NB_WEIGHT_BF16))
+        return false;
+    return !stored || stored_rows(a, part) == stored_rows(a, before) + (uint64_t)before->out * (uint64_t)a->in * 2;
+}
+
+/* Whether part p's dy lies just behind part p - 1's in the same rows, with their weights alike and scaled alike, so that one product takes
+ * both. */
 static bool follows(const struct nb_linear_backward *a, int p)
 {
     const struct nb_linear_part *part = &a->part[p], *before = part - 1;
     return part->y.address == before->y.address + (uint64_t)before->out * 2 && part->y_stride == before->y_stride &&
-           part->output_scale == before->output_scale && part->weight.format != NB_WEIGHT_BF16 &&
-           before->weight.format != NB_WEIGHT_BF16;
+           part->output_scale == before->output_scale && weights_follow(a, p);
 }
 
 static bool has_adapters(const struct nb_linear_backward *a)
 {
     for (int p = 0; p < a->parts; p++)
         if (has_adapter(&a->part[p]))
+            return true;
+    return false;
+}
+
+static bool decodes(const struct nb_linear_backward *a)
+{
+    for (int p = 0; p < a->parts; p++)
+        if (a->part[p].weight.format != NB_WEIGHT_BF16)
             return true;
     return false;
 }
@@ -127,8 +151,7 @@ static nb_status multiply_by_library(
         bool stored = part->weight.format == NB_WEIGHT_BF16;
         struct nb_blaslt_product product = {};
         product.a = part->y;
-        product.b = stored ? nb_dptr_at(part->weight.data, ((uint64_t)part->row_begin * (uint64_t)a->in + (uint64_t)begin) * 2)
-                           : nb_dptr_at(scratch, (uint64_t)(row * width) * 2);
+        product.b = stored ? nb_dptr{stored_rows(a, part) + (uint64_t)begin * 2} : nb_dptr_at(scratch, (uint64_t)(row * width) * 2);
         product.c = nb_dptr_at(a->dx, (uint64_t)begin * 2);
         product.m = a->tokens_max;
         product.n = width;
@@ -216,7 +239,7 @@ static nb_status run_dx(struct nb_cuda *cuda, cudaStream_t stream, const struct 
     struct nb_chunk_loop loop = {};
     loop.context = &chunks;
     loop.chunks = (int)nb_blocks_of(a->in, chunks.columns);
-    loop.overlapped = path == NB_PRODUCT_OVERLAPPED;
+    loop.overlapped = path == NB_PRODUCT_OVERLAPPED && decodes(a);
     loop.scratch = scratch;
     loop.scratch_bytes = nb_aligned((uint64_t)chunks.columns * (uint64_t)site.out * 2);
     loop.dequantize = dequantize_chunk;

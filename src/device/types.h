@@ -103,6 +103,8 @@ enum nb_weight_format { NB_WEIGHT_BF16, NB_WEIGHT_NF4, NB_WEIGHT_FP4 };
  * columns (dX); the codes are addressed by flat index, so a slice needs no copy. */
 struct nb_weight {
     enum nb_weight_format format;
+    enum nb_weight_format dequantized; /* bf16 that a 4-bit matrix was turned into: its format. Products with it give the bits of products
+                                          with that matrix, where those multiply from scratch. NB_WEIGHT_BF16: none */
     bool nested;
     int rows, columns;
     nb_dptr data;

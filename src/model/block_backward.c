@@ -233,7 +233,7 @@ static nb_status dequantize(
         NB_TRY(nb_work_take_matrix(b->work, NB_CATEGORY_SCRATCH, "a matrix dequantized", shape, &args.w));
         NB_TRY(device->dequantize(device, b->work->stream, &args));
         *weight = (struct nb_weight){
-            .format = NB_WEIGHT_BF16, .rows = weight->rows, .columns = weight->columns, .data = args.w};
+            .format = NB_WEIGHT_BF16, .dequantized = weight->format, .rows = weight->rows, .columns = weight->columns, .data = args.w};
     }
     return NB_OK;
 }

@@ -100,7 +100,8 @@ static nb_status choose_keep(struct nb_run *run)
     return choose_by_layer(run);
 }
 
-/* Whether every product with 4-bit weights multiplies from scratch, and so to the same bits from a matrix that was dequantized before. */
+/* Whether every product with 4-bit weights multiplies from scratch, and so to the same bits from a matrix that was dequantized before. The
+ * few-token kernel's, which the plan does not list, do not. */
 static nb_status may_dequantize_once(const struct nb_run *run, bool *may)
 {
     struct nb_plan plan;
@@ -108,6 +109,7 @@ static nb_status may_dequantize_once(const struct nb_run *run, bool *may)
     if (!*may)
         return NB_OK;
     nb_status status = nb_plan_make(run, &plan);
+    *may = run->limits.tokens > NB_CUDA_FEW_TOKENS;
     for (int i = 0; i < plan.sites; i++)
         if (plan.site[i].format != NB_WEIGHT_BF16 && nb_product_path_of(&run->profile, &plan.site[i]) == NB_PRODUCT_FUSED)
             *may = false;

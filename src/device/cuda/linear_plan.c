@@ -35,7 +35,7 @@ void nb_linear_scratch_of(const struct nb_device_profile *profile, const struct 
     *scratch = (struct nb_linear_scratch){.weights = 0};
     for (int p = 0; p < args->parts && !nb_linear_is_few(args); p++) {
         struct nb_product_site site = nb_linear_site(args, p);
-        uint64_t bytes = chunk_bytes(profile, &site);
+        uint64_t bytes = args->part[p].weight.format == NB_WEIGHT_BF16 ? 0 : chunk_bytes(profile, &site);
         if (bytes > scratch->weights_bytes)
             scratch->weights_bytes = bytes;
     }
@@ -48,7 +48,11 @@ void nb_linear_backward_scratch_of(
     const struct nb_device_profile *profile, const struct nb_linear_backward *args, struct nb_linear_scratch *scratch)
 {
     struct nb_product_site site = nb_linear_backward_site(args);
-    *scratch = (struct nb_linear_scratch){.weights_bytes = nb_dptr_is_null(args->dx) ? 0 : chunk_bytes(profile, &site)};
+    bool decodes = false;
+    for (int p = 0; p < args->parts; p++)
+        decodes = decodes || args->part[p].weight.format != NB_WEIGHT_BF16;
+    *scratch = (struct nb_linear_scratch){
+        .weights_bytes = nb_dptr_is_null(args->dx) || !decodes ? 0 : chunk_bytes(profile, &site)};
     uint64_t at = scratch->weights_bytes;
     uint64_t rows = ((uint64_t)args->tokens_max + NB_TILE_TOKENS - 1) / NB_TILE_TOKENS * NB_TILE_TOKENS;
     for (int p = 0; p < args->parts; p++) {

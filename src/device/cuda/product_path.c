@@ -165,12 +165,18 @@ static int site_tokens(int planned, int tokens_max)
     return planned > 0 ? planned : tokens_max;
 }
 
+/* A matrix that was dequantized before stands where its 4-bit form would: it takes the same way. */
+static enum nb_weight_format stored_format(const struct nb_weight *weight)
+{
+    return weight->format == NB_WEIGHT_BF16 ? weight->dequantized : weight->format;
+}
+
 struct nb_product_site nb_linear_site(const struct nb_linear *args, int part)
 {
     return (struct nb_product_site){.out = args->part[part].out,
         .in = args->in,
         .tokens = site_tokens(args->site_tokens, args->tokens_max),
-        .format = args->part[part].weight.format};
+        .format = stored_format(&args->part[part].weight)};
 }
 
 struct nb_product_site nb_linear_backward_site(const struct nb_linear_backward *args)
@@ -182,8 +188,8 @@ struct nb_product_site nb_linear_backward_site(const struct nb_linear_backward *
     for (int p = 0; p < args->parts; p++) {
         site.part_out[p] = args->part[p].out;
         site.out += args->part[p].out;
-        if (args->part[p].weight.format != NB_WEIGHT_BF16)
-            site.format = args->part[p].weight.format;
+        if (stored_format(&args->part[p].weight) != NB_WEIGHT_BF16)
+            site.format = stored_format(&args->part[p].weight);
     }
     return site;
 }

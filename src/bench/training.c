@@ -157,7 +157,7 @@ static nb_status measure_steps(const struct nb_bench_options *o, struct nb_run *
     status = nb_plan_make(run, &plan);
     if (status == NB_OK)
         status = available(run->device, &before);
-    struct nb_session_args args = {.capacity = plan.peak_bytes, .positions_max = run->sequence_len};
+    struct nb_session_args args = {.capacity = plan.peak_bytes, .pinned_capacity = plan.pinned_bytes, .positions_max = run->sequence_len};
     if (status == NB_OK)
         status = nb_session_open(run, &args, &session);
     if (status == NB_OK)

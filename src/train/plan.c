@@ -118,6 +118,7 @@ nb_status nb_plan_make(const struct nb_run *run, struct nb_plan *plan)
     nb_status status = rehearse(session, plan);
     if (status == NB_OK) {
         plan->peak_bytes = nb_arena_high_water(session->arena);
+        plan->pinned_bytes = nb_arena_high_water(session->pinned);
         for (int c = 0; c < NB_CATEGORY_COUNT; c++)
             plan->category_bytes[c] = nb_arena_high_water_of(session->arena, (enum nb_category)c);
         plan->available_bytes = run->available_bytes;

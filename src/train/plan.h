@@ -13,7 +13,8 @@ enum { NB_PLAN_NOTES_MAX = 8 };
 struct nb_plan {
     uint64_t peak_bytes;                     /* high-water mark of the arena: what the run takes, to the byte */
     uint64_t category_bytes[NB_CATEGORY_COUNT]; /* at the peak; they add up to it */
-    uint64_t host_bytes;                     /* staging and batches beside it */
+    uint64_t pinned_bytes;                   /* high-water mark of the pinned host arena: what is kept off the device */
+    uint64_t host_bytes;                     /* staging and batches beside them */
     uint64_t available_bytes;                /* what the device has in all */
     uint64_t trainable_parameters, parameters; /* of the adapter; of the base model */
     uint64_t rows, eval_rows;

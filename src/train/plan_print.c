@@ -104,6 +104,8 @@ void nb_plan_print(const struct nb_run *run, const struct nb_plan *plan, FILE *o
         if (plan->category_bytes[c])
             fprintf(out, "  %10.1f MiB  %s\n", (double)plan->category_bytes[c] / mebibyte,
                 nb_category_name((enum nb_category)c));
+    if (plan->pinned_bytes)
+        fprintf(out, "  %10.1f MiB  of pinned host memory beside it\n", (double)plan->pinned_bytes / mebibyte);
     fprintf(out, "  %10.1f MiB  on the host beside it, for copies\n", (double)plan->host_bytes / mebibyte);
     for (int i = 0; i < plan->notes; i++)
         fprintf(out, "note: %s\n", plan->note[i]);
@@ -137,6 +139,7 @@ nb_status nb_plan_print_json(const struct nb_run *run, const struct nb_plan *pla
         json_array_append_new(notes, json_string(plan->note[i]));
     json_object_set_new(root, "peak_bytes", json_integer((json_int_t)plan->peak_bytes));
     json_object_set_new(root, "categories", categories);
+    json_object_set_new(root, "pinned_bytes", json_integer((json_int_t)plan->pinned_bytes));
     json_object_set_new(root, "host_bytes", json_integer((json_int_t)plan->host_bytes));
     json_object_set_new(root, "available_bytes", json_integer((json_int_t)plan->available_bytes));
     json_object_set_new(root, "fits", json_boolean(plan->peak_bytes <= plan->available_bytes));

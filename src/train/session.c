@@ -47,6 +47,17 @@ static nb_status take_memory(struct nb_session *s, uint64_t capacity)
     return NB_OK;
 }
 
+/* Copies run at the link's full rate only from and to pinned memory, and only then beside the device's work. */
+static nb_status take_pinned_memory(struct nb_session *s, uint64_t capacity)
+{
+    if (s->dry)
+        return nb_arena_create("pinned host memory", dry_base, UINT64_MAX, &s->pinned);
+    if (capacity == 0)
+        return nb_arena_create("pinned host memory", dry_base, 0, &s->pinned);
+    NB_TRY(s->device->host_take(s->device, capacity, &s->pinned_slab));
+    return nb_arena_create("pinned host memory", (uintptr_t)s->pinned_slab, capacity, &s->pinned);
+}
+
 static nb_status make_adapter(struct nb_session *s)
 {
     const struct nb_run *run = s->run;
@@ -81,6 +92,7 @@ static nb_status open_session(struct nb_session *s, const struct nb_session_args
     NB_TRY(nb_device_require_all(s->device));
     NB_TRY(s->device->stream_create(s->device, &s->stream));
     NB_TRY(take_memory(s, args->capacity));
+    NB_TRY(take_pinned_memory(s, args->pinned_capacity));
     NB_TRY(nb_arena_take(s->arena, NB_CATEGORY_BATCH, "step", sizeof(struct nb_step), &s->step.address));
     NB_TRY(s->device->fill_zero(s->device, s->stream, s->step, sizeof(struct nb_step)));
     NB_TRY(nb_model_create(s->device, run->checkpoint, &run->model, &s->model));
@@ -116,11 +128,14 @@ void nb_session_close(struct nb_session **session)
     nb_model_destroy(&s->model);
     nb_adapter_destroy(&s->adapter);
     nb_arena_destroy(&s->arena);
+    nb_arena_destroy(&s->pinned);
     if (s->device) {
         if (s->stream)
             s->device->stream_destroy(s->device, &s->stream);
         if (s->staging)
             s->device->host_give_back(s->device, s->staging);
+        if (s->pinned_slab)
+            s->device->host_give_back(s->device, s->pinned_slab);
         if (!nb_dptr_is_null(s->slab)) {
             watch_memory(s, s->capacity, false);
             s->device->memory_give_back(s->device, s->slab);
@@ -145,7 +160,8 @@ nb_status nb_session_run(
         status = nb_run_open_device(run, site, sites);
     }
     args = (struct nb_session_args){
-        .capacity = nb_arena_high_water(session->arena), .positions_max = positions_max, .shows_progress = true};
+        .capacity = nb_arena_high_water(session->arena), .pinned_capacity = nb_arena_high_water(session->pinned),
+        .positions_max = positions_max, .shows_progress = true};
     nb_session_close(&session);
     if (status == NB_OK && planned)
         *planned = args.capacity;

@@ -14,6 +14,8 @@ struct nb_session {
     struct nb_arena *arena;
     nb_dptr slab;
     uint64_t capacity; /* of the slab */
+    struct nb_arena *pinned; /* host memory that copies reach: what is kept off the device. Its addresses are the host's */
+    void *pinned_slab;       /* NULL on a dry session, where the addresses are invented, and where nothing is kept there */
     struct nb_model *model;
     struct nb_adapter *adapter; /* NULL without one */
     void *staging;              /* nb_adapter_staging_bytes of host memory; NULL without an adapter */
@@ -23,6 +25,7 @@ struct nb_session {
 struct nb_session_args {
     bool dry;
     uint64_t capacity;    /* of the arena, to the byte; ignored when dry */
+    uint64_t pinned_capacity; /* the same of the host's; 0: nothing is kept there */
     int positions_max;    /* rows of the rope tables */
     bool shows_progress;  /* of loading */
 };

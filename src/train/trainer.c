@@ -36,6 +36,11 @@ struct trainer {
     uint64_t measured_tokens;
 };
 
+/* Of the session's arenas, in bytes. */
+struct capacity {
+    uint64_t device, pinned;
+};
+
 static bool is_stopped(const struct trainer *t)
 {
     return t->options->stop && *t->options->stop;
@@ -300,9 +305,10 @@ static nb_status open_metrics(struct trainer *t)
     return status;
 }
 
-static nb_status open_session(struct trainer *t, uint64_t capacity)
+static nb_status open_session(struct trainer *t, const struct capacity *capacity)
 {
-    struct nb_session_args args = {.capacity = capacity, .positions_max = t->run->sequence_len, .shows_progress = true};
+    struct nb_session_args args = {
+        .capacity = capacity->device, .pinned_capacity = capacity->pinned, .positions_max = t->run->sequence_len, .shows_progress = true};
     struct nb_stepper_options options = nb_stepper_options_of(t->run);
     NB_TRY(nb_session_open(t->run, &args, &t->session));
     return nb_stepper_create(t->session, &options, &t->stepper);
@@ -317,7 +323,7 @@ static nb_status take_products(struct trainer *t, const char *checkpoint)
 }
 
 /* The device is opened for the products of a first plan; what memory it then has left decides what each block keeps. */
-static nb_status plan_memory(struct trainer *t, uint64_t *capacity)
+static nb_status plan_memory(struct trainer *t, struct capacity *capacity)
 {
     struct nb_plan plan;
     nb_status status = nb_plan_make(t->run, &plan);
@@ -330,7 +336,7 @@ static nb_status plan_memory(struct trainer *t, uint64_t *capacity)
         status = nb_plan_make(t->run, &plan);
     if (status == NB_OK) {
         nb_plan_print(t->run, &plan, stderr);
-        *capacity = plan.peak_bytes;
+        *capacity = (struct capacity){plan.peak_bytes, plan.pinned_bytes};
         status = nb_product_table_record(&t->run->profile, plan.site, plan.sites, &t->run->recorded);
     }
     nb_plan_destroy(&plan);
@@ -347,7 +353,7 @@ static nb_status begin(struct trainer *t, const char *checkpoint)
             nb_checkpoint_path(t->run->checkpoint));
     if (checkpoint)
         NB_TRY(take_products(t, checkpoint));
-    uint64_t capacity = 0;
+    struct capacity capacity = {0};
     NB_TRY(plan_memory(t, &capacity));
     t->schedule = (struct nb_schedule){
         .kind = t->config->lr_scheduler,
@@ -355,7 +361,7 @@ static nb_status begin(struct trainer *t, const char *checkpoint)
         .warmup_steps = t->run->length.warmup_steps,
         .steps = t->run->length.steps,
     };
-    NB_TRY(open_session(t, capacity));
+    NB_TRY(open_session(t, &capacity));
     if (checkpoint) {
         NB_TRY(nb_checkpoint_state_load(t->session, checkpoint));
         nb_log("resuming from %s, step %" PRId64 " of %" PRId64, checkpoint, t->state.step, t->run->length.steps);

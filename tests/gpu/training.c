@@ -129,7 +129,7 @@ static nb_status train_opened(struct nb_run *run, struct result *result)
     nb_status status = nb_plan_make(run, &plan);
     if (status == NB_OK)
         status = nb_run_open_device(run, plan.site, plan.sites);
-    struct nb_session_args args = {.capacity = plan.peak_bytes, .positions_max = run->sequence_len};
+    struct nb_session_args args = {.capacity = plan.peak_bytes, .pinned_capacity = plan.pinned_bytes, .positions_max = run->sequence_len};
     if (status == NB_OK)
         status = nb_session_open(run, &args, &session);
     if (status == NB_OK)

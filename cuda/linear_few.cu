@@ -66,7 +66,7 @@ NB_KERNEL_FUNCTION void store_rows(const struct nb_few_part &part, const float *
     nb_few_store(part, token, row + output, sum, branch);
 }
 
-template <int KIND> __global__ void __launch_bounds__(THREADS, 2) few_kernel(struct nb_few d)
+template <int KIND> __global__ void __launch_bounds__(THREADS, 2) linear_few_kernel(struct nb_few d)
 {
     int valid = nb_valid_rows(d.slot, d.rows_from, d.row_begin, d.tokens_max), tile = blockIdx.x;
     if (valid == 0)
@@ -144,11 +144,11 @@ static nb_status launch_narrow(cudaStream_t stream, const struct nb_few *few, en
 {
     struct nb_launch launch = {dim3((unsigned)few->tiles[NB_LINEAR_PARTS]), THREADS, SHARED_BYTES};
     if (kind == NB_FEW_PACKED)
-        return nb_cuda_launch("linear, few tokens", few_kernel<NB_FEW_PACKED>, launch, stream, *few);
+        return nb_cuda_launch("linear, few tokens", linear_few_kernel<NB_FEW_PACKED>, launch, stream, *few);
     if (kind == NB_FEW_STRADDLING)
         return nb_cuda_launch(
-            "linear, few tokens, blocks that straddle rows", few_kernel<NB_FEW_STRADDLING>, launch, stream, *few);
-    return nb_cuda_launch("linear, few tokens, bf16", few_kernel<NB_FEW_DENSE>, launch, stream, *few);
+            "linear, few tokens, blocks that straddle rows", linear_few_kernel<NB_FEW_STRADDLING>, launch, stream, *few);
+    return nb_cuda_launch("linear, few tokens, bf16", linear_few_kernel<NB_FEW_DENSE>, launch, stream, *few);
 }
 
 /* All parts of a kind in one launch; the parts of a linear are nearly always of one. */
@@ -189,8 +189,8 @@ nb_status nb_linear_few(struct nb_cuda *cuda, cudaStream_t stream, const struct 
 nb_status nb_linear_few_prepare(struct nb_cuda *cuda)
 {
     (void)cuda;
-    NB_TRY(nb_cuda_load("linear, few tokens", few_kernel<NB_FEW_PACKED>, SHARED_BYTES));
-    NB_TRY(nb_cuda_load("linear, few tokens, blocks that straddle rows", few_kernel<NB_FEW_STRADDLING>, SHARED_BYTES));
-    NB_TRY(nb_cuda_load("linear, few tokens, bf16", few_kernel<NB_FEW_DENSE>, SHARED_BYTES));
+    NB_TRY(nb_cuda_load("linear, few tokens", linear_few_kernel<NB_FEW_PACKED>, SHARED_BYTES));
+    NB_TRY(nb_cuda_load("linear, few tokens, blocks that straddle rows", linear_few_kernel<NB_FEW_STRADDLING>, SHARED_BYTES));
+    NB_TRY(nb_cuda_load("linear, few tokens, bf16", linear_few_kernel<NB_FEW_DENSE>, SHARED_BYTES));
     return nb_linear_few_wide_prepare();
 }

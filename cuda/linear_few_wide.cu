@@ -21,7 +21,7 @@ template <int KIND> NB_KERNEL_FUNCTION int x_offset(int token, int column)
     return token * ROW_BYTES + (KIND == NB_FEW_DENSE ? piece * 16 : piece / 8 * QUARTER_BYTES + piece % 8 * 16);
 }
 
-template <int TILES> struct wide_shape {
+template <int TILES> struct linear_wide_shape {
     static constexpr int TOKENS = 8 * TILES, STAGE_BYTES = TOKENS * ROW_BYTES, BYTES = TABLE_BYTES + 2 * STAGE_BYTES;
 };
 
@@ -39,13 +39,13 @@ NB_KERNEL_FUNCTION void fill_stage(unsigned char *stage, const struct nb_few &d,
     }
 }
 
-template <int TILES> struct wide_sum {
+template <int TILES> struct linear_wide_sum {
     float of[TILES][4];
 };
 
 /* sum += the weights of the run at `column`, times all tokens. stage: the columns from `column` - `within` on. */
 template <int KIND, int TILES>
-NB_KERNEL_FUNCTION void multiply_run(struct wide_sum<TILES> &sum, const struct nb_few_run<KIND> &run,
+NB_KERNEL_FUNCTION void multiply_run(struct linear_wide_sum<TILES> &sum, const struct nb_few_run<KIND> &run,
     const struct nb_few_rows &rows, const unsigned char *stage, int column, int within, int in)
 {
     struct nb_scaled_codes codes[2];
@@ -73,7 +73,7 @@ enum { SUM_ROW = NB_FEW_ROWS + 4 };
 
 template <int TILES>
 NB_KERNEL_FUNCTION void store_sums(
-    const struct nb_few &d, int p, float *sums, int first, int split, int valid, const struct wide_sum<TILES> &sum)
+    const struct nb_few &d, int p, float *sums, int first, int split, int valid, const struct linear_wide_sum<TILES> &sum)
 {
     const struct nb_few_part &part = d.part[p];
     int lane = threadIdx.x % NB_WARP, row = threadIdx.x / NB_WARP * ROWS + lane / 4, outputs = d.outputs[NB_LINEAR_PARTS];
@@ -98,7 +98,7 @@ NB_KERNEL_FUNCTION void store_sums(
 }
 
 /* The grid: tiles of rows, cut by cut. */
-template <int KIND, int TILES> __global__ void __launch_bounds__(THREADS, 1) wide_kernel(struct nb_few d)
+template <int KIND, int TILES> __global__ void __launch_bounds__(THREADS, 1) linear_wide_kernel(struct nb_few d)
 {
     int valid = nb_valid_rows(d.slot, d.rows_from, d.row_begin, d.tokens_max);
     int tiles = d.tiles[NB_LINEAR_PARTS], tile = blockIdx.x % tiles, split = blockIdx.x / tiles;
@@ -118,12 +118,12 @@ template <int KIND, int TILES> __global__ void __launch_bounds__(THREADS, 1) wid
     fill_stage<KIND, TILES>(stages, d, begin, valid);
     nb_copy_async_commit();
     nb_few_fill_table(table, part);
-    struct wide_sum<TILES> sum = {};
+    struct linear_wide_sum<TILES> sum = {};
     for (int column = begin, stage = 0; column < end; column += NB_FEW_DEPTH, stage ^= 1) {
         nb_copy_async_wait<0>();
         nb_block_barrier();
         if (column + NB_FEW_DEPTH < end)
-            fill_stage<KIND, TILES>(stages + (stage ^ 1) * wide_shape<TILES>::STAGE_BYTES, d, column + NB_FEW_DEPTH, valid);
+            fill_stage<KIND, TILES>(stages + (stage ^ 1) * linear_wide_shape<TILES>::STAGE_BYTES, d, column + NB_FEW_DEPTH, valid);
         nb_copy_async_commit();
 #pragma unroll
         for (int within = 0; within < NB_FEW_DEPTH; within += DEPTH) {
@@ -132,7 +132,7 @@ template <int KIND, int TILES> __global__ void __launch_bounds__(THREADS, 1) wid
                 nb_few_fetch<KIND>(&next, rows, column + within + DEPTH, d.in);
             if (column + within < end)
                 multiply_run<KIND, TILES>(
-                    sum, run, rows, stages + stage * wide_shape<TILES>::STAGE_BYTES, column + within, within, d.in);
+                    sum, run, rows, stages + stage * linear_wide_shape<TILES>::STAGE_BYTES, column + within, within, d.in);
         }
     }
     nb_copy_async_wait<0>();
@@ -158,22 +158,22 @@ static __global__ void __launch_bounds__(THREADS) sum_kernel(struct nb_few d)
 
 /* ---- launching ---- */
 
-struct choice {
+struct linear_wide_choice {
     int tokens, shared_bytes;
     void (*kernel)(struct nb_few);
 };
 
-template <int KIND, int TILES> static struct choice choice_of()
+template <int KIND, int TILES> static struct linear_wide_choice choice_of()
 {
-    struct choice choice = {wide_shape<TILES>::TOKENS, wide_shape<TILES>::BYTES, wide_kernel<KIND, TILES>};
+    struct linear_wide_choice choice = {linear_wide_shape<TILES>::TOKENS, linear_wide_shape<TILES>::BYTES, linear_wide_kernel<KIND, TILES>};
     return choice;
 }
 
 enum { KINDS = 3, CHOICES = 4 };
 
-static struct choice choice_at(int kind, int index)
+static struct linear_wide_choice choice_at(int kind, int index)
 {
-    static struct choice (*const of[KINDS][CHOICES])() = {
+    static struct linear_wide_choice (*const of[KINDS][CHOICES])() = {
         {choice_of<NB_FEW_PACKED, 1>, choice_of<NB_FEW_PACKED, 2>, choice_of<NB_FEW_PACKED, 4>, choice_of<NB_FEW_PACKED, 8>},
         {choice_of<NB_FEW_STRADDLING, 1>, choice_of<NB_FEW_STRADDLING, 2>, choice_of<NB_FEW_STRADDLING, 4>,
             choice_of<NB_FEW_STRADDLING, 8>},
@@ -187,7 +187,7 @@ nb_status nb_linear_few_wide(cudaStream_t stream, const struct nb_few *few, enum
     int index = 0;
     while (choice_at(kind, index).tokens < few->tokens_max)
         index++;
-    struct choice choice = choice_at(kind, index);
+    struct linear_wide_choice choice = choice_at(kind, index);
     struct nb_launch launch = {dim3((unsigned)(few->tiles[NB_LINEAR_PARTS] * few->splits)), THREADS, choice.shared_bytes};
     NB_TRY(nb_cuda_launch("linear, up to 64 tokens", choice.kernel, launch, stream, *few));
     if (few->splits == 1)

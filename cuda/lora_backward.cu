@@ -1,6 +1,6 @@
 /* u = round(output_scale * scale * dy B) and db += output_scale * scale * dy^T t, in one pass over dy.
  *
- * product_kernel: a block takes 256 tokens (an absolute tile), a range of outputs and a tile of the rank. dy comes in
+ * lora_product_kernel: a block takes 256 tokens (an absolute tile), a range of outputs and a tile of the rank. dy comes in
  * stages of 128 tokens by 64 outputs (16 KB, cp.async, 2 to 3 under way), and each is used twice: as it lies for u,
  * whose sums over the range stay in registers, and transposed by ldmatrix for db, whose sums over the tile's tokens are
  * complete after two stages. Both leave as fp32 partial sums: u one a range, db one a tile. finish_kernel adds them in
@@ -23,7 +23,7 @@ struct adapter {
     float scale;
 };
 
-struct backward {
+struct lora_products {
     struct adapter part[NB_LINEAR_PARTS];
     const struct nb_slot *slot;
     enum nb_row_count rows_from;
@@ -33,7 +33,7 @@ struct backward {
     unsigned u_blocks[NB_LINEAR_PARTS + 1], db_blocks[NB_LINEAR_PARTS + 1]; /* of finish_kernel, before each part */
 };
 
-template <int TILE> struct shape {
+template <int TILE> struct lora_shape {
     static constexpr int STAGES = TILE == 16 ? 4 : 3, AHEAD = STAGES - 1;
     static constexpr int ROW_BYTES = nb_tile_row<TILE>::BYTES;
     static constexpr int T_BYTES = NB_TILE_TOKENS * ROW_BYTES, B_BYTES = NB_LORA_DEPTH * ROW_BYTES;
@@ -67,7 +67,7 @@ NB_KERNEL_FUNCTION void fill_ranks(
 template <int TILE>
 NB_KERNEL_FUNCTION void fill_stage(unsigned char *shared, const struct adapter &part, const struct place &at, int step)
 {
-    typedef struct shape<TILE> s;
+    typedef struct lora_shape<TILE> s;
     unsigned char *dy = shared + s::DY_AT + step % s::STAGES * s::DY_BYTES;
     int piece = threadIdx.x % PIECES, output = at.begin + step / 2 * NB_LORA_DEPTH, column = output + 8 * piece;
     int bytes = at.end - column < 8 ? (at.end - column) * 2 : 16;
@@ -177,7 +177,7 @@ NB_KERNEL_FUNCTION void store_u(
 }
 
 /* Which part, range and ranks a block has. Tiles of ranks lie next to each other in the grid: they read the same dy. */
-NB_KERNEL_FUNCTION struct adapter place_of(const struct backward &d, struct place *at)
+NB_KERNEL_FUNCTION struct adapter place_of(const struct lora_products &d, struct place *at)
 {
     int inner = blockIdx.x % d.blocks;
     at->tile = blockIdx.x / d.blocks;
@@ -199,9 +199,9 @@ NB_KERNEL_FUNCTION struct adapter place_of(const struct backward &d, struct plac
     return part;
 }
 
-template <int TILE> __global__ void __launch_bounds__(THREADS, TILE == 64 ? 1 : 2) product_kernel(struct backward d)
+template <int TILE> __global__ void __launch_bounds__(THREADS, TILE == 64 ? 1 : 2) lora_product_kernel(struct lora_products d)
 {
-    typedef struct shape<TILE> s;
+    typedef struct lora_shape<TILE> s;
     struct place at;
     struct adapter part = place_of(d, &at);
     at.rank *= TILE;
@@ -238,7 +238,7 @@ template <int TILE> __global__ void __launch_bounds__(THREADS, TILE == 64 ? 1 : 
 /* ---- the partial sums' sum ---- */
 
 /* A thread: two ranks of a row of u. Rows from the last valid one to the end of its tile become zeros. */
-NB_KERNEL_FUNCTION void finish_u(const struct adapter &part, const struct backward &d, int64_t pair, int valid)
+NB_KERNEL_FUNCTION void finish_u(const struct adapter &part, const struct lora_products &d, int64_t pair, int valid)
 {
     int64_t row = pair / (part.width / 2), token = d.first + row;
     int rank = (int)(pair % (part.width / 2)) * 2;
@@ -263,7 +263,7 @@ NB_KERNEL_FUNCTION void finish_u(const struct adapter &part, const struct backwa
 }
 
 /* A thread: two ranks of a row of db. */
-NB_KERNEL_FUNCTION void finish_db(const struct adapter &part, const struct backward &d, int64_t pair, int valid)
+NB_KERNEL_FUNCTION void finish_db(const struct adapter &part, const struct lora_products &d, int64_t pair, int valid)
 {
     int64_t output = pair / (part.width / 2);
     int rank = (int)(pair % (part.width / 2)) * 2;
@@ -284,7 +284,7 @@ NB_KERNEL_FUNCTION void finish_db(const struct adapter &part, const struct backw
         db[1] = second;
 }
 
-static __global__ void __launch_bounds__(THREADS) finish_kernel(struct backward d)
+static __global__ void __launch_bounds__(THREADS) finish_kernel(struct lora_products d)
 {
     int valid = nb_valid_rows(d.slot, d.rows_from, d.row_begin, d.tokens_max);
     if (d.first >= valid)
@@ -311,10 +311,10 @@ static __global__ void __launch_bounds__(THREADS) finish_kernel(struct backward 
 
 /* ---- launching ---- */
 
-static struct backward backward_of(const struct nb_linear_backward *args, const struct nb_lora_backward_plan *plan,
+static struct lora_products backward_of(const struct nb_linear_backward *args, const struct nb_lora_backward_plan *plan,
     const nb_dptr u[NB_LINEAR_PARTS], nb_dptr partials)
 {
-    struct backward d = {};
+    struct lora_products d = {};
     d.slot = nb_pointer<const struct nb_slot>(args->slot);
     d.rows_from = args->rows_from;
     d.row_begin = args->row_begin_chunk;
@@ -345,7 +345,7 @@ static struct backward backward_of(const struct nb_linear_backward *args, const 
 }
 
 /* Both kernels for the group of tiles that begins at d->first. */
-static nb_status run_group(cudaStream_t stream, struct backward *d, int tile)
+static nb_status run_group(cudaStream_t stream, struct lora_products *d, int tile)
 {
     for (int p = 0; p < NB_LINEAR_PARTS; p++) {
         int64_t half = d->part[p].width / 2;
@@ -353,15 +353,15 @@ static nb_status run_group(cudaStream_t stream, struct backward *d, int tile)
         d->db_blocks[p + 1] = d->db_blocks[p] + nb_blocks_of(d->part[p].out * half, THREADS);
     }
     unsigned blocks = (unsigned)(d->tiles * d->blocks);
-    struct nb_launch launch = {dim3(blocks), THREADS, shape<16>::BYTES};
+    struct nb_launch launch = {dim3(blocks), THREADS, lora_shape<16>::BYTES};
     if (tile == 16) {
-        NB_TRY(nb_cuda_launch("lora backward", product_kernel<16>, launch, stream, *d));
+        NB_TRY(nb_cuda_launch("lora backward", lora_product_kernel<16>, launch, stream, *d));
     } else if (tile == 32) {
-        launch.shared_bytes = shape<32>::BYTES;
-        NB_TRY(nb_cuda_launch("lora backward", product_kernel<32>, launch, stream, *d));
+        launch.shared_bytes = lora_shape<32>::BYTES;
+        NB_TRY(nb_cuda_launch("lora backward", lora_product_kernel<32>, launch, stream, *d));
     } else {
-        launch.shared_bytes = shape<64>::BYTES;
-        NB_TRY(nb_cuda_launch("lora backward", product_kernel<64>, launch, stream, *d));
+        launch.shared_bytes = lora_shape<64>::BYTES;
+        NB_TRY(nb_cuda_launch("lora backward", lora_product_kernel<64>, launch, stream, *d));
     }
     struct nb_launch finish = {dim3(d->u_blocks[NB_LINEAR_PARTS] + d->db_blocks[NB_LINEAR_PARTS]), THREADS, 0};
     return nb_cuda_launch("lora backward, sum", finish_kernel, finish, stream, *d);
@@ -375,7 +375,7 @@ nb_status nb_lora_backward(
     nb_lora_backward_plan_of(args, &plan);
     if (plan.blocks == 0)
         return NB_OK;
-    struct backward d = backward_of(args, &plan, u, partials);
+    struct lora_products d = backward_of(args, &plan, u, partials);
     int tiles = (int)nb_blocks_of(args->tokens_max, NB_TILE_TOKENS);
     d.tiles = plan.group;
     for (int tile = 0; tile < tiles; tile += plan.group) {
@@ -387,8 +387,8 @@ nb_status nb_lora_backward(
 
 nb_status nb_lora_backward_prepare(void)
 {
-    NB_TRY(nb_cuda_load("lora backward", product_kernel<16>, shape<16>::BYTES));
-    NB_TRY(nb_cuda_load("lora backward", product_kernel<32>, shape<32>::BYTES));
-    NB_TRY(nb_cuda_load("lora backward", product_kernel<64>, shape<64>::BYTES));
+    NB_TRY(nb_cuda_load("lora backward", lora_product_kernel<16>, lora_shape<16>::BYTES));
+    NB_TRY(nb_cuda_load("lora backward", lora_product_kernel<32>, lora_shape<32>::BYTES));
+    NB_TRY(nb_cuda_load("lora backward", lora_product_kernel<64>, lora_shape<64>::BYTES));
     return nb_cuda_load("lora backward, sum", finish_kernel, 0);
 }

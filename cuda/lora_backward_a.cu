@@ -12,7 +12,7 @@
 
 enum { THREADS = 128, TOKENS = 64, TILE_STAGES = NB_TILE_TOKENS / TOKENS };
 
-struct backward {
+struct lora_gradient {
     const nb_bf16 *x;
     const struct nb_slot *slot;
     struct nb_tile_dropout random;
@@ -23,7 +23,7 @@ struct backward {
 
 /* COLUMNS: 64, or 32 where wider ones would leave multiprocessors without a block. A result's bits are the same with
  * either. */
-template <int TILE, int COLUMNS> struct shape {
+template <int TILE, int COLUMNS> struct gradient_shape {
     static constexpr int STAGES = TILE > 64 ? 4 : COLUMNS == 64 ? 6 : 8;
     /* A thread's pieces of x are ROWS apart. */
     static constexpr int PIECES = COLUMNS / 8, X_PIECES = TOKENS * PIECES / THREADS, ROWS = THREADS / PIECES;
@@ -39,9 +39,9 @@ template <int TILE, int COLUMNS> struct fragments {
 /* Tokens [token, token + 64): x's columns from `column` on and u's stacked ranks from `rank` on, zeros behind the valid
  * tokens. */
 template <int TILE, int COLUMNS>
-NB_KERNEL_FUNCTION void fill_stage(unsigned char *stage, const struct backward &d, int token, int valid, int column, int rank)
+NB_KERNEL_FUNCTION void fill_stage(unsigned char *stage, const struct lora_gradient &d, int token, int valid, int column, int rank)
 {
-    typedef struct shape<TILE, COLUMNS> s;
+    typedef struct gradient_shape<TILE, COLUMNS> s;
     int piece = threadIdx.x % s::PIECES;
     bool inside = column + 8 * piece < d.in;
 #pragma unroll
@@ -64,9 +64,9 @@ NB_KERNEL_FUNCTION void fill_stage(unsigned char *stage, const struct backward &
 /* Drops what this thread copied of a stage. */
 template <int TILE, int COLUMNS>
 NB_KERNEL_FUNCTION void mask_stage(
-    unsigned char *stage, const struct backward &d, struct nb_dropout dropout, int token, int valid, int column)
+    unsigned char *stage, const struct lora_gradient &d, struct nb_dropout dropout, int token, int valid, int column)
 {
-    typedef struct shape<TILE, COLUMNS> s;
+    typedef struct gradient_shape<TILE, COLUMNS> s;
     int piece = threadIdx.x % s::PIECES;
 #pragma unroll 1
     for (int i = 0; i < s::X_PIECES; i++) {
@@ -81,7 +81,7 @@ NB_KERNEL_FUNCTION void mask_stage(
 template <int TILE, int COLUMNS>
 NB_KERNEL_FUNCTION void multiply_stage(unsigned char *stage, struct fragments<TILE, COLUMNS> &sum)
 {
-    typedef struct shape<TILE, COLUMNS> s;
+    typedef struct gradient_shape<TILE, COLUMNS> s;
     int piece = threadIdx.x / NB_WARP * s::WARP_TILES;
 #pragma unroll
     for (int k = 0; k < TOKENS / 16; k++) {
@@ -123,7 +123,7 @@ NB_KERNEL_FUNCTION void add_tile(
  * or not. */
 template <int TILE, int COLUMNS, bool STORE>
 NB_KERNEL_FUNCTION void move_gradient(
-    const struct backward &d, int column, int rank, struct fragments<TILE, COLUMNS> &gradient, float factor[TILE / 8])
+    const struct lora_gradient &d, int column, int rank, struct fragments<TILE, COLUMNS> &gradient, float factor[TILE / 8])
 {
     int lane = threadIdx.x % NB_WARP;
     column += threadIdx.x / NB_WARP * (COLUMNS / 4) + lane % 4 * 2;
@@ -151,9 +151,9 @@ NB_KERNEL_FUNCTION void move_gradient(
     }
 }
 
-template <int TILE, int COLUMNS, bool DROPOUT> __global__ void __launch_bounds__(THREADS, 1) a_kernel(struct backward d)
+template <int TILE, int COLUMNS, bool DROPOUT> __global__ void __launch_bounds__(THREADS, 1) lora_a_kernel(struct lora_gradient d)
 {
-    typedef struct shape<TILE, COLUMNS> s;
+    typedef struct gradient_shape<TILE, COLUMNS> s;
     int rank = (int)(blockIdx.x % d.tiles) * TILE, column = (int)(blockIdx.x / d.tiles) * COLUMNS;
     int valid = nb_valid_rows(d.slot, d.rows_from, d.row_begin, d.tokens_max), steps = (valid + TOKENS - 1) / TOKENS;
     if (valid == 0)
@@ -193,16 +193,16 @@ template <int TILE, int COLUMNS, bool DROPOUT> __global__ void __launch_bounds__
 
 /* ---- launching ---- */
 
-struct choice {
+struct gradient_choice {
     int tile, columns, shared_bytes;
-    void (*plain)(struct backward);
-    void (*dropping)(struct backward);
+    void (*plain)(struct lora_gradient);
+    void (*dropping)(struct lora_gradient);
 };
 
-template <int TILE, int COLUMNS> static struct choice choice_of()
+template <int TILE, int COLUMNS> static struct gradient_choice choice_of()
 {
-    struct choice choice = {
-        TILE, COLUMNS, shape<TILE, COLUMNS>::BYTES, a_kernel<TILE, COLUMNS, false>, a_kernel<TILE, COLUMNS, true>};
+    struct gradient_choice choice = {
+        TILE, COLUMNS, gradient_shape<TILE, COLUMNS>::BYTES, lora_a_kernel<TILE, COLUMNS, false>, lora_a_kernel<TILE, COLUMNS, true>};
     return choice;
 }
 
@@ -210,9 +210,9 @@ template <int TILE, int COLUMNS> static struct choice choice_of()
  * with the rank. */
 enum { CHOICES = 8, BLOCKS = 128, NARROW_TILE = 32 };
 
-static struct choice choice_at(int index)
+static struct gradient_choice choice_at(int index)
 {
-    static struct choice (*const of[CHOICES])() = {
+    static struct gradient_choice (*const of[CHOICES])() = {
         choice_of<16, 64>, choice_of<32, 64>, choice_of<48, 64>, choice_of<64, 64>, choice_of<96, 64>, choice_of<128, 64>,
         choice_of<16, 32>, choice_of<32, 32>};
     return of[index]();
@@ -226,7 +226,7 @@ nb_status nb_lora_backward_a(
     nb_lora_stack_of(args->part, args->parts, &stack);
     if (stack.tiles == 0)
         return NB_OK;
-    struct backward d = {};
+    struct lora_gradient d = {};
     d.x = nb_pointer<const nb_bf16>(args->x);
     d.slot = nb_pointer<const struct nb_slot>(args->slot);
     d.random.slot = d.slot;
@@ -254,7 +254,7 @@ nb_status nb_lora_backward_a(
     int columns = narrow ? 32 : 64, index = 0;
     while (choice_at(index).tile != stack.tile || choice_at(index).columns != columns)
         index++;
-    struct choice choice = choice_at(index);
+    struct gradient_choice choice = choice_at(index);
     struct nb_launch launch = {dim3(nb_blocks_of(args->in, columns) * (unsigned)stack.tiles), THREADS, choice.shared_bytes};
     return nb_cuda_launch("lora backward, da", stack.dropout ? choice.dropping : choice.plain, launch, stream, d);
 }
@@ -262,7 +262,7 @@ nb_status nb_lora_backward_a(
 nb_status nb_lora_backward_a_prepare(void)
 {
     for (int i = 0; i < CHOICES; i++) {
-        struct choice choice = choice_at(i);
+        struct gradient_choice choice = choice_at(i);
         NB_TRY(nb_cuda_load("lora backward, da", choice.plain, choice.shared_bytes));
         NB_TRY(nb_cuda_load("lora backward, da with dropout", choice.dropping, choice.shared_bytes));
     }

@@ -1,6 +1,6 @@
 /* t = round(dropout(x) A^T / (1 - dropout)) for the parts of a linear.
  *
- * down_kernel: a block multiplies 128 tokens by a tile of the stacked ranks of all parts over a fixed cut of `in`,
+ * lora_down_kernel: a block multiplies 128 tokens by a tile of the stacked ranks of all parts over a fixed cut of `in`,
  * through a pipeline of cp.async stages of 64 columns. One tile of ranks covers 128 of them, so x is read once: 2 *
  * tokens * in bytes, which is what bounds it (r = 16 for q, k and v: ldmatrix reads 512 clocks a stage of 16 KB, 32
  * bytes a clock, where the memory of an H200 brings 20.8). Where the tiles of tokens alone do not fill the chip `in` is
@@ -14,7 +14,7 @@
 
 enum { THREADS = 256, FEW_THREADS = 128, PIECES = NB_LORA_DEPTH / 8 };
 
-struct down {
+struct lora_down {
     const nb_bf16 *x;
     const struct nb_slot *slot;
     struct nb_tile_dropout random;
@@ -25,7 +25,7 @@ struct down {
     int tiles, splits, split_columns;
 };
 
-template <int TILE> struct down_shape {
+template <int TILE> struct lora_down_shape {
     static constexpr int WARPS_N = TILE >= 64 ? 2 : 1, ROWS = NB_LORA_ROWS / (8 / WARPS_N), COLUMNS = TILE / WARPS_N;
     static constexpr int STAGES = TILE <= 64 ? 4 : 3;
     static constexpr int STAGE_BYTES = (NB_LORA_ROWS + TILE) * NB_LORA_DEPTH * 2, BYTES = STAGES * STAGE_BYTES;
@@ -33,20 +33,20 @@ template <int TILE> struct down_shape {
 };
 
 /* A warp's share of the block's tile, in fragments of 16 by 8. */
-template <int TILE> struct down_sum {
-    float of[down_shape<TILE>::ROWS / 16][down_shape<TILE>::COLUMNS / 8][4];
+template <int TILE> struct lora_down_sum {
+    float of[lora_down_shape<TILE>::ROWS / 16][lora_down_shape<TILE>::COLUMNS / 8][4];
 };
 
 /* A thread's share of filling the stages: x rows tid / 8, + 32, ..., ranks the same, always piece tid % 8. */
-template <int TILE> struct down_source {
-    const nb_bf16 *x[down_shape<TILE>::X_PIECES]; /* NULL: no such row */
-    const nb_bf16 *a[down_shape<TILE>::A_PIECES];
+template <int TILE> struct lora_down_source {
+    const nb_bf16 *x[lora_down_shape<TILE>::X_PIECES]; /* NULL: no such row */
+    const nb_bf16 *a[lora_down_shape<TILE>::A_PIECES];
 };
 
 template <int TILE>
-NB_KERNEL_FUNCTION void fill_stage(unsigned char *stage, const struct down_source<TILE> &from, int column, int end)
+NB_KERNEL_FUNCTION void fill_stage(unsigned char *stage, const struct lora_down_source<TILE> &from, int column, int end)
 {
-    typedef down_shape<TILE> shape;
+    typedef lora_down_shape<TILE> shape;
     int row = threadIdx.x / PIECES, piece = threadIdx.x % PIECES;
     bool inside = column < end;
 #pragma unroll
@@ -63,9 +63,9 @@ NB_KERNEL_FUNCTION void fill_stage(unsigned char *stage, const struct down_sourc
 
 /* sum += the warp's part of a stage. */
 template <int TILE>
-NB_KERNEL_FUNCTION void multiply_stage(unsigned char *stage, struct down_sum<TILE> &sum)
+NB_KERNEL_FUNCTION void multiply_stage(unsigned char *stage, struct lora_down_sum<TILE> &sum)
 {
-    typedef down_shape<TILE> shape;
+    typedef lora_down_shape<TILE> shape;
     int warp = threadIdx.x / NB_WARP, row = warp / shape::WARPS_N * shape::ROWS;
     int rank = warp % shape::WARPS_N * shape::COLUMNS;
     unsigned char *ranks = stage + NB_LORA_ROWS * NB_LORA_DEPTH * 2;
@@ -100,9 +100,9 @@ NB_KERNEL_FUNCTION void store_pair(const struct nb_stacked_part &part, int64_t r
 
 template <int TILE>
 NB_KERNEL_FUNCTION void store_tile(
-    const struct down &d, int row, int column, int split, int valid, struct down_sum<TILE> &sum)
+    const struct lora_down &d, int row, int column, int split, int valid, struct lora_down_sum<TILE> &sum)
 {
-    typedef down_shape<TILE> shape;
+    typedef lora_down_shape<TILE> shape;
     int warp = threadIdx.x / NB_WARP, lane = threadIdx.x % NB_WARP;
     row += warp / shape::WARPS_N * shape::ROWS + lane / 4;
     column += warp % shape::WARPS_N * shape::COLUMNS + lane % 4 * 2;
@@ -126,9 +126,9 @@ NB_KERNEL_FUNCTION void store_tile(
 
 /* The grid: tiles of tokens, within them cuts of `in`, within them tiles of ranks, which share the x they read. */
 template <int TILE, bool DROPOUT>
-__global__ void __launch_bounds__(THREADS, TILE <= 64 ? 2 : 1) down_kernel(struct down d)
+__global__ void __launch_bounds__(THREADS, TILE <= 64 ? 2 : 1) lora_down_kernel(struct lora_down d)
 {
-    typedef down_shape<TILE> shape;
+    typedef lora_down_shape<TILE> shape;
     int tile = blockIdx.x % d.tiles, split = blockIdx.x / d.tiles % d.splits;
     int row = (int)(blockIdx.x / (d.tiles * d.splits)) * NB_LORA_ROWS, column = tile * TILE;
     int valid = nb_valid_rows(d.slot, d.rows_from, d.row_begin, d.tokens_max);
@@ -138,7 +138,7 @@ __global__ void __launch_bounds__(THREADS, TILE <= 64 ? 2 : 1) down_kernel(struc
     int begin = split * d.split_columns, end = begin + d.split_columns < d.in ? begin + d.split_columns : d.in;
     int steps = (end - begin + NB_LORA_DEPTH - 1) / NB_LORA_DEPTH;
     int own = threadIdx.x / PIECES, piece = threadIdx.x % PIECES;
-    struct down_source<TILE> from;
+    struct lora_down_source<TILE> from;
     struct nb_dropout dropout[shape::X_PIECES];
     int masked_column = column;
     struct nb_stacked_part masked = nb_stacked_part_of(d.part, &masked_column);
@@ -157,7 +157,7 @@ __global__ void __launch_bounds__(THREADS, TILE <= 64 ? 2 : 1) down_kernel(struc
         struct nb_stacked_part part = nb_stacked_part_of(d.part, &rank);
         from.a[i] = part.rank > 0 ? part.matrix + (int64_t)rank * d.in : NULL;
     }
-    struct down_sum<TILE> sum = {};
+    struct lora_down_sum<TILE> sum = {};
     for (int step = 0; step < shape::STAGES - 1; step++) {
         if (step < steps)
             fill_stage<TILE>(shared + step * shape::STAGE_BYTES, from, begin + step * NB_LORA_DEPTH + 8 * piece, end);
@@ -185,7 +185,7 @@ __global__ void __launch_bounds__(THREADS, TILE <= 64 ? 2 : 1) down_kernel(struc
 }
 
 /* t from the cuts' sums: a thread a pair of stacked columns. */
-static __global__ void __launch_bounds__(THREADS) sum_kernel(struct down d)
+static __global__ void __launch_bounds__(THREADS) sum_kernel(struct lora_down d)
 {
     int64_t pair = (int64_t)blockIdx.x * THREADS + threadIdx.x;
     int64_t row = pair / (d.width / 2);
@@ -205,7 +205,7 @@ static __global__ void __launch_bounds__(THREADS) sum_kernel(struct down d)
 }
 
 /* A stacked column of t for up to NB_LORA_FEW_TOKENS tokens. */
-static __global__ void __launch_bounds__(FEW_THREADS) few_kernel(struct down d)
+static __global__ void __launch_bounds__(FEW_THREADS) few_kernel(struct lora_down d)
 {
     int valid = nb_valid_rows(d.slot, d.rows_from, d.row_begin, d.tokens_max), column = blockIdx.x;
     struct nb_stacked_part part = nb_stacked_part_of(d.part, &column);
@@ -245,31 +245,31 @@ static __global__ void __launch_bounds__(FEW_THREADS) few_kernel(struct down d)
 
 /* ---- launching ---- */
 
-typedef void (*down_function)(struct down);
+typedef void (*lora_down_function)(struct lora_down);
 
-struct down_choice {
+struct lora_down_choice {
     int tile, shared_bytes;
-    down_function plain, dropping;
+    lora_down_function plain, dropping;
 };
 
-template <int TILE> static struct down_choice choice_of()
+template <int TILE> static struct lora_down_choice choice_of()
 {
-    struct down_choice choice = {TILE, down_shape<TILE>::BYTES, down_kernel<TILE, false>, down_kernel<TILE, true>};
+    struct lora_down_choice choice = {TILE, lora_down_shape<TILE>::BYTES, lora_down_kernel<TILE, false>, lora_down_kernel<TILE, true>};
     return choice;
 }
 
 enum { CHOICES = 6 };
 
-static struct down_choice choice_at(int index)
+static struct lora_down_choice choice_at(int index)
 {
-    static struct down_choice (*const of[CHOICES])() = {
+    static struct lora_down_choice (*const of[CHOICES])() = {
         choice_of<16>, choice_of<32>, choice_of<48>, choice_of<64>, choice_of<96>, choice_of<128>};
     return of[index]();
 }
 
-static struct down down_of(const struct nb_linear *args, const struct nb_lora_down_plan *plan, nb_dptr partials)
+static struct lora_down down_of(const struct nb_linear *args, const struct nb_lora_down_plan *plan, nb_dptr partials)
 {
-    struct down d = {};
+    struct lora_down d = {};
     d.x = nb_pointer<const nb_bf16>(args->x);
     d.slot = nb_pointer<const struct nb_slot>(args->slot);
     d.random.slot = d.slot;
@@ -307,7 +307,7 @@ nb_status nb_lora_down(struct nb_cuda *cuda, cudaStream_t stream, const struct n
     nb_lora_down_plan_of(args, &plan);
     if (plan.stack.tiles == 0)
         return NB_OK;
-    struct down d = down_of(args, &plan, partials);
+    struct lora_down d = down_of(args, &plan, partials);
     if (nb_lora_site_tokens(args->site_tokens, args->tokens_max) <= NB_LORA_FEW_TOKENS && !plan.stack.dropout) {
         struct nb_launch few = {
             dim3((unsigned)plan.stack.begin[NB_LINEAR_PARTS]), FEW_THREADS, NB_LORA_FEW_TOKENS * FEW_THREADS / NB_WARP * 4};
@@ -316,7 +316,7 @@ nb_status nb_lora_down(struct nb_cuda *cuda, cudaStream_t stream, const struct n
     int index = 0;
     while (choice_at(index).tile != plan.stack.tile)
         index++;
-    struct down_choice choice = choice_at(index);
+    struct lora_down_choice choice = choice_at(index);
     unsigned blocks = nb_blocks_of(args->tokens_max, NB_LORA_ROWS) * (unsigned)(plan.stack.tiles * plan.splits);
     struct nb_launch launch = {dim3(blocks), THREADS, choice.shared_bytes};
     NB_TRY(nb_cuda_launch("lora down", plan.stack.dropout ? choice.dropping : choice.plain, launch, stream, d));
@@ -330,7 +330,7 @@ nb_status nb_lora_down(struct nb_cuda *cuda, cudaStream_t stream, const struct n
 nb_status nb_lora_down_prepare(void)
 {
     for (int i = 0; i < CHOICES; i++) {
-        struct down_choice choice = choice_at(i);
+        struct lora_down_choice choice = choice_at(i);
         NB_TRY(nb_cuda_load("lora down", choice.plain, choice.shared_bytes));
         NB_TRY(nb_cuda_load("lora down with dropout", choice.dropping, choice.shared_bytes));
     }

@@ -1,4 +1,4 @@
-#include "train/plan.h"
+#include "train/plan_limits.h"
 
 #include "command/open.h"
 #include "config/device_profile.h"
@@ -7,27 +7,60 @@ static const struct nb_option options[] = {
     NB_OPTION_SET,
     {.name = "device", .type = NB_OPTION_TEXT, .value = "NAME",
         .help = "plan for this GPU, which need not be here: a name of configs/devices (rtx-4090), or a file"},
+    {.name = "longest-context", .type = NB_OPTION_FLAG, .help = "the longest rows that fit, in place of the plan"},
+    {.name = "largest-batch", .type = NB_OPTION_FLAG, .help = "the most rows at a time that fit, in place of the plan"},
     {.name = "json", .type = NB_OPTION_FLAG, .help = "one JSON object instead of a table"},
     {.name = "allocations", .type = NB_OPTION_FLAG, .help = "also every allocation that stands at the peak, largest first"},
     {0},
 };
 
-static nb_status print_plan(const struct nb_config *config, const char *device, bool json, bool allocations)
+/* What the command line asks for. */
+struct wanted {
+    const char *device; /* NULL: this machine's */
+    bool json, allocations, longest_context, largest_batch;
+};
+
+static nb_status print_limit(struct nb_run *run, enum nb_plan_limit limit)
+{
+    static const double mebibyte = 1024.0 * 1024.0;
+    struct nb_plan_limit_found found;
+    NB_TRY(nb_plan_find_limit(run, limit, &found));
+    printf("sequence_len: %d with micro_batch_size: %d: %.1f MiB of %.0f MiB on %s", found.sequence_len, found.micro_batch_size,
+        (double)found.peak_bytes / mebibyte, (double)run->available_bytes / mebibyte, run->profile.name);
+    if (found.pinned_bytes)
+        printf(", %.1f MiB of pinned host memory", (double)found.pinned_bytes / mebibyte);
+    printf("; %d of %d blocks computed again", found.blocks - found.kept_everything, found.blocks);
+    if (run->profile.bf16_tflops > 0)
+        printf("; a micro-batch takes no less than %.3g s", found.step_flops / 1e12 / (double)run->profile.bf16_tflops);
+    printf("\n");
+    return NB_OK;
+}
+
+static nb_status print_plan(const struct nb_config *config, const struct wanted *wanted)
 {
     struct nb_run *opened = NULL;
     struct nb_plan plan = {0};
     struct nb_device_profile profile;
-    if (device)
-        NB_TRY(nb_device_profile_read(device, &profile));
+    if (wanted->device)
+        NB_TRY(nb_device_profile_read(wanted->device, &profile));
     NB_TRY(nb_run_open(
-        &(struct nb_run_args){.config = config, .purpose = NB_PURPOSE_TRAIN, .profile = device ? &profile : NULL}, &opened));
-    nb_status status = nb_plan_make(opened, &plan);
-    if (status == NB_OK) {
-        if (json)
+        &(struct nb_run_args){.config = config, .purpose = NB_PURPOSE_TRAIN, .profile = wanted->device ? &profile : NULL}, &opened));
+    nb_status status = NB_OK;
+    if (wanted->longest_context)
+        status = print_limit(opened, NB_PLAN_LONGEST_CONTEXT);
+    if (status == NB_OK && wanted->largest_batch) {
+        nb_run_resize(opened, (int)config->sequence_len, (int)config->micro_batch_size);
+        status = print_limit(opened, NB_PLAN_LARGEST_BATCH);
+    }
+    bool whole = !wanted->longest_context && !wanted->largest_batch;
+    if (status == NB_OK && whole)
+        status = nb_plan_make(opened, &plan);
+    if (status == NB_OK && whole) {
+        if (wanted->json)
             status = nb_plan_print_json(opened, &plan, stdout);
         else
             nb_plan_print(opened, &plan, stdout);
-        if (allocations && !json)
+        if (wanted->allocations && !wanted->json)
             fputs(plan.allocations, stdout);
     }
     nb_plan_destroy(&plan);
@@ -39,9 +72,14 @@ static nb_status run(const struct nb_arguments *arguments)
 {
     struct nb_config config;
     NB_TRY(nb_open_training_config(arguments, &config));
-    nb_status status = print_plan(&config, arguments->text[nb_option_index(&nb_command_plan, "device")],
-        arguments->given[nb_option_index(&nb_command_plan, "json")],
-        arguments->given[nb_option_index(&nb_command_plan, "allocations")]);
+    const struct wanted wanted = {
+        .device = arguments->text[nb_option_index(&nb_command_plan, "device")],
+        .json = arguments->given[nb_option_index(&nb_command_plan, "json")],
+        .allocations = arguments->given[nb_option_index(&nb_command_plan, "allocations")],
+        .longest_context = arguments->given[nb_option_index(&nb_command_plan, "longest-context")],
+        .largest_batch = arguments->given[nb_option_index(&nb_command_plan, "largest-batch")],
+    };
+    nb_status status = print_plan(&config, &wanted);
     nb_config_destroy(&config);
     return status;
 }

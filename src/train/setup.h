@@ -82,6 +82,9 @@ nb_status nb_run_open(const struct nb_run_args *args, struct nb_run **run);
 /* Takes NULL; nulls the handle. */
 void nb_run_destroy(struct nb_run **run);
 
+/* Sizes a training run as if the config had said so, for plans: the data stays as it was read, so neither may be less than the config's. */
+void nb_run_resize(struct nb_run *run, int sequence_len, int micro_batch_size);
+
 /* Why a run of this config computes in the dtype it does, where the user may wonder ("bf16: auto is fp32 here ..."); NULL if not. */
 const char *nb_run_precision_note(const struct nb_run *run);
 

@@ -159,6 +159,14 @@ static nb_status measure_steps(struct nb_run *run)
     return NB_OK;
 }
 
+void nb_run_resize(struct nb_run *run, int sequence_len, int micro_batch_size)
+{
+    int tokens = sequence_len * micro_batch_size;
+    run->sequence_len = sequence_len;
+    run->limits = limits_of(run, tokens, micro_batch_size * (int)nb_batch_plan_bin_rows_max(run->batches), sequence_len);
+    run->eval_limits = limits_of(run, tokens, group_sequences(tokens), sequence_len);
+}
+
 nb_status nb_setup_training_data(struct nb_run *run)
 {
     const struct nb_config *config = run->config;
@@ -176,9 +184,7 @@ nb_status nb_setup_training_data(struct nb_run *run)
         .shuffle = config->shuffle_merged_datasets,
     };
     NB_TRY(nb_batch_plan_open(run->data, run->train_rows, run->train_count, &options, &run->batches));
-    int sequences = (int)config->micro_batch_size * (int)nb_batch_plan_bin_rows_max(run->batches);
-    run->limits = limits_of(run, (int)tokens, sequences, run->sequence_len);
-    run->eval_limits = limits_of(run, (int)tokens, group_sequences((int)tokens), run->sequence_len);
+    nb_run_resize(run, run->sequence_len, (int)config->micro_batch_size);
     return measure_steps(run);
 }
 

@@ -48,6 +48,8 @@ nb_status nb_cuda_attention_backward(
 {
     NB_TRY(nb_check_attention_backward(a));
     NB_TRY(nb_cuda_refuse_f32("attention_backward", a->activation));
+    uint64_t needed = nb_cuda_attention_backward_scratch_bytes(&device->profile, a);
+    NB_TRY(nb_cuda_require_scratch("attention_backward", &a->scratch, needed));
     struct nb_attention_view view = nb_attention_view_of(a);
     view.d_o = nb_pointer<const nb_bf16>(a->d_o), view.d_o_stride = a->d_o_stride;
     view.dq = nb_pointer<nb_bf16>(a->dq), view.dk = nb_pointer<nb_bf16>(a->dk), view.dv = nb_pointer<nb_bf16>(a->dv);

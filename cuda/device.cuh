@@ -58,6 +58,9 @@ NB_OPS(NB_CUDA_OP)
 /* NB_OK, or NB_UNSUPPORTED with a message that ends in "this device computes in bf16 alone". */
 nb_status nb_cuda_refuse_f32(const char *op, enum nb_dtype activation);
 
+/* NB_OK, or NB_UNSUPPORTED, in the CPU's words, where a caller gave less scratch than the op's plan lays out. */
+nb_status nb_cuda_require_scratch(const char *op, const struct nb_scratch *given, uint64_t needed);
+
 /* A runtime call's result as a status: what was being done, what the runtime says, and what to do. */
 nb_status nb_cuda_status(cudaError_t error, const char *doing);
 

@@ -90,6 +90,14 @@ nb_status nb_cuda_refuse_f32(const char *op, enum nb_dtype activation)
     return nb_fail(NB_UNSUPPORTED, "%s: activations in fp32; this device computes in bf16 alone", op);
 }
 
+nb_status nb_cuda_require_scratch(const char *op, const struct nb_scratch *given, uint64_t needed)
+{
+    if (given->bytes >= needed)
+        return NB_OK;
+    return nb_fail(NB_UNSUPPORTED, "%s: %llu bytes of scratch were given, %llu are needed; ask %s_scratch_bytes", op,
+                   (unsigned long long)given->bytes, (unsigned long long)needed, op);
+}
+
 nb_status nb_cuda_fault_status(const struct nb_cuda_fault *fault)
 {
     unsigned long long index = fault->index, columns = fault->columns ? fault->columns : 1;

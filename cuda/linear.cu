@@ -208,6 +208,7 @@ nb_status nb_cuda_linear(struct nb_device *device, struct nb_stream *stream, con
     NB_TRY(nb_cuda_refuse_f32("linear", args->activation));
     struct nb_linear_scratch scratch;
     nb_linear_scratch_of(&cuda->base.profile, args, &scratch);
+    NB_TRY(nb_cuda_require_scratch("linear", &args->scratch, scratch.bytes));
     nb_dptr partials = nb_dptr_at(args->scratch.base, scratch.partials);
     if (has_adapter(args))
         NB_TRY(nb_lora_down(cuda, stream->stream, args, partials));

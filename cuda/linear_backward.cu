@@ -254,6 +254,7 @@ nb_status nb_cuda_linear_backward(struct nb_device *device, struct nb_stream *st
     NB_TRY(nb_cuda_refuse_f32("linear_backward", args->activation));
     struct nb_linear_scratch scratch;
     nb_linear_backward_scratch_of(&cuda->base.profile, args, &scratch);
+    NB_TRY(nb_cuda_require_scratch("linear_backward", &args->scratch, scratch.bytes));
     nb_dptr u[NB_LINEAR_PARTS];
     for (int p = 0; p < NB_LINEAR_PARTS; p++)
         u[p] = nb_dptr_at(args->scratch.base, scratch.u[p]);

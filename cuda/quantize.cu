@@ -288,6 +288,7 @@ static struct quantize_operands operands_of(struct nb_cuda *cuda, const struct n
 nb_status nb_cuda_quantize(struct nb_device *device, struct nb_stream *stream, const struct nb_quantize *args)
 {
     NB_TRY(nb_check_quantize(args));
+    NB_TRY(nb_cuda_require_scratch("quantize", &args->scratch, nb_cuda_quantize_scratch_bytes(&device->profile, args)));
     struct quantize_operands o = operands_of(nb_cuda_of(device), args);
     enum nb_quant_type type = args->to.format == NB_WEIGHT_NF4 ? NB_QUANT_NF4 : NB_QUANT_FP4;
     struct quantize_tables tables;

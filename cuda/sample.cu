@@ -447,6 +447,7 @@ nb_status nb_cuda_sample(struct nb_device *device, struct nb_stream *stream, con
     NB_TRY(nb_cuda_refuse_f32("sample", args->activation));
     struct nb_cuda_sample_scratch scratch;
     nb_cuda_sample_scratch_of(args, &scratch);
+    NB_TRY(nb_cuda_require_scratch("sample", &args->scratch, scratch.bytes));
     struct sample_operands o = operands_of(args, &scratch);
     struct nb_launch tiles = {dim3((unsigned)o.tiles), TILE_THREADS, TILE_SHARED_BYTES};
     struct nb_launch one = {dim3(1), THREADS, sizeof(struct sample_shared)};

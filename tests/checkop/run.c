@@ -310,6 +310,21 @@ static void bind_to(struct checkop *c, const struct checkop_target *t, struct pl
     *c->scratch_field = (struct nb_scratch){payload(p), bytes};
 }
 
+/* Less scratch than asked for must be refused, not overrun. Attention on a GPU makes do without: a cache may have been out of sight when
+ * its scratch was planned. */
+static void expect_scratch_is_checked(struct checkop *c, const struct checkop_target *t, const void *args)
+{
+    struct nb_scratch *scratch = c->scratch_field;
+    bool optional = c->op == CHECKOP_attention && t->device->profile.kind == NB_DEVICE_CUDA;
+    if (!scratch || scratch->bytes == 0 || optional)
+        return;
+    scratch->bytes--;
+    nb_status status = checkop_entry(c->op)->call(t->device, t->stream[1], args);
+    scratch->bytes++;
+    if (status != NB_UNSUPPORTED)
+        checkop_fail(c, "%s: a byte of scratch too little is not refused", t->name);
+}
+
 static void run_on(struct checkop *c, int target, void *args, nb_status want)
 {
     struct checkop_target *t = &c->target[target];
@@ -320,6 +335,7 @@ static void run_on(struct checkop *c, int target, void *args, nb_status want)
         if (c->buffer[i].in_use)
             place(c, t, c->buffer[i].bytes, c->buffer[i].image, &placed[i]);
     bind_to(c, t, placed, args);
+    expect_scratch_is_checked(c, t, args);
     enum outcome outcome = enqueue_all(c, t, placed, args, want);
     t->ran += outcome == RAN;
     t->in_f32 += outcome == DECLINED;

@@ -1,6 +1,7 @@
 #include <inttypes.h>
 #include <jansson.h>
 #include <stdlib.h>
+#include <unistd.h>
 
 #include "train/plan.h"
 
@@ -73,6 +74,18 @@ static void print_device(const struct nb_run *run, const struct nb_plan *plan, F
     fprintf(out, run->model.dequantize_once ? ", each matrix dequantized once for that and for its gradient\n" : "\n");
 }
 
+/* A share of the peak, in 40 columns. */
+static void print_bar(double share, FILE *out)
+{
+    enum { COLUMNS = 40 };
+    char bar[COLUMNS + 1];
+    int filled = (int)(share * COLUMNS + 0.5);
+    for (int i = 0; i < COLUMNS; i++)
+        bar[i] = i < filled ? '#' : '.';
+    bar[COLUMNS] = 0;
+    fprintf(out, "%s  ", bar);
+}
+
 static void print_run(const struct nb_run *run, const struct nb_plan *plan, FILE *out)
 {
     const struct nb_config *config = run->config;
@@ -100,10 +113,14 @@ void nb_plan_print(const struct nb_run *run, const struct nb_plan *plan, FILE *o
     print_device(run, plan, out);
     fprintf(out, "memory     %.1f MiB at the peak, of %.0f MiB%s\n", (double)plan->peak_bytes / mebibyte,
         (double)plan->available_bytes / mebibyte, run->config->memory_budget >= 0 ? " within memory_budget" : "");
+    bool draws = isatty(fileno(out));
     for (int c = 0; c < NB_CATEGORY_COUNT; c++)
-        if (plan->category_bytes[c])
-            fprintf(out, "  %10.1f MiB  %s\n", (double)plan->category_bytes[c] / mebibyte,
-                nb_category_name((enum nb_category)c));
+        if (plan->category_bytes[c]) {
+            fprintf(out, "  %10.1f MiB  ", (double)plan->category_bytes[c] / mebibyte);
+            if (draws)
+                print_bar((double)plan->category_bytes[c] / (double)plan->peak_bytes, out);
+            fprintf(out, "%s\n", nb_category_name((enum nb_category)c));
+        }
     if (plan->pinned_bytes)
         fprintf(out, "  %10.1f MiB  of pinned host memory beside it\n", (double)plan->pinned_bytes / mebibyte);
     fprintf(out, "  %10.1f MiB  on the host beside it, for copies\n", (double)plan->host_bytes / mebibyte);

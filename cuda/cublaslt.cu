@@ -114,9 +114,16 @@ static void *find_symbol(void *library, const char *name)
 #endif
 }
 
+/* Whether this library knows these GPUs, and the driver knows it: one of a newer CUDA than the driver's opens, but makes no handle. */
+static bool suits(const struct lt_functions *lt, int driver_version)
+{
+    size_t version = lt->version();
+    return version >= OLDEST_VERSION && (int)(version / 10000) <= driver_version / 1000;
+}
+
 /* The newest first, by the loader's own paths, then where NVIDIA's packages put it. False: there is none that serves. Once opened it stays
  * open: closing a library that holds CUDA state is not safe before the process ends. */
-static bool load(struct lt_functions *lt)
+static bool load(struct lt_functions *lt, int driver_version)
 {
     static const char *const name[] = {
         "libcublasLt.so.13",
@@ -132,16 +139,16 @@ static bool load(struct lt_functions *lt)
             memcpy((char *)lt + symbol[k].offset, &found, sizeof found);
             whole = found != NULL;
         }
-        if (whole && lt->version() >= OLDEST_VERSION)
+        if (whole && suits(lt, driver_version))
             return true;
     }
     return false;
 }
 
-int nb_blaslt_probe(void)
+int nb_blaslt_probe(int driver_version)
 {
     struct lt_functions lt;
-    return load(&lt) ? (int)lt.version() : 0;
+    return load(&lt, driver_version) ? (int)lt.version() : 0;
 }
 
 /* ---- the handle ---- */
@@ -204,12 +211,11 @@ static nb_status create_handle(struct nb_blaslt *b)
 
 nb_status nb_blaslt_create(struct nb_cuda *cuda, struct nb_blaslt **blaslt)
 {
-    (void)cuda;
     *blaslt = NULL;
     struct nb_blaslt *b = (struct nb_blaslt *)calloc(1, sizeof *b);
     if (!b)
         return nb_fail(NB_MEMORY, "no memory for cuBLASLt's handle");
-    if (!load(&b->lt)) {
+    if (!load(&b->lt, cuda->driver_version)) {
         free(b);
         return NB_OK;
     }

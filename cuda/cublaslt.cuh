@@ -13,14 +13,14 @@ struct nb_blaslt_product {
     float scale;
 };
 
-/* Opens the library (libcublasLt.so.13, .so.12, .so) and makes a handle. *blaslt is NULL, and the result NB_OK, where there is none or it is
- * too old. */
+/* Opens the library (libcublasLt.so.13, .so.12, .so) and makes a handle. *blaslt is NULL, and the result NB_OK, where there is none, or
+ * none that is new enough for nibble and old enough for the driver. */
 nb_status nb_blaslt_create(struct nb_cuda *cuda, struct nb_blaslt **blaslt);
 void nb_blaslt_destroy(struct nb_blaslt **blaslt); /* takes NULL; nulls */
 /* cublasLtGetVersion's number; 0 for NULL. */
 int nb_blaslt_version(const struct nb_blaslt *blaslt);
-/* The same of the library that create would open, without a GPU; 0: none. */
-int nb_blaslt_probe(void);
+/* The same of the library that create would open beside this driver (cudaDriverGetVersion's number), without a GPU; 0: none. */
+int nb_blaslt_probe(int driver_version);
 
 /* Chooses the algorithm of (n, k, b_transposed) for m up to `m_planned` and runs it once on memory of its own, released before return. The
  * same algorithm serves at every m, so that no row's bits depend on how many others came with it; algorithms that split k, or that ask

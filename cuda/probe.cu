@@ -167,6 +167,6 @@ nb_status nb_cuda_probe(const struct nb_cuda_options *options, struct nb_device_
     memset(&cuda, 0, sizeof cuda);
     NB_TRY(nb_cuda_examine(&cuda, options));
     *profile = cuda.base.profile;
-    profile->cublaslt_version = options && options->own_products ? 0 : nb_blaslt_probe();
+    profile->cublaslt_version = options && options->own_products ? 0 : nb_blaslt_probe(cuda.driver_version);
     return NB_OK;
 }

@@ -14,7 +14,7 @@
 
 namespace {
 
-enum { OK = 0, INVALID_VALUE = 7, NOT_SUPPORTED = 15 };
+enum { OK = 0, NOT_INITIALIZED = 1, INVALID_VALUE = 7, NOT_SUPPORTED = 15 };
 enum { BF16 = 14, F32 = 0, COMPUTE_F32 = 68 };
 enum { VERSION = 130000 };
 
@@ -64,6 +64,17 @@ int create(void **handle)
 {
     *handle = new int(0);
     return OK;
+}
+
+/* As a library does that is newer than the driver: it can be asked, but makes no handle. */
+size_t version_too_new()
+{
+    return VERSION + 10000;
+}
+
+int create_too_new(void **)
+{
+    return NOT_INITIALIZED;
 }
 
 int destroy(void *handle)
@@ -268,8 +279,12 @@ int matmul(void *, const operation *o, const float *alpha, const void *a, const 
 
 } /* namespace */
 
-void *nb_emulator_cublaslt_symbol(const char *name)
+void *nb_emulator_cublaslt_symbol(const char *name, bool too_new)
 {
+    if (too_new && strcmp(name, "cublasLtGetVersion") == 0)
+        return (void *)version_too_new;
+    if (too_new && strcmp(name, "cublasLtCreate") == 0)
+        return (void *)create_too_new;
     static const std::map<std::string, void *> symbols = {
         {"cublasLtGetVersion", (void *)version},
         {"cublasLtCreate", (void *)create},

@@ -147,7 +147,8 @@ struct nb_emulator_left nb_emulator_left(void);
 
 void *nb_emulator_library_open(const char *name); /* NULL: no such library */
 void *nb_emulator_library_symbol(void *library, const char *name);
-void *nb_emulator_cublaslt_symbol(const char *name); /* cublaslt_reference.cc's, NULL for another name */
+/* cublaslt_reference.cc's, NULL for another name. too_new: those of a library for a newer driver than the emulated one. */
+void *nb_emulator_cublaslt_symbol(const char *name, bool too_new);
 /* Queues a host function as a kernel would be. It returns false after a fault. */
 cudaError_t nb_emulator_enqueue(cudaStream_t stream, std::function<bool()> run);
 

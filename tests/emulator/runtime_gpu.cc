@@ -28,15 +28,19 @@ struct nb_emulator_left nb_emulator_left(void)
     return {(int)m.device.size(), (int)m.pinned.size(), (int)m.streams.size(), m.events, m.graphs};
 }
 
-/* Only libcublasLt.so.12 is to be had, so that the search goes on after a name that is not. */
+/* libcublasLt.so.13 is too new for the driver, and libcublasLt.so.12 not to be had, so that the search goes on after either. */
+static char too_new, suitable;
+
 void *nb_emulator_library_open(const char *name)
 {
-    return the_machine().gpu.cublaslt && strcmp(name, "libcublasLt.so.12") == 0 ? &the_machine() : nullptr;
+    if (!the_machine().gpu.cublaslt)
+        return nullptr;
+    return strcmp(name, "libcublasLt.so.13") == 0 ? &too_new : strcmp(name, "libcublasLt.so") == 0 ? &suitable : nullptr;
 }
 
 void *nb_emulator_library_symbol(void *library, const char *name)
 {
-    return library == &the_machine() ? nb_emulator_cublaslt_symbol(name) : nullptr;
+    return library == &too_new || library == &suitable ? nb_emulator_cublaslt_symbol(name, library == &too_new) : nullptr;
 }
 
 cudaError_t cudaGetLastError(void)

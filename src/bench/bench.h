@@ -1,5 +1,6 @@
-/* `nibble bench`: what a device reaches, beside its measured limits. One function a benchmark; each opens the device, measures the rate of
- * a large copy and of a large bf16 product on random data, then its own, and prints a table for people or one JSON object. */
+/* `nibble bench`: what a device reaches, beside its measured limits. One function a benchmark; each opens the
+ * device, measures the rate of a large copy and of a large bf16 product on random data, then its own, and prints a
+ * table for people or one JSON object. */
 #ifndef NB_BENCH_BENCH_H
 #define NB_BENCH_BENCH_H
 
@@ -23,12 +24,12 @@ struct nb_bench_options {
     FILE *out;
 };
 
-/* Products of the shapes of Llama 3 8B and 70B, forward and backward: each way to multiply by NF4, beside a product with bf16 weights; and a
- * block's seven linears together with their rank-16 adapters. */
+/* Products of the shapes of Llama 3 8B and 70B, forward and backward: each way to multiply by NF4, beside a product
+ * with bf16 weights; and a block's seven linears together with their rank-16 adapters. */
 nb_status nb_bench_matmul(const struct nb_bench_options *options);
 
-/* Attention of one long causal sequence, 32 query and 8 key heads of 128. FLOPs: 4 * heads * head_dim a pair of query and visible key forward
- * (so causal counts half), 2.5 times that backward. */
+/* Attention of one long causal sequence, 32 query and 8 key heads of 128. FLOPs: 4 * heads * head_dim a pair of
+ * query and visible key forward (so causal counts half), 2.5 times that backward. */
 nb_status nb_bench_attention(const struct nb_bench_options *options);
 
 /* Training steps on random tokens: tokens a second, share of the device's product rate, real peak beside the plan's. */

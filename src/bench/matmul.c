@@ -101,20 +101,25 @@ static nb_status take_lora(struct nb_bench *bench, struct nb_lora *lora, int out
     return nb_bench_take(bench, 4ull * RANK * (uint64_t)out, false, &lora->db);
 }
 
-/* Adds an op: y_i = x W_i^T with `parts` matrices [out_i, in]. */
-static nb_status add_op(
-    struct nb_bench *bench, struct work *w, const int *outs, int parts, int in, int tokens, bool adapter)
+/* y_i = x W_i^T with `parts` matrices [out[i], in]. */
+struct op {
+    int out[NB_LINEAR_PARTS], parts, in, tokens;
+    bool adapter;
+};
+
+static nb_status add_op(struct nb_bench *bench, struct work *w, struct op op)
 {
+    int in = op.in, tokens = op.tokens, parts = op.parts;
     struct nb_linear *a = &w->forward[w->ops];
     *a = (struct nb_linear){.slot = bench->slot, .step = bench->step, .tokens_max = tokens, .in = in, .x_stride = in,
         .parts = parts, .activation = NB_DTYPE_BF16};
     NB_TRY(nb_bench_take(bench, 2 * (uint64_t)tokens * (uint64_t)in, true, &a->x));
     for (int p = 0; p < parts; p++) {
         struct nb_linear_part *part = &a->part[p];
-        *part = (struct nb_linear_part){.out = outs[p], .y_stride = outs[p], .output_scale = 1};
-        NB_TRY(nb_bench_take(bench, 2 * (uint64_t)tokens * (uint64_t)outs[p], true, &part->y));
-        if (adapter)
-            NB_TRY(take_lora(bench, &part->lora, outs[p], in, tokens));
+        *part = (struct nb_linear_part){.out = op.out[p], .y_stride = op.out[p], .output_scale = 1};
+        NB_TRY(nb_bench_take(bench, 2 * (uint64_t)tokens * (uint64_t)op.out[p], true, &part->y));
+        if (op.adapter)
+            NB_TRY(take_lora(bench, &part->lora, op.out[p], in, tokens));
     }
     struct nb_linear_backward *b = &w->backward[w->ops++];
     *b = (struct nb_linear_backward){.x = a->x, .slot = a->slot, .step = a->step, .tokens_max = tokens, .in = in,
@@ -258,18 +263,18 @@ struct subject {
 
 static nb_status build(struct nb_bench *bench, const struct subject *s, int tokens, bool adapter, struct work *w)
 {
-    const int q_k_v[3] = {s->model->hidden, s->model->key, s->model->key}, hidden[1] = {s->model->hidden},
-              gate_up[2] = {s->model->intermediate, s->model->intermediate};
+    const struct model *m = s->model;
     bool all = s->which == OP_BLOCK, adapts = all && adapter;
+    const struct op ops[OP_BLOCK] = {
+        [OP_Q_K_V] = {{m->hidden, m->key, m->key}, 3, m->hidden, tokens, adapts},
+        [OP_O] = {{m->hidden}, 1, m->hidden, tokens, adapts},
+        [OP_GATE_UP] = {{m->intermediate, m->intermediate}, 2, m->hidden, tokens, adapts},
+        [OP_DOWN] = {{m->hidden}, 1, m->intermediate, tokens, adapts},
+    };
     *w = (struct work){0};
-    if (all || s->which == OP_Q_K_V)
-        NB_TRY(add_op(bench, w, q_k_v, 3, s->model->hidden, tokens, adapts));
-    if (all || s->which == OP_O)
-        NB_TRY(add_op(bench, w, hidden, 1, s->model->hidden, tokens, adapts));
-    if (all || s->which == OP_GATE_UP)
-        NB_TRY(add_op(bench, w, gate_up, 2, s->model->hidden, tokens, adapts));
-    if (all || s->which == OP_DOWN)
-        NB_TRY(add_op(bench, w, hidden, 1, s->model->intermediate, tokens, adapts));
+    for (int op = 0; op < OP_BLOCK; op++)
+        if (all || (int)s->which == op)
+            NB_TRY(add_op(bench, w, ops[op]));
     return NB_OK;
 }
 

@@ -1,4 +1,5 @@
-/* What the benchmarks share: an open device, buffers with random contents, timing, the two rates that everything is compared with. */
+/* What the benchmarks share: an open device, buffers with random contents, timing, the two rates that everything is
+ * compared with. */
 #ifndef NB_BENCH_RIG_H
 #define NB_BENCH_RIG_H
 
@@ -23,11 +24,13 @@ struct nb_bench {
     nb_dptr slot, step;
 };
 
-/* Opens the device as `options->device` says and measures the rates. Errors: those of the device. Close it whatever it returns. */
+/* Opens the device as `options->device` says and measures the rates. Errors: those of the device. Close it whatever
+ * it returns. */
 nb_status nb_bench_open(const struct nb_bench_options *options, struct nb_bench *bench);
 void nb_bench_close(struct nb_bench *bench);
 
-/* Device memory, freed by nb_bench_release_to(a mark of before). Random: normal-like bf16 of deviation about 0.02; otherwise zero. */
+/* Device memory, freed by nb_bench_release_to(a mark of before). Random: normal-like bf16 of deviation about 0.02;
+ * otherwise zero. */
 nb_status nb_bench_take(struct nb_bench *bench, uint64_t bytes, bool random, nb_dptr *address);
 static inline int nb_bench_mark(const struct nb_bench *bench)
 {
@@ -45,13 +48,13 @@ struct nb_bench_time {
     double minimum, median, maximum; /* seconds a call */
 };
 
-/* Seconds of enqueue(context, i), i counting the calls so that a context may rotate through its inputs: three calls to warm up, then
- * samples of as many calls as fill some milliseconds. Device time on a GPU. */
+/* Seconds of enqueue(context, i), i counting the calls so that a context may rotate through its inputs: three calls
+ * to warm up, then samples of as many calls as fill some milliseconds. Device time on a GPU. */
 typedef nb_status nb_bench_call(struct nb_bench *bench, void *context, int i);
 nb_status nb_bench_time(struct nb_bench *bench, nb_bench_call *call, void *context, struct nb_bench_time *time);
 
-/* {"benchmark": ..., "device": ..., "copy_gb_per_second": ..., "product_tflops": ..., "results": [...]}: printed with options->json, written
- * to options->save where that is set. Takes `results`. */
+/* {"benchmark": ..., "device": ..., "copy_gb_per_second": ..., "product_tflops": ..., "results": [...]}: printed
+ * with options->json, written to options->save where that is set. Takes `results`. */
 nb_status nb_bench_report(const struct nb_bench *bench, const char *benchmark, json_t *results);
 
 /* The lines over every table for people. */

@@ -75,8 +75,10 @@ static nb_status run(const struct nb_arguments *arguments)
     }
     const char *found = nb_nearest_found(&nearest);
     if (found)
-        return nb_fail(NB_USAGE, "nibble bench %s: there is no such benchmark; did you mean %s?", arguments->positional, found);
-    return nb_fail(NB_USAGE, "nibble bench %s: there is no such benchmark; choose matmul, attention, step or generate", arguments->positional);
+        return nb_fail(
+            NB_USAGE, "nibble bench %s: there is no such benchmark; did you mean %s?", arguments->positional, found);
+    return nb_fail(NB_USAGE, "nibble bench %s: there is no such benchmark; choose matmul, attention, step or generate",
+        arguments->positional);
 }
 
 const struct nb_command nb_command_bench = {
@@ -84,10 +86,10 @@ const struct nb_command nb_command_bench = {
     .argument = "WHAT",
     .summary = "measure this machine: matmul, attention, step, generate",
     .description =
-        "Measures what this machine's GPU, or CPU, reaches, and prints it beside the limits measured in the same run: the rate of a large copy "
-        "and of a large bf16 product.\n\n"
-        "matmul: products with 4-bit weights in the shapes of Llama 3 8B and 70B, each way to compute them beside bf16 weights. With --write "
-        "later runs on this GPU take the fastest.\n"
+        "Measures what this machine's GPU, or CPU, reaches, and prints it beside the limits measured in the same run: the\n"
+        "rate of a large copy and of a large bf16 product.\n\n"
+        "matmul: products with 4-bit weights in the shapes of Llama 3 8B and 70B, each way to compute them beside bf16\n"
+        "weights. With --write later runs on this GPU take the fastest.\n"
         "attention: one long causal sequence, forward and backward.\n"
         "step: training steps of --model on random tokens, with the planned and the real peak of memory.\n"
         "generate: tokens a second of --model, one sequence.",

@@ -49,7 +49,8 @@ nb_status nb_plan_find_limit(struct nb_run *run, enum nb_plan_limit limit, struc
     struct nb_plan_limit_found tried;
     NB_TRY(try_sizes(run, (int)config->sequence_len, (int)config->micro_batch_size, found));
     if (found->peak_bytes > run->available_bytes)
-        return nb_fail(NB_MEMORY, "not even sequence_len: %d with micro_batch_size: %d fits: it needs %.0f MiB, %.0f are there; %.0f too few",
+        return nb_fail(NB_MEMORY,
+            "not even sequence_len: %d with micro_batch_size: %d fits: it needs %.0f MiB, %.0f are there; %.0f too few",
             found->sequence_len, found->micro_batch_size, (double)found->peak_bytes / mebibyte,
             (double)run->available_bytes / mebibyte, (double)(found->peak_bytes - run->available_bytes) / mebibyte);
     bool context = limit == NB_PLAN_LONGEST_CONTEXT;

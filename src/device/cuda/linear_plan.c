@@ -1,9 +1,9 @@
-/* The scratch of linear and linear_backward, piece by piece, each from a multiple of NB_ALIGNMENT on. More tokens never need less, so that what
- * was planned for the most serves all. */
+/* The scratch of linear and linear_backward, piece by piece, each from a multiple of NB_ALIGNMENT on. More tokens
+ * never need less, so that what was planned for the most serves all. */
 #include "device/cuda/plan.h"
 
-/* The path that takes the most memory among those a site of up to this many tokens may take: only a measured table goes back from scratch to
- * fused with more tokens. */
+/* The path that takes the most memory among those a site of up to this many tokens may take: only a measured table
+ * goes back from scratch to fused with more tokens. */
 static enum nb_product_path largest_path(const struct nb_device_profile *profile, const struct nb_product_site *site)
 {
     enum nb_product_path largest = nb_product_path_of(profile, site);

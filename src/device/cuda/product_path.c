@@ -1,10 +1,11 @@
-/* Which way a product with a frozen matrix takes, in what chunks, with which tile. Everything here follows from the profile and the site, never
- * from what memory is free or how the tokens are cut.
+/* Which way a product with a frozen matrix takes, in what chunks, with which tile. Everything here follows from the
+ * profile and the site, never from what memory is free or how the tokens are cut.
  *
- * The default weighs two costs, as shares of the product itself. Dequantizing N x K weights moves about 3 bytes a weight (4 bits and a
- * scale read, bf16 written, part of it read again past the cache) and the product is 2 M N K operations, so it costs 1.49 * TFLOP/s /
- * (TB/s * M) of it. Fusing costs what nibble's own kernel loses against the bf16 product it would feed: next to nothing where mma.sync is
- * all there is, 0.65 on Hopper, whose wgmma it cannot use. Where the first is larger, the fused way wins. */
+ * The default weighs two costs, as shares of the product itself. Dequantizing N x K weights moves about 3 bytes a
+ * weight (4 bits and a scale read, bf16 written, part of it read again past the cache) and the product is 2 M N K
+ * operations, so it costs 1.49 * TFLOP/s / (TB/s * M) of it. Fusing costs what nibble's own kernel loses against the
+ * bf16 product it would feed: next to nothing where mma.sync is all there is, 0.65 on Hopper, whose wgmma it cannot
+ * use. Where the first is larger, the fused way wins. */
 #include <string.h>
 
 #include "device/cuda/plan.h"
@@ -62,8 +63,8 @@ static const struct nb_product_choice *measured(const struct nb_device_profile *
 
 /* ---- the default ---- */
 
-/* Data-center chips multiply with mma.sync at 1,024 fused multiply-adds a clock and multiprocessor or more, and have shared memory to
- * match: A100, H100, B200. The others have at most half of it. */
+/* Data-center chips multiply with mma.sync at 1,024 fused multiply-adds a clock and multiprocessor or more, and have
+ * shared memory to match: A100, H100, B200. The others have at most half of it. */
 static bool is_wide(const struct nb_device_profile *profile)
 {
     int major = profile->compute_capability / 10;
@@ -76,8 +77,9 @@ static bool has_warpgroups(const struct nb_device_profile *profile)
     return major == 9 || major == 10;
 }
 
-/* What fusing loses, as a share of the product, against multiplying from bf16 scratch. Estimates: where cuBLASLt multiplies, its lead over
- * nibble's kernel; else the issue slots that decoding again for every tile of rows takes from the same kernel. */
+/* What fusing loses, as a share of the product, against multiplying from bf16 scratch. Estimates: where cuBLASLt
+ * multiplies, its lead over nibble's kernel; else the issue slots that decoding again for every tile of rows takes
+ * from the same kernel. */
 static double fusing_cost(const struct nb_device_profile *profile)
 {
     bool library = profile->cublaslt_version != 0;
@@ -111,9 +113,9 @@ enum nb_product_path nb_product_path_of(const struct nb_device_profile *profile,
 
 /* ---- chunks ---- */
 
-/* A chunk is at least 128 KiB a multiprocessor, which the second-level caches hold (16 MiB on an H100), and wide enough for two waves of
- * 128 x 256 tiles at 2,048 tokens, so that the product still fills the chip (32 MiB there at a sum over 4,096). Whole tiles of 256
- * results. */
+/* A chunk is at least 128 KiB a multiprocessor, which the second-level caches hold (16 MiB on an H100), and wide
+ * enough for two waves of 128 x 256 tiles at 2,048 tokens, so that the product still fills the chip (32 MiB there at
+ * a sum over 4,096). Whole tiles of 256 results. */
 int nb_product_chunk(const struct nb_device_profile *profile, const struct nb_product_site *site)
 {
     int width = site->backward ? site->in : site->out;
@@ -128,8 +130,8 @@ int nb_product_chunk(const struct nb_device_profile *profile, const struct nb_pr
 
 /* ---- tiles ---- */
 
-/* Time of a tile on a multiprocessor, in multiply-adds a step at the full rate: small tiles read more of shared memory a product, which the
- * wide chips feel most. */
+/* Time of a tile on a multiprocessor, in multiply-adds a step at the full rate: small tiles read more of shared
+ * memory a product, which the wide chips feel most. */
 static double tile_time(enum nb_product_tile tile, bool wide)
 {
     switch (tile) {

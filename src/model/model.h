@@ -31,6 +31,7 @@ struct nb_model_options {
     bool random_weights;  /* for benchmarks of a shape: nothing is read; matrices are random, norms 1, biases 0 */
     bool dequantize_once; /* a block's backward pass dequantizes each matrix that it uses twice (to compute again, and for dX) once, into
                              the live set. Takes memory, saves time, changes no bit */
+    int streamed_blocks;  /* of the blocks, how many lie in pinned host memory and are fetched for each use; 0 to all */
 };
 
 struct nb_model;
@@ -47,12 +48,13 @@ void nb_model_destroy(struct nb_model **model);
 const struct nb_model_config *nb_model_config_of(const struct nb_model *model);
 struct nb_device *nb_model_device(const struct nb_model *model);
 
-/* Takes the units' memory and the rope tables (positions_max rows) from the arena, once. Errors: NB_MEMORY. */
-nb_status nb_model_allocate(struct nb_model *model, struct nb_arena *arena, int positions_max);
+/* Takes the units' memory and the rope tables (positions_max rows) from the arena, once, and from `pinned` (an arena over host memory that
+ * copies reach; NULL will do without any) what streamed blocks need. Errors: NB_MEMORY. */
+nb_status nb_model_allocate(struct nb_model *model, struct nb_arena *arena, struct nb_arena *pinned, int positions_max);
 
 /* Reads every weight from the checkpoint into its unit: bf16 sources are quantized on the device, 4-bit ones copied as they are
- * (their own maps). `arena` gives the transient scratch. On a dry device only the memory is counted. Never more than two
- * tensors of host memory besides. `progress` (may be NULL) is started, kept up and finished here. Waits for the stream. Errors:
+ * (their own maps). A streamed unit is written in a buffer on the device and brought to the host from there. `arena` gives the transient
+ * scratch. On a dry device only the memory is counted. Never more than two tensors of host memory besides. `progress` (may be NULL) is started, kept up and finished here. Waits for the stream. Errors:
  * NB_FORMAT for a tensor that is missing, of another shape or not finite, NB_IO, NB_MEMORY. */
 nb_status nb_model_load(struct nb_model *model, struct nb_stream *stream, struct nb_arena *arena, struct nb_progress *progress);
 

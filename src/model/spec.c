@@ -75,9 +75,10 @@ void nb_model_destroy(struct nb_model **model)
     *model = NULL;
 }
 
-nb_status nb_model_allocate(struct nb_model *model, struct nb_arena *arena, int positions_max)
+nb_status nb_model_allocate(
+    struct nb_model *model, struct nb_arena *arena, struct nb_arena *pinned, int positions_max)
 {
-    NB_TRY(nb_weight_store_allocate(model->store, arena));
+    NB_TRY(nb_weight_store_allocate(model->store, arena, pinned));
     uint64_t bytes = (uint64_t)positions_max * (uint64_t)(model->config.head_dim / 2) * sizeof(float);
     for (int i = 0; i < NB_ROPE_TABLES; i++) {
         NB_TRY(nb_arena_take(arena, NB_CATEGORY_EMBEDDING, "rotation cosines", bytes, &model->rope[i].cosine.address));

@@ -3,6 +3,7 @@
 #include <limits.h>
 #include <stdlib.h>
 
+#include "model/unit_buffers.h"
 #include "quant/codec.h"
 
 /* Offsets of a tensor's parts from the start of its unit. */
@@ -20,7 +21,9 @@ struct unit_layout {
 
 struct unit {
     const struct unit_layout *layout;
-    nb_dptr base;
+    bool streamed;
+    nb_dptr base;  /* of a resident one */
+    uint64_t host; /* of a streamed one: its address in pinned memory */
     struct nb_event *written, *released;
     bool was_written, was_released;
 };
@@ -31,6 +34,8 @@ struct nb_weight_store {
     struct unit_layout embedding, block, head;
     int units, head_unit;
     struct unit *unit;
+    int streamed; /* units */
+    struct nb_unit_buffers buffers;
     const struct nb_weight_access *schedule;
     int scheduled, next;
 };
@@ -101,6 +106,14 @@ static void lay_out(struct nb_weight_store *store, const struct nb_model_config 
     store->head_unit = own_head ? store->units - 1 : 0;
 }
 
+/* Streamed blocks lie evenly between resident ones, so that each is fetched while those compute. The last block is one: it is still in its
+ * buffer when the backward pass begins with it. */
+static bool is_streamed(const struct nb_weight_store *store, int unit)
+{
+    int64_t blocks = store->units - 2, streamed = store->streamed, block = unit - 1;
+    return block >= 0 && block < blocks && (block + 1) * streamed / blocks > block * streamed / blocks;
+}
+
 nb_status nb_weight_store_create(struct nb_device *device, const struct nb_model_config *config,
     const struct nb_model_options *options, struct nb_weight_store **store)
 {
@@ -111,10 +124,14 @@ nb_status nb_weight_store_create(struct nb_device *device, const struct nb_model
     s->device = device;
     s->nested = options->nested;
     lay_out(s, config, options->linear_format);
+    s->streamed = options->streamed_blocks;
     s->unit = calloc((size_t)s->units, sizeof *s->unit);
     nb_status status = s->unit ? NB_OK : nb_fail(NB_MEMORY, "no memory for the weight store");
+    if (status == NB_OK)
+        status = nb_unit_buffers_create(&s->buffers, device, s->streamed, s->block.bytes);
     for (int i = 0; status == NB_OK && i < s->units; i++) {
         s->unit[i].layout = i == 0 ? &s->embedding : i == s->units - 1 ? &s->head : &s->block;
+        s->unit[i].streamed = is_streamed(s, i);
         status = device->event_create(device, &s->unit[i].written);
         if (status == NB_OK)
             status = device->event_create(device, &s->unit[i].released);
@@ -132,6 +149,7 @@ void nb_weight_store_destroy(struct nb_weight_store **store)
     struct nb_weight_store *s = *store;
     if (!s)
         return;
+    nb_unit_buffers_destroy(&s->buffers);
     for (int i = 0; s->unit && i < s->units; i++) {
         if (s->unit[i].written)
             s->device->event_destroy(s->device, &s->unit[i].written);
@@ -143,10 +161,16 @@ void nb_weight_store_destroy(struct nb_weight_store **store)
     *store = NULL;
 }
 
-nb_status nb_weight_store_allocate(struct nb_weight_store *store, struct nb_arena *arena)
+nb_status nb_weight_store_allocate(struct nb_weight_store *store, struct nb_arena *arena, struct nb_arena *pinned)
 {
+    NB_TRY(nb_unit_buffers_allocate(&store->buffers, arena));
     for (int i = 0; i < store->units; i++) {
         bool outer = i == 0 || i == store->units - 1;
+        if (store->unit[i].streamed) {
+            NB_TRY(nb_arena_take(pinned, NB_CATEGORY_LINEAR_WEIGHTS, "weights of a block", store->block.bytes,
+                &store->unit[i].host));
+            continue;
+        }
         NB_TRY(nb_arena_take(arena, outer ? NB_CATEGORY_EMBEDDING : NB_CATEGORY_LINEAR_WEIGHTS,
             i == 0  ? "embedding"
             : outer ? "final norm and head"
@@ -179,7 +203,39 @@ void nb_weight_store_schedule(struct nb_weight_store *store, const struct nb_wei
     store->next = 0;
 }
 
-static void fill_view(const struct nb_weight_store *store, const struct unit *unit, struct nb_unit_view *view)
+/* The streamed units of the next accesses, each once, as many as there are buffers. */
+static int wanted_next(const struct nb_weight_store *store, int wanted[NB_UNIT_BUFFERS])
+{
+    int count = 0;
+    for (int i = store->next; i < store->scheduled && count < store->buffers.count; i++) {
+        int unit = store->schedule[i].unit, k = 0;
+        while (k < count && wanted[k] != unit)
+            k++;
+        if (store->unit[unit].streamed && k == count)
+            wanted[count++] = unit;
+    }
+    return count;
+}
+
+/* As far as buffers are free. Where the schedule ends they keep what they hold: the other direction begins with it. */
+static nb_status fetch_ahead(struct nb_weight_store *store)
+{
+    int wanted[NB_UNIT_BUFFERS], count = wanted_next(store, wanted);
+    for (int i = 0; i < count; i++) {
+        if (nb_unit_buffers_find(&store->buffers, wanted[i]))
+            continue;
+        struct nb_unit_buffer *buffer = nb_unit_buffers_free(&store->buffers, wanted, count);
+        if (!buffer)
+            break;
+        const struct unit *u = &store->unit[wanted[i]];
+        NB_TRY(nb_unit_buffers_fetch(&store->buffers, buffer, wanted[i], (const void *)(uintptr_t)u->host,
+            u->was_written && !store->settled ? u->written : NULL));
+    }
+    return NB_OK;
+}
+
+static void fill_view(
+    const struct nb_weight_store *store, const struct unit *unit, nb_dptr base, struct nb_unit_view *view)
 {
     *view = (struct nb_unit_view){0};
     for (int i = 0; i < unit->layout->tensors; i++) {
@@ -187,7 +243,7 @@ static void fill_view(const struct nb_weight_store *store, const struct unit *un
         const struct nb_tensor_spec *spec = &unit->layout->spec[i];
         enum nb_tensor_role role = spec->role;
         if (spec->rows == 1) {
-            view->vector[role] = nb_dptr_at(unit->base, place->data);
+            view->vector[role] = nb_dptr_at(base, place->data);
             continue;
         }
         bool four_bits = place->format != NB_WEIGHT_BF16, nested = four_bits && store->nested;
@@ -197,12 +253,12 @@ static void fill_view(const struct nb_weight_store *store, const struct unit *un
             .nested = nested,
             .rows = (int)spec->rows,
             .columns = (int)spec->columns,
-            .data = nb_dptr_at(unit->base, place->data),
-            .absmax = four_bits ? nb_dptr_at(unit->base, place->absmax) : none,
-            .nested_absmax = nested ? nb_dptr_at(unit->base, place->nested_absmax) : none,
-            .nested_map = nested ? nb_dptr_at(unit->base, place->nested_map) : none,
-            .nested_offset = nested ? nb_dptr_at(unit->base, place->nested_offset) : none,
-            .codebook = four_bits ? nb_dptr_at(unit->base, place->codebook) : none,
+            .data = nb_dptr_at(base, place->data),
+            .absmax = four_bits ? nb_dptr_at(base, place->absmax) : none,
+            .nested_absmax = nested ? nb_dptr_at(base, place->nested_absmax) : none,
+            .nested_map = nested ? nb_dptr_at(base, place->nested_map) : none,
+            .nested_offset = nested ? nb_dptr_at(base, place->nested_offset) : none,
+            .codebook = four_bits ? nb_dptr_at(base, place->codebook) : none,
         };
     }
 }
@@ -214,16 +270,29 @@ nb_status nb_weight_store_acquire(struct nb_weight_store *store, int unit, enum 
         store->schedule[store->next].direction != direction)
         return nb_fail(NB_UNSUPPORTED, "weight unit %d is acquired out of schedule (access %d of %d)", unit,
             store->next + 1, store->scheduled);
-    store->next++;
+    NB_TRY(fetch_ahead(store));
     struct unit *u = &store->unit[unit];
-    if (u->was_written && !store->settled)
+    nb_dptr base = u->base;
+    if (u->streamed) {
+        struct nb_unit_buffer *buffer = nb_unit_buffers_find(&store->buffers, unit);
+        if (!buffer)
+            return nb_fail(NB_UNSUPPORTED, "weight unit %d finds all %d buffers in use", unit, store->buffers.count);
+        NB_TRY(nb_unit_buffers_enter(&store->buffers, buffer, stream));
+        base = buffer->base;
+    } else if (u->was_written && !store->settled) {
         NB_TRY(store->device->stream_wait_event(store->device, stream, u->written));
-    fill_view(store, u, view);
+    }
+    store->next++;
+    fill_view(store, u, base, view);
     return NB_OK;
 }
 
 nb_status nb_weight_store_release(struct nb_weight_store *store, int unit, struct nb_stream *stream)
 {
+    if (store->unit[unit].streamed) {
+        NB_TRY(nb_unit_buffers_leave(&store->buffers, nb_unit_buffers_find(&store->buffers, unit), stream));
+        return fetch_ahead(store);
+    }
     if (store->settled)
         return NB_OK;
     store->unit[unit].was_released = true;
@@ -237,7 +306,7 @@ void nb_weight_store_settle(struct nb_weight_store *store)
 
 bool nb_weight_store_is_settled(const struct nb_weight_store *store)
 {
-    return store->settled;
+    return store->settled && store->streamed == 0;
 }
 
 nb_status nb_weight_store_begin_write(
@@ -248,14 +317,28 @@ nb_status nb_weight_store_begin_write(
         NB_TRY(store->device->stream_wait(store->device, stream));
     store->settled = false;
     struct unit *u = &store->unit[unit];
-    if (u->was_released)
+    nb_dptr base = u->base;
+    if (u->streamed) {
+        struct nb_unit_buffer *buffer = nb_unit_buffers_find(&store->buffers, unit);
+        if (!buffer)
+            buffer = nb_unit_buffers_free(&store->buffers, NULL, 0);
+        if (!buffer || buffer->users)
+            return nb_fail(NB_UNSUPPORTED, "weight unit %d is to be written while its buffers are in use", unit);
+        NB_TRY(nb_unit_buffers_begin_write(&store->buffers, buffer, unit, stream));
+        base = buffer->base;
+    } else if (u->was_released) {
         NB_TRY(store->device->stream_wait_event(store->device, stream, u->released));
-    fill_view(store, u, view);
+    }
+    fill_view(store, u, base, view);
     return NB_OK;
 }
 
 nb_status nb_weight_store_end_write(struct nb_weight_store *store, int unit, struct nb_stream *stream)
 {
-    store->unit[unit].was_written = true;
-    return store->device->event_record(store->device, stream, store->unit[unit].written);
+    struct unit *u = &store->unit[unit];
+    if (u->streamed)
+        NB_TRY(nb_unit_buffers_end_write(
+            &store->buffers, nb_unit_buffers_find(&store->buffers, unit), stream, (void *)(uintptr_t)u->host));
+    u->was_written = true;
+    return store->device->event_record(store->device, stream, u->written);
 }

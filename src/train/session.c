@@ -96,7 +96,7 @@ static nb_status open_session(struct nb_session *s, const struct nb_session_args
     NB_TRY(nb_arena_take(s->arena, NB_CATEGORY_BATCH, "step", sizeof(struct nb_step), &s->step.address));
     NB_TRY(s->device->fill_zero(s->device, s->stream, s->step, sizeof(struct nb_step)));
     NB_TRY(nb_model_create(s->device, run->checkpoint, &run->model, &s->model));
-    NB_TRY(nb_model_allocate(s->model, s->arena, args->positions_max));
+    NB_TRY(nb_model_allocate(s->model, s->arena, s->pinned, args->positions_max));
     NB_TRY(make_adapter(s));
     NB_TRY(load_model(s, args->shows_progress));
     NB_TRY(fill_adapter(s));

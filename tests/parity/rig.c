@@ -110,7 +110,7 @@ void rig_open(struct rig *rig, const struct rig_options *options)
     rig_check(nb_checkpoint_open(options->model, &rig->checkpoint));
     struct nb_model_options model = {.linear_format = options->format, .nested = options->nested, .activation = options->activation};
     rig_check(nb_model_create(rig->device, rig->checkpoint, &model, &rig->model));
-    rig_check(nb_model_allocate(rig->model, rig->arena, options->positions_max ? options->positions_max : 128));
+    rig_check(nb_model_allocate(rig->model, rig->arena, NULL, options->positions_max ? options->positions_max : 128));
     rig_check(nb_model_load(rig->model, rig->stream, rig->arena, NULL));
     if (options->reference_scales)
         use_reference_scales(rig);

@@ -71,6 +71,14 @@ struct checkop {
     int scratches;
 };
 
+/* The devices under test that ran the case. */
+#define CHECKOP_EACH_TESTED(c, b, k)       \
+    for (int k = 0; k < (c)->targets; k++) \
+        if ((b)->tested[k])
+
+/* What an expectation did with an element of checkop_buffer.claimed. */
+enum { CHECKOP_UNCLAIMED, CHECKOP_CLAIMED, CHECKOP_LEFT_OPEN };
+
 /* An op of the table, with its args' type erased. */
 struct checkop_entry {
     const char *name;
@@ -94,6 +102,9 @@ void checkop_choose_paths(struct checkop *c, enum checkop_op op, const void *arg
 
 /* A clock that only goes forward. */
 double checkop_seconds(void);
+
+/* A device's call that has to succeed; otherwise the run ends, naming target and `what`. */
+void checkop_must(struct checkop *c, const struct checkop_target *t, nb_status status, const char *what);
 
 /* malloc that does not return without memory; zeroed. */
 void *checkop_allocate(uint64_t bytes);

@@ -28,103 +28,6 @@ static uint64_t guard_behind(const struct checkop_target *t)
     return is_emulated(t) ? 0 : GUARD_BEHIND;
 }
 
-/* ---- the table ---- */
-
-#define CHECKOP_WEAK(name) void checkop_##name(struct checkop *c) __attribute__((weak));
-NB_OPS(CHECKOP_WEAK)
-
-#define CHECKOP_ERASE(name)                                                                                  \
-    static nb_status accept_##name(const void *args)                                                         \
-    {                                                                                                        \
-        return nb_check_##name(args);                                                                        \
-    }                                                                                                        \
-    static bool has_##name(const struct nb_device *device)                                                   \
-    {                                                                                                        \
-        return device->name && device->name##_scratch_bytes;                                                 \
-    }                                                                                                        \
-    static nb_status call_##name(struct nb_device *device, struct nb_stream *stream, const void *args)       \
-    {                                                                                                        \
-        return device->name(device, stream, args);                                                           \
-    }                                                                                                        \
-    static uint64_t scratch_bytes_##name(struct nb_device *device, const void *args)                         \
-    {                                                                                                        \
-        return device->name##_scratch_bytes(&device->profile, args);                                         \
-    }
-NB_OPS(CHECKOP_ERASE)
-
-const struct checkop_entry *checkop_entry(enum checkop_op op)
-{
-#define CHECKOP_ROW(name) {#name, checkop_##name, accept_##name, has_##name, call_##name, scratch_bytes_##name},
-    static const struct checkop_entry entry[CHECKOP_OPS] = {NB_OPS(CHECKOP_ROW)};
-    return &entry[op];
-}
-
-/* ---- targets ---- */
-
-static void must(struct checkop *c, const struct checkop_target *t, nb_status status, const char *what)
-{
-    if (status != NB_OK)
-        checkop_abort(c, "%s: %s: %s", t->name, what, nb_status_message());
-}
-
-struct checkop_target *checkop_add_target(struct checkop *c, const char *name, struct nb_device *device, bool under_test)
-{
-    if (c->targets == CHECKOP_TARGETS_MAX)
-        checkop_abort(c, "more than %d devices", CHECKOP_TARGETS_MAX);
-    struct checkop_target *t = &c->target[c->targets++];
-    *t = (struct checkop_target){.device = device, .under_test = under_test};
-    snprintf(t->name, sizeof t->name, "%s", name);
-    snprintf(t->where, sizeof t->where, " (%s)", name);
-    for (int i = 0; i < CHECKOP_STREAMS; i++) {
-        must(c, t, device->stream_create(device, &t->stream[i]), "stream");
-        must(c, t, device->event_create(device, &t->event[i]), "event");
-    }
-    return t;
-}
-
-void checkop_remove_targets(struct checkop *c)
-{
-    for (int k = 0; k < c->targets; k++) {
-        struct checkop_target *t = &c->target[k];
-        for (int i = 0; i < CHECKOP_STREAMS; i++) {
-            t->device->event_destroy(t->device, &t->event[i]);
-            t->device->stream_destroy(t->device, &t->stream[i]);
-        }
-        nb_device_destroy(&t->device);
-    }
-    c->targets = 0;
-}
-
-static void add_cpu(struct checkop *c, int threads, bool deferred, uint64_t deferred_seed)
-{
-    struct nb_cpu_options options = {.threads = threads, .deferred = deferred, .deferred_seed = deferred_seed};
-    struct nb_device *device = NULL;
-    char name[64];
-    if (nb_cpu_device_create(&options, &device) != NB_OK)
-        checkop_abort(c, "cpu device: %s", nb_status_message());
-    snprintf(name, sizeof name, "cpu, %d threads%s %.0" PRIu64, device->profile.multiprocessors, deferred ? ", deferred" : "",
-             deferred_seed);
-    checkop_add_target(c, name, device, false);
-}
-
-void checkop_add_reference(struct checkop *c)
-{
-    add_cpu(c, 1, false, 0);
-}
-
-void checkop_add_cpu_targets(struct checkop *c)
-{
-    if (c->bench) {
-        add_cpu(c, c->bench_threads, false, 0);
-        return;
-    }
-    checkop_add_reference(c);
-    add_cpu(c, 2, false, 0);
-    add_cpu(c, 5, false, 0);
-    for (uint64_t k = 1; k <= 3; k++)
-        add_cpu(c, 2, true, c->seed * 3 + k);
-}
-
 /* ---- binding ---- */
 
 void checkop_bind_at(struct checkop *c, nb_dptr *field, struct checkop_buffer *b, uint64_t at)
@@ -173,9 +76,9 @@ static void place(struct checkop *c, const struct checkop_target *t, uint64_t by
     struct nb_device *d = t->device;
     p->total = GUARD_FRONT + bytes + guard_behind(t);
     void *before = NULL, *after = NULL;
-    must(c, t, d->memory_take(d, p->total, &p->base), "memory_take");
-    must(c, t, d->host_take(d, p->total, &before), "host_take");
-    must(c, t, d->host_take(d, p->total, &after), "host_take");
+    checkop_must(c, t, d->memory_take(d, p->total, &p->base), "memory_take");
+    checkop_must(c, t, d->host_take(d, p->total, &before), "host_take");
+    checkop_must(c, t, d->host_take(d, p->total, &after), "host_take");
     p->before = before;
     p->after = after;
     memset(p->before, 0xff, p->total);
@@ -275,9 +178,9 @@ static enum outcome enqueue_all(struct checkop *c, const struct checkop_target *
     struct nb_device *d = t->device;
     for (int i = 0; i <= c->buffers; i++)
         if (placed[i].total && !placed[i].fresh)
-            must(c, t, d->upload(d, t->stream[0], placed[i].base, placed[i].before, placed[i].total), "upload");
-    must(c, t, d->event_record(d, t->stream[0], t->event[0]), "event_record");
-    must(c, t, d->stream_wait_event(d, t->stream[1], t->event[0]), "stream_wait_event");
+            checkop_must(c, t, d->upload(d, t->stream[0], placed[i].base, placed[i].before, placed[i].total), "upload");
+    checkop_must(c, t, d->event_record(d, t->stream[0], t->event[0]), "event_record");
+    checkop_must(c, t, d->stream_wait_event(d, t->stream[1], t->event[0]), "stream_wait_event");
     nb_status status = checkop_entry(c->op)->call(d, t->stream[1], args);
     bool declined = is_refusal_of_f32(c, t, args, status);
     if (checkop_machine_revive()) { /* the op ran something itself */
@@ -286,11 +189,11 @@ static enum outcome enqueue_all(struct checkop *c, const struct checkop_target *
     }
     if (status != NB_OK && !declined)
         checkop_fail(c, "%s: %s", t->name, nb_status_message());
-    must(c, t, d->event_record(d, t->stream[1], t->event[1]), "event_record");
-    must(c, t, d->stream_wait_event(d, t->stream[2], t->event[1]), "stream_wait_event");
+    checkop_must(c, t, d->event_record(d, t->stream[1], t->event[1]), "event_record");
+    checkop_must(c, t, d->stream_wait_event(d, t->stream[2], t->event[1]), "stream_wait_event");
     for (int i = 0; i <= c->buffers; i++)
         if (placed[i].total)
-            must(c, t, d->download(d, t->stream[2], placed[i].after, placed[i].base, placed[i].total), "download");
+            checkop_must(c, t, d->download(d, t->stream[2], placed[i].after, placed[i].base, placed[i].total), "download");
     bool came_back = wait_for_all(c, t, declined ? NB_OK : want);
     return !came_back ? LOST : declined ? DECLINED : RAN;
 }
@@ -441,14 +344,14 @@ static double gpu_copy_rate(struct checkop *c, const struct checkop_target *t, u
     struct nb_device *d = t->device;
     nb_dptr from, to;
     double best = 0;
-    must(c, t, d->memory_take(d, bytes, &from), "memory_take");
-    must(c, t, d->memory_take(d, bytes, &to), "memory_take");
-    must(c, t, d->fill_zero(d, t->stream[0], from, bytes), "fill_zero");
+    checkop_must(c, t, d->memory_take(d, bytes, &from), "memory_take");
+    checkop_must(c, t, d->memory_take(d, bytes, &to), "memory_take");
+    checkop_must(c, t, d->fill_zero(d, t->stream[0], from, bytes), "fill_zero");
     for (int repeat = 0; repeat < 20; repeat++) {
         double seconds = 0;
-        must(c, t, nb_cuda_timer_begin(d, t->stream[0]), "timer_begin");
-        must(c, t, d->copy(d, t->stream[0], to, from, bytes), "copy");
-        must(c, t, nb_cuda_timer_end(d, t->stream[0], &seconds), "timer_end");
+        checkop_must(c, t, nb_cuda_timer_begin(d, t->stream[0]), "timer_begin");
+        checkop_must(c, t, d->copy(d, t->stream[0], to, from, bytes), "copy");
+        checkop_must(c, t, nb_cuda_timer_end(d, t->stream[0], &seconds), "timer_end");
         best = 2.0 * (double)bytes / seconds > best ? 2.0 * (double)bytes / seconds : best;
     }
     d->memory_give_back(d, from);
@@ -481,12 +384,12 @@ static double time_once(struct checkop *c, const struct checkop_target *t, void 
     bool gpu = d->profile.kind == NB_DEVICE_CUDA;
     double start = checkop_seconds(), seconds = 0;
     if (gpu)
-        must(c, t, nb_cuda_timer_begin(d, t->stream[0]), "timer_begin");
-    must(c, t, checkop_entry(c->op)->call(d, t->stream[0], args), "call");
+        checkop_must(c, t, nb_cuda_timer_begin(d, t->stream[0]), "timer_begin");
+    checkop_must(c, t, checkop_entry(c->op)->call(d, t->stream[0], args), "call");
     if (gpu)
-        must(c, t, nb_cuda_timer_end(d, t->stream[0], &seconds), "timer_end");
+        checkop_must(c, t, nb_cuda_timer_end(d, t->stream[0], &seconds), "timer_end");
     else
-        must(c, t, d->stream_wait(d, t->stream[0]), "stream_wait");
+        checkop_must(c, t, d->stream_wait(d, t->stream[0]), "stream_wait");
     return gpu ? seconds : checkop_seconds() - start;
 }
 
@@ -525,7 +428,7 @@ void checkop_bench(struct checkop *c, enum checkop_op op, void *args, double byt
         bind_to(c, t, placed, args);
         for (int i = 0; i <= c->buffers; i++)
             if (placed[i].total)
-                must(c, t, t->device->upload(t->device, t->stream[0], placed[i].base, placed[i].before, placed[i].total), "upload");
+                checkop_must(c, t, t->device->upload(t->device, t->stream[0], placed[i].base, placed[i].before, placed[i].total), "upload");
         time_on(c, t, args, bytes, flops);
         for (int i = 0; i <= c->buffers; i++)
             if (placed[i].total)

@@ -6,7 +6,7 @@
  *   - The status it returns is about the arguments alone (NB_UNSUPPORTED, naming the op and the value); what goes wrong later
  *     surfaces at the device's stream_wait.
  *   - `step` and `slot` point at a struct nb_step / nb_slot in device memory. Sizes named _max are upper bounds known to the host;
- *     the valid count stands in the slot. Rows beyond it are neither read for a result nor written.
+ *     the valid count stands in the slot. Rows beyond it are neither read for a result nor written, unless an op says so.
  *   - Activations are `activation` = F32 or BF16. Arithmetic inside is fp32; a result is rounded once, where it is stored.
  *   - Strides are in elements. "may be x": the same pointer and stride may be given. Anything else does not alias.
  *   - Pointers are aligned to 16 bytes, widths are multiples of 8 unless said otherwise. */
@@ -148,8 +148,8 @@ enum { NB_LINEAR_PARTS = 3 };
  * other rows' values nor the thread count.
  * rows_from and row_begin_chunk as in nb_rmsnorm. `in` and the strides are multiples of 8 (and t_stride is rank); `out` is any (a
  * vocabulary's), and so is a 4-bit weight's rows * columns.
- * Where a library multiplies (cuBLASLt, on the device's own choice of path), it adds x W^T to the rest, which is rounded for itself before, and
- * leaves anything in rows of y beyond the valid ones, up to tokens_max. */
+ * Where a library multiplies (cuBLASLt, on the device's own choice of path), it adds x W^T to the rest, which is rounded for
+ * itself before, and leaves anything in rows of y beyond the valid ones, up to tokens_max. */
 struct nb_linear_part {
     struct nb_weight weight;
     int row_begin, out;

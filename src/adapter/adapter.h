@@ -2,7 +2,10 @@
  *
  * Registry: every trainable tensor has a name, a layer and a count; the tensors of a layer stand one after the other, each at a
  * multiple of NB_TILE_ELEMENTS elements, in one flat slab a layer; and the slabs of all layers one after the other, in one element
- * order that the fp32 masters, fp32 gradients, moments and the compute copies share. An element's index is the same in all of them. */
+ * order that the fp32 masters, fp32 gradients, moments and the compute copies share. An element's index is the same in all of them.
+ *
+ * Paging: masters and moments, which the update alone reads, may live in pinned host memory instead, all but those of the first
+ * tensors: a record a tensor, one behind the other in the registry's order. Gradients and compute copies stay on the device. */
 #ifndef NB_ADAPTER_ADAPTER_H
 #define NB_ADAPTER_ADAPTER_H
 
@@ -29,6 +32,12 @@ struct nb_trainable {
     bool moments_8bit;       /* 8-bit optimizer and count >= 4096, as bitsandbytes */
 };
 
+/* Where masters and moments live. */
+struct nb_adapter_paging {
+    bool on;
+    uint64_t resident_bytes; /* the first tensors stay on the device, as long as their records are not more than this */
+};
+
 /* What an adapter is made of. Strings and lists are not owned and only read during the call. */
 struct nb_adapter_options {
     const char *const *target_modules; /* "q_proj", ...; also a module's whole path */
@@ -40,6 +49,7 @@ struct nb_adapter_options {
     bool moments_8bit;
     enum nb_dtype activation; /* of the compute copies */
     bool trains;             /* masters, gradients and moments as well; else compute copies alone */
+    struct nb_adapter_paging paging; /* of what trains */
     uint64_t seed;           /* of A's initial values */
 };
 
@@ -56,31 +66,53 @@ const struct nb_trainable *nb_adapter_trainable(const struct nb_adapter *adapter
 uint64_t nb_adapter_elements(const struct nb_adapter *adapter);   /* of the flat order, padding included */
 uint64_t nb_adapter_parameters(const struct nb_adapter *adapter); /* without padding: what users call trainable parameters */
 
-/* Uploads one tensor's values, which the caller has put into `staging` as fp32 [rows, columns]: the compute copy, and where it trains
- * the master. Waits for the stream, so that the staging is free again. On a dry device nothing of the staging is touched. */
+/* Sets one tensor's values, which the caller has put into `staging` as fp32 [rows, columns]: the compute copy, and where it trains
+ * the master, on the device or in its record. Waits for the stream, so that the staging is free again; what it held may be
+ * lost. On a dry device nothing of the staging, nor of a record, is touched. */
 nb_status nb_adapter_put(struct nb_adapter *adapter, struct nb_stream *stream, void *staging, int trainable);
 
-/* Takes copies, and if it trains masters, gradients and moments, from the arena, and enqueues their initial values: A uniform in
+/* Takes copies, and if it trains masters, gradients and moments, from the arena, the records of what is paged from `pinned` (host
+ * memory; may be NULL without paging); and enqueues their initial values: A uniform in
  * +-1/sqrt(in) (PEFT's kaiming-uniform with a = sqrt(5)), a function of (seed, tensor name, element); B, gradients and moments zero;
  * padding zero. On a dry device nothing is computed. `staging` is host memory from device->host_take of at least
  * nb_adapter_staging_bytes; the stream has passed it on return. */
 uint64_t nb_adapter_staging_bytes(const struct nb_adapter *adapter);
-nb_status nb_adapter_allocate(struct nb_adapter *adapter, struct nb_device *device, struct nb_arena *arena);
+nb_status nb_adapter_allocate(struct nb_adapter *adapter, struct nb_device *device, struct nb_arena *arena, struct nb_arena *pinned);
 nb_status nb_adapter_initialize(struct nb_adapter *adapter, struct nb_stream *stream, void *staging);
 
-/* Device addresses of the flat slabs; valid after nb_adapter_allocate; null where it does not train. */
+/* Device addresses of the flat slabs; valid after nb_adapter_allocate; null where it does not train. Of masters, moments and scales
+ * those of the first nb_adapter_resident tensors. */
 struct nb_adapter_memory {
     nb_dptr copy;                /* [elements] activation dtype */
-    nb_dptr master, gradient;    /* [elements] fp32 */
+    nb_dptr master;              /* [elements of the resident tensors] fp32 */
+    nb_dptr gradient;            /* [elements] fp32 */
     nb_dptr m, v;                /* each tensor's fp32 values or U8 codes, one after the other: ask nb_adapter_bind_adamw */
     nb_dptr m_absmax, v_absmax;  /* fp32 scales of the 8-bit ones, the same */
     nb_dptr m_map, v_map;        /* fp32 [256] each; null without 8-bit moments */
 };
 const struct nb_adapter_memory *nb_adapter_memory_of(const struct nb_adapter *adapter);
 
+/* How many tensors, from the first on, have master and moments in device memory: all without paging. */
+int nb_adapter_resident(const struct nb_adapter *adapter);
+
+/* A paged tensor's record: offsets of its parts in bytes, and its size; all multiples of NB_ALIGNMENT. */
+struct nb_adapter_record {
+    uint64_t master, m, v, m_absmax, v_absmax, bytes; /* without 8-bit moments the scales take nothing */
+};
+struct nb_adapter_record nb_adapter_record_of(const struct nb_adapter *adapter, int trainable);
+
+/* The record itself, in host memory, aligned as its parts are; the next tensor's follows at once. NULL for a resident tensor. On a
+ * dry device an address that must not be touched. Copies to and from the device have to have passed before the host reads. */
+unsigned char *nb_adapter_page(const struct nb_adapter *adapter, int trainable);
+
+/* Bytes of all records: 0 where nothing is paged. */
+uint64_t nb_adapter_paged_bytes(const struct nb_adapter *adapter);
+
 /* Fills the moments' addresses and format of one tensor into an nb_adamw (m, v, m_absmax, v_absmax, m_map, v_map, moments_8bit,
- * count, master, gradient, copy, copy_dtype); step and hyperparameters are the caller's. */
+ * count, master, gradient, copy, copy_dtype); step and hyperparameters are the caller's. Of a paged tensor master, m, v and their
+ * scales are null: nb_adapter_bind_page says where its record is on the device at present. */
 void nb_adapter_bind_adamw(const struct nb_adapter *adapter, int trainable, struct nb_adamw *args);
+void nb_adapter_bind_page(const struct nb_adapter *adapter, int trainable, nb_dptr record, struct nb_adamw *args);
 
 /* Fills a module's a, b, da, db, rank, scale, dropout and module hash; t is the caller's. All null when the module has no adapter
  * or `adapter` is NULL. layer = number of blocks and role = NB_TENSOR_HEAD for the head. da, db are null when it does not train. */

@@ -18,23 +18,50 @@ static nb_status take(struct nb_arena *arena, enum nb_category category, const c
     return nb_arena_take(arena, category, name, bytes, &out->address);
 }
 
-nb_status nb_adapter_allocate(struct nb_adapter *adapter, struct nb_device *device, struct nb_arena *arena)
+/* Of the slabs that hold the resident tensors: the registry's first, and so the first bytes of each slab. */
+struct extent {
+    uint64_t master_bytes, moment_bytes, absmax_bytes;
+};
+
+static struct extent resident_extent(const struct nb_adapter *adapter)
+{
+    int resident = adapter->resident;
+    if (resident == adapter->trainables)
+        return (struct extent){adapter->elements * sizeof(float), adapter->moment_bytes, adapter->absmax_bytes};
+    return (struct extent){adapter->trainable[resident].offset * sizeof(float), adapter->moment_offset[resident],
+        adapter->absmax_offset[resident]};
+}
+
+static nb_status take_pages(struct nb_adapter *adapter, struct nb_arena *pinned)
+{
+    uint64_t address, bytes = nb_adapter_paged_bytes(adapter);
+    if (bytes == 0)
+        return NB_OK;
+    NB_TRY(nb_arena_take(pinned, NB_CATEGORY_MOMENTS, "masters and moments", bytes, &address));
+    adapter->pages = (unsigned char *)(uintptr_t)address;
+    return NB_OK;
+}
+
+nb_status nb_adapter_allocate(
+    struct nb_adapter *adapter, struct nb_device *device, struct nb_arena *arena, struct nb_arena *pinned)
 {
     struct nb_adapter_memory *memory = &adapter->memory;
     uint64_t elements = adapter->elements;
+    struct extent extent = resident_extent(adapter);
     adapter->device = device;
     NB_TRY(take(
         arena, NB_CATEGORY_ADAPTER, "adapter", elements * nb_dtype_bytes(adapter->options.activation), &memory->copy));
     if (!adapter->options.trains)
         return NB_OK;
-    NB_TRY(take(arena, NB_CATEGORY_MASTERS, "masters", elements * sizeof(float), &memory->master));
+    NB_TRY(take_pages(adapter, pinned));
+    NB_TRY(take(arena, NB_CATEGORY_MASTERS, "masters", extent.master_bytes, &memory->master));
     NB_TRY(take(arena, NB_CATEGORY_GRADIENTS, "gradients", elements * sizeof(float), &memory->gradient));
-    NB_TRY(take(arena, NB_CATEGORY_MOMENTS, "first moments", adapter->moment_bytes, &memory->m));
-    NB_TRY(take(arena, NB_CATEGORY_MOMENTS, "second moments", adapter->moment_bytes, &memory->v));
+    NB_TRY(take(arena, NB_CATEGORY_MOMENTS, "first moments", extent.moment_bytes, &memory->m));
+    NB_TRY(take(arena, NB_CATEGORY_MOMENTS, "second moments", extent.moment_bytes, &memory->v));
     if (!has_8bit(adapter))
         return NB_OK;
-    NB_TRY(take(arena, NB_CATEGORY_MOMENTS, "first moments' scales", adapter->absmax_bytes, &memory->m_absmax));
-    NB_TRY(take(arena, NB_CATEGORY_MOMENTS, "second moments' scales", adapter->absmax_bytes, &memory->v_absmax));
+    NB_TRY(take(arena, NB_CATEGORY_MOMENTS, "first moments' scales", extent.absmax_bytes, &memory->m_absmax));
+    NB_TRY(take(arena, NB_CATEGORY_MOMENTS, "second moments' scales", extent.absmax_bytes, &memory->v_absmax));
     NB_TRY(take(arena, NB_CATEGORY_MOMENTS, "first moments' map", MAP_BYTES, &memory->m_map));
     return take(arena, NB_CATEGORY_MOMENTS, "second moments' map", MAP_BYTES, &memory->v_map);
 }
@@ -53,7 +80,7 @@ nb_status nb_adapter_put(struct nb_adapter *adapter, struct nb_stream *stream, v
     struct nb_device *device = adapter->device;
     const struct nb_trainable *t = &adapter->trainable[trainable];
     nb_dptr copy = nb_dptr_at(adapter->memory.copy, t->offset * nb_dtype_bytes(adapter->options.activation));
-    if (adapter->options.trains) {
+    if (adapter->options.trains && trainable < adapter->resident) {
         nb_dptr master = nb_dptr_at(adapter->memory.master, t->offset * sizeof(float));
         struct nb_cast cast = {
             .x = master, .y = copy, .from = NB_DTYPE_F32, .to = adapter->options.activation, .count = t->count};
@@ -61,6 +88,8 @@ nb_status nb_adapter_put(struct nb_adapter *adapter, struct nb_stream *stream, v
         NB_TRY(device->cast(device, stream, &cast));
         return device->stream_wait(device, stream);
     }
+    if (adapter->options.trains && !device->dry)
+        memcpy(nb_adapter_page(adapter, trainable), staging, t->count * sizeof(float));
     if (adapter->options.activation == NB_DTYPE_BF16 && !device->dry) {
         unsigned char *bytes = staging; /* rounded in place: element i's two bytes lie before element i's four */
         for (uint64_t i = 0; i < t->count; i++) {
@@ -102,17 +131,20 @@ static nb_status clear(struct nb_adapter *adapter, struct nb_stream *stream)
     struct nb_device *device = adapter->device;
     const struct nb_adapter_memory *memory = &adapter->memory;
     uint64_t elements = adapter->elements;
+    struct extent extent = resident_extent(adapter);
     NB_TRY(device->fill_zero(device, stream, memory->copy, elements * nb_dtype_bytes(adapter->options.activation)));
     if (!adapter->options.trains)
         return NB_OK;
-    NB_TRY(device->fill_zero(device, stream, memory->master, elements * sizeof(float)));
+    if (adapter->pages && !device->dry)
+        memset(adapter->pages, 0, nb_adapter_paged_bytes(adapter));
+    NB_TRY(device->fill_zero(device, stream, memory->master, extent.master_bytes));
     NB_TRY(device->fill_zero(device, stream, memory->gradient, elements * sizeof(float)));
-    NB_TRY(device->fill_zero(device, stream, memory->m, adapter->moment_bytes));
-    NB_TRY(device->fill_zero(device, stream, memory->v, adapter->moment_bytes));
+    NB_TRY(device->fill_zero(device, stream, memory->m, extent.moment_bytes));
+    NB_TRY(device->fill_zero(device, stream, memory->v, extent.moment_bytes));
     if (!has_8bit(adapter))
         return NB_OK;
-    NB_TRY(device->fill_zero(device, stream, memory->m_absmax, adapter->absmax_bytes));
-    return device->fill_zero(device, stream, memory->v_absmax, adapter->absmax_bytes);
+    NB_TRY(device->fill_zero(device, stream, memory->m_absmax, extent.absmax_bytes));
+    return device->fill_zero(device, stream, memory->v_absmax, extent.absmax_bytes);
 }
 
 nb_status nb_adapter_initialize(struct nb_adapter *adapter, struct nb_stream *stream, void *staging)

@@ -38,10 +38,14 @@ static nb_status write_tensors(const struct nb_adapter *adapter, struct nb_strea
     struct nb_device *device = adapter->device;
     for (int i = 0; i < adapter->trainables; i++) {
         const struct nb_trainable *t = &adapter->trainable[sorted[i].trainable];
-        nb_dptr master = nb_dptr_at(adapter->memory.master, t->offset * sizeof(float));
-        NB_TRY(device->download(device, stream, staging, master, t->count * sizeof(float)));
+        const unsigned char *values = nb_adapter_page(adapter, sorted[i].trainable); /* the master comes first */
+        if (!values) {
+            nb_dptr master = nb_dptr_at(adapter->memory.master, t->offset * sizeof(float));
+            NB_TRY(device->download(device, stream, staging, master, t->count * sizeof(float)));
+            values = staging;
+        }
         NB_TRY(device->stream_wait(device, stream));
-        NB_TRY(nb_safetensors_writer_write(writer, staging, t->count * sizeof(float)));
+        NB_TRY(nb_safetensors_writer_write(writer, values, t->count * sizeof(float)));
     }
     return NB_OK;
 }

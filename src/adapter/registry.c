@@ -171,6 +171,35 @@ static nb_status collect_trainables(struct nb_adapter *adapter, const struct nb_
     return NB_OK;
 }
 
+struct nb_adapter_record nb_adapter_record_of(const struct nb_adapter *adapter, int trainable)
+{
+    const struct nb_trainable *t = &adapter->trainable[trainable];
+    uint64_t padded = round_up(t->count, NB_TILE_ELEMENTS);
+    uint64_t moment = t->moments_8bit ? padded : padded * sizeof(float);
+    uint64_t scales = t->moments_8bit ? nb_aligned(padded / NB_TILE_ELEMENTS * sizeof(float)) : 0;
+    struct nb_adapter_record record = {.m = padded * sizeof(float)};
+    record.v = record.m + moment;
+    record.m_absmax = record.v + moment;
+    record.v_absmax = record.m_absmax + scales;
+    record.bytes = record.v_absmax + scales;
+    return record;
+}
+
+/* One record behind the other, and how many of them are left out because their tensors stay on the device. */
+static nb_status lay_out_records(struct nb_adapter *adapter)
+{
+    const struct nb_adapter_paging *paging = &adapter->options.paging;
+    if (!(adapter->record_offset = calloc((size_t)adapter->trainables + 1, sizeof *adapter->record_offset)))
+        return nb_fail(NB_MEMORY, "no memory for the adapter's registry");
+    for (int i = 0; i < adapter->trainables; i++)
+        adapter->record_offset[i + 1] = adapter->record_offset[i] + nb_adapter_record_of(adapter, i).bytes;
+    bool pages = adapter->options.trains && paging->on;
+    while (adapter->resident < adapter->trainables &&
+           (!pages || adapter->record_offset[adapter->resident + 1] <= paging->resident_bytes))
+        adapter->resident++;
+    return NB_OK;
+}
+
 /* Moments stand in slabs of their own, because 8-bit ones take a quarter of the space. */
 static nb_status lay_out_moments(struct nb_adapter *adapter)
 {
@@ -216,6 +245,8 @@ nb_status nb_adapter_create(
     }
     if (status == NB_OK)
         status = lay_out_moments(a);
+    if (status == NB_OK)
+        status = lay_out_records(a);
     free(used);
     if (status != NB_OK)
         nb_adapter_destroy(&a);
@@ -234,6 +265,7 @@ void nb_adapter_destroy(struct nb_adapter **adapter)
     free(a->trainable);
     free(a->moment_offset);
     free(a->absmax_offset);
+    free(a->record_offset);
     free(a->module);
     free(a);
     *adapter = NULL;
@@ -269,6 +301,23 @@ const struct nb_adapter_memory *nb_adapter_memory_of(const struct nb_adapter *ad
     return &adapter->memory;
 }
 
+int nb_adapter_resident(const struct nb_adapter *adapter)
+{
+    return adapter->resident;
+}
+
+uint64_t nb_adapter_paged_bytes(const struct nb_adapter *adapter)
+{
+    return adapter->record_offset[adapter->trainables] - adapter->record_offset[adapter->resident];
+}
+
+unsigned char *nb_adapter_page(const struct nb_adapter *adapter, int trainable)
+{
+    if (trainable < adapter->resident)
+        return NULL;
+    return adapter->pages + (adapter->record_offset[trainable] - adapter->record_offset[adapter->resident]);
+}
+
 const struct nb_adapter_module *nb_adapter_module_at(
     const struct nb_adapter *adapter, int layer, enum nb_tensor_role role)
 {
@@ -288,19 +337,30 @@ void nb_adapter_bind_adamw(const struct nb_adapter *adapter, int trainable, stru
     const struct nb_trainable *t = &adapter->trainable[trainable];
     const struct nb_adapter_memory *memory = &adapter->memory;
     uint64_t moment = adapter->moment_offset[trainable], absmax = adapter->absmax_offset[trainable];
-    bool codes = t->moments_8bit;
-    args->master = nb_dptr_at(memory->master, t->offset * sizeof(float));
+    bool codes = t->moments_8bit, resident = trainable < adapter->resident;
     args->gradient = nb_dptr_at(memory->gradient, t->offset * sizeof(float));
     args->copy = nb_dptr_at(memory->copy, t->offset * nb_dtype_bytes(adapter->options.activation));
     args->copy_dtype = adapter->options.activation;
-    args->m = nb_dptr_at(memory->m, moment);
-    args->v = nb_dptr_at(memory->v, moment);
-    args->m_absmax = codes ? nb_dptr_at(memory->m_absmax, absmax) : (nb_dptr){0};
-    args->v_absmax = codes ? nb_dptr_at(memory->v_absmax, absmax) : (nb_dptr){0};
+    args->master = resident ? nb_dptr_at(memory->master, t->offset * sizeof(float)) : (nb_dptr){0};
+    args->m = resident ? nb_dptr_at(memory->m, moment) : (nb_dptr){0};
+    args->v = resident ? nb_dptr_at(memory->v, moment) : (nb_dptr){0};
+    args->m_absmax = resident && codes ? nb_dptr_at(memory->m_absmax, absmax) : (nb_dptr){0};
+    args->v_absmax = resident && codes ? nb_dptr_at(memory->v_absmax, absmax) : (nb_dptr){0};
     args->m_map = codes ? memory->m_map : (nb_dptr){0};
     args->v_map = codes ? memory->v_map : (nb_dptr){0};
     args->moments_8bit = codes;
     args->count = t->count;
+}
+
+void nb_adapter_bind_page(const struct nb_adapter *adapter, int trainable, nb_dptr record, struct nb_adamw *args)
+{
+    struct nb_adapter_record part = nb_adapter_record_of(adapter, trainable);
+    bool codes = adapter->trainable[trainable].moments_8bit;
+    args->master = nb_dptr_at(record, part.master);
+    args->m = nb_dptr_at(record, part.m);
+    args->v = nb_dptr_at(record, part.v);
+    args->m_absmax = codes ? nb_dptr_at(record, part.m_absmax) : (nb_dptr){0};
+    args->v_absmax = codes ? nb_dptr_at(record, part.v_absmax) : (nb_dptr){0};
 }
 
 void nb_adapter_bind_lora(const struct nb_adapter *adapter, int layer, enum nb_tensor_role role, struct nb_lora *lora)

@@ -18,6 +18,9 @@ struct nb_adapter {
     int trainables, trainable_capacity;
     uint64_t *moment_offset, *absmax_offset; /* of each trainable, in bytes of the slabs m and v, and m_absmax and v_absmax */
     uint64_t moment_bytes, absmax_bytes;
+    uint64_t *record_offset; /* [trainables + 1] in bytes, as if all were paged */
+    int resident;            /* the tensors that are not */
+    unsigned char *pages;    /* record_offset[resident] stands here; NULL where nothing is paged */
     uint64_t elements, parameters;
     int layers;
     struct nb_adapter_module *module; /* [layers + 1][NB_TENSOR_ROLES]; first is -1 where there is none */

@@ -98,6 +98,7 @@ struct nb_config {
     int64_t max_steps; /* 0: unset */
     enum nb_config_optimizer optimizer;
     double adam_beta1, adam_beta2, adam_epsilon;
+    int64_t resident_optimizer_bytes; /* of a paged optimizer; -1: none */
     double learning_rate; /* 0: unset */
     enum nb_config_scheduler lr_scheduler;
     int64_t warmup_steps; /* -1: unset; ask nb_config_warmup_steps */
@@ -158,6 +159,10 @@ nb_status nb_config_validate_train(struct nb_config *config);
 
 /* Whether the base model is opened in 4 bits: in train as adapter and load_in_4bit say, elsewhere unless load_in_4bit is false. */
 bool nb_config_opens_in_4bit(const struct nb_config *config, bool training);
+
+/* What the optimizer's name says: moments in 8 bits; masters and moments in host memory. */
+bool nb_config_moments_8bit(const struct nb_config *config);
+bool nb_config_pages_optimizer(const struct nb_config *config);
 
 /* Warm-up steps of a run of total_steps: warmup_steps; else, as in transformers, ceil(warmup_ratio * total); else, as in Axolotl, the
  * smaller of 100 and floor(0.03 * total). The constant schedule has none. */

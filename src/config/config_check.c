@@ -23,6 +23,19 @@ bool nb_config_opens_in_4bit(const struct nb_config *config, bool training)
     return !training || config->adapter == NB_CONFIG_ADAPTER_QLORA;
 }
 
+bool nb_config_moments_8bit(const struct nb_config *config)
+{
+    return config->optimizer == NB_CONFIG_OPTIMIZER_ADAMW_8BIT ||
+           config->optimizer == NB_CONFIG_OPTIMIZER_ADAMW_BNB_8BIT ||
+           config->optimizer == NB_CONFIG_OPTIMIZER_PAGED_ADAMW_8BIT;
+}
+
+bool nb_config_pages_optimizer(const struct nb_config *config)
+{
+    return config->optimizer == NB_CONFIG_OPTIMIZER_PAGED_ADAMW_8BIT ||
+           config->optimizer == NB_CONFIG_OPTIMIZER_PAGED_ADAMW_32BIT;
+}
+
 /* Whether anything asks for evaluation during training. */
 static bool has_evaluation(const struct nb_config *config)
 {
@@ -87,6 +100,9 @@ static nb_status check_conflicts(const struct nb_config *config)
         return fail(config, "warmup_steps and warmup_ratio exclude each other: remove one");
     if (config->test_datasets.count > 0 && config->val_set_size > 0)
         return fail(config, "test_datasets and val_set_size exclude each other: remove one");
+    if (config->resident_optimizer_bytes >= 0 && !nb_config_pages_optimizer(config))
+        return fail(config, "resident_optimizer_bytes needs optimizer: paged_adamw_8bit or paged_adamw_32bit: with the others all of "
+            "it stays on the device");
     return NB_OK;
 }
 

@@ -256,6 +256,9 @@ nb_status nb_checkpoint_state_check_config(const char *checkpoint_folder, const 
     stored.threads = config->threads;
     stored.memory_budget = config->memory_budget;
     stored.gradient_checkpointing = config->gradient_checkpointing;
+    stored.resident_optimizer_bytes = config->resident_optimizer_bytes;
+    if (nb_config_moments_8bit(&stored) == nb_config_moments_8bit(config)) /* they differ in name, or in paging */
+        stored.optimizer = config->optimizer;
     if (!depends_on_length(config)) {
         stored.num_epochs = config->num_epochs;
         stored.max_steps = config->max_steps;

@@ -11,33 +11,45 @@ enum { PARTS_MAX = 5 };
 /* One tensor of the file: a trainable's master, a moment, or a moment's scales. */
 struct part {
     struct nb_safetensors_entry entry; /* its name is owned */
-    nb_dptr at;
+    nb_dptr at;                        /* of a resident tensor */
+    unsigned char *page;               /* of a paged one, else NULL */
 };
 
-static void add_part(
-    struct part *part, const char *name, const char *suffix, enum nb_safetensors_dtype dtype, nb_dptr at)
+static void name_part(struct part *part, const char *name, const char *suffix, enum nb_safetensors_dtype dtype)
 {
     part->entry.name = nb_format("%s%s", name, suffix);
     part->entry.dtype = dtype;
-    part->at = at;
+}
+
+static void place_parts(const struct nb_adapter *adapter, int trainable, int count, struct part parts[PARTS_MAX])
+{
+    unsigned char *page = nb_adapter_page(adapter, trainable);
+    struct nb_adapter_record record = nb_adapter_record_of(adapter, trainable);
+    uint64_t offset[PARTS_MAX] = {record.master, record.m, record.v, record.m_absmax, record.v_absmax};
+    struct nb_adamw bound = {0};
+    nb_adapter_bind_adamw(adapter, trainable, &bound);
+    nb_dptr at[PARTS_MAX] = {bound.master, bound.m, bound.v, bound.m_absmax, bound.v_absmax};
+    for (int i = 0; i < count; i++) {
+        parts[i].at = at[i];
+        parts[i].page = page ? page + offset[i] : NULL;
+    }
 }
 
 /* The parts of a trainable in the order of the file; returns how many. */
 static int parts_of(const struct nb_adapter *adapter, int trainable, struct part out[PARTS_MAX])
 {
     const struct nb_trainable *t = nb_adapter_trainable(adapter, trainable);
-    struct nb_adamw at = {0};
-    nb_adapter_bind_adamw(adapter, trainable, &at);
     enum nb_safetensors_dtype moments = t->moments_8bit ? NB_SAFETENSORS_U8 : NB_SAFETENSORS_F32;
     int count = 0;
     memset(out, 0, PARTS_MAX * sizeof *out);
-    add_part(&out[count++], t->name, "", NB_SAFETENSORS_F32, at.master);
-    add_part(&out[count++], t->name, ".m", moments, at.m);
-    add_part(&out[count++], t->name, ".v", moments, at.v);
+    name_part(&out[count++], t->name, "", NB_SAFETENSORS_F32);
+    name_part(&out[count++], t->name, ".m", moments);
+    name_part(&out[count++], t->name, ".v", moments);
     if (t->moments_8bit) {
-        add_part(&out[count++], t->name, ".m_absmax", NB_SAFETENSORS_F32, at.m_absmax);
-        add_part(&out[count++], t->name, ".v_absmax", NB_SAFETENSORS_F32, at.v_absmax);
+        name_part(&out[count++], t->name, ".m_absmax", NB_SAFETENSORS_F32);
+        name_part(&out[count++], t->name, ".v_absmax", NB_SAFETENSORS_F32);
     }
+    place_parts(adapter, trainable, count, out);
     for (int i = 0; i < count; i++) {
         struct nb_safetensors_entry *entry = &out[i].entry;
         entry->rank = i < 3 ? 2 : 1;
@@ -71,9 +83,11 @@ static nb_status write_parts(
     struct nb_device *device = session->device;
     for (size_t i = 0; i < count; i++) {
         uint64_t bytes = nb_safetensors_entry_bytes(&parts[i].entry);
-        NB_TRY(device->download(device, session->stream, session->staging, parts[i].at, bytes));
-        NB_TRY(device->stream_wait(device, session->stream));
-        NB_TRY(nb_safetensors_writer_write(writer, session->staging, bytes));
+        const void *values = parts[i].page ? parts[i].page : session->staging;
+        if (!parts[i].page)
+            NB_TRY(device->download(device, session->stream, session->staging, parts[i].at, bytes));
+        NB_TRY(device->stream_wait(device, session->stream)); /* which the write-backs have joined */
+        NB_TRY(nb_safetensors_writer_write(writer, values, bytes));
     }
     return NB_OK;
 }
@@ -126,8 +140,8 @@ static nb_status read_trainable(
          i--) { /* the master last: it stays in the staging for its copy */
         status = check_part(file, path, &parts[i], &tensor);
         if (status == NB_OK)
-            memcpy(session->staging, tensor->data, tensor->bytes);
-        if (status == NB_OK && i > 0)
+            memcpy(i > 0 && parts[i].page ? (void *)parts[i].page : session->staging, tensor->data, tensor->bytes);
+        if (status == NB_OK && i > 0 && !parts[i].page)
             status = device->upload(device, session->stream, parts[i].at, session->staging, tensor->bytes);
         if (status == NB_OK)
             status = device->stream_wait(device, session->stream);

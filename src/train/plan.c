@@ -5,6 +5,7 @@
 
 #include "base/file.h"
 #include "train/evaluate.h"
+#include "train/pager.h"
 #include "train/step.h"
 
 static void note(struct nb_plan *plan, char *text)
@@ -23,10 +24,6 @@ static void collect_notes(const struct nb_run *run, struct nb_plan *plan)
         note(plan, nb_format("device: auto is the CPU here: %s", run->device_note));
     if (precision)
         note(plan, nb_format("%s", precision));
-    if (config->optimizer == NB_CONFIG_OPTIMIZER_PAGED_ADAMW_8BIT ||
-        config->optimizer == NB_CONFIG_OPTIMIZER_PAGED_ADAMW_32BIT)
-        note(plan, nb_format("optimizer: %s: the moments stay in memory in this version; nothing is paged",
-                       nb_config_choice_name(config, "optimizer")));
     if (run->length.warmup_steps >= run->length.steps && config->lr_scheduler != NB_CONFIG_SCHEDULER_CONSTANT)
         note(plan, nb_format("warm-up takes all %lld steps: the learning rate never reaches its peak",
                        (long long)run->length.steps));
@@ -38,6 +35,24 @@ static void collect_notes(const struct nb_run *run, struct nb_plan *plan)
             nb_format(
                 "the run does not fit: lower sequence_len, micro_batch_size or lora_r, or set gradient_checkpointing: "
                 "true, optimizer: adamw_8bit or load_in_4bit: true"));
+}
+
+/* Both directions of the link at once: what comes back takes no time of its own. */
+static void note_paging(const struct nb_session *session, const struct nb_stepper *stepper, struct nb_plan *plan)
+{
+    const struct nb_pager *pager = nb_stepper_pager(stepper);
+    const double mebibyte = 1024.0 * 1024.0, rate = (double)session->device->profile.link_gb_per_s * 1e9;
+    if (!pager)
+        return;
+    const struct nb_pager_layout *layout = nb_pager_layout_of(pager);
+    double bytes = (double)nb_adapter_paged_bytes(session->adapter);
+    char *time = rate > 0 ? nb_format("; %.1f ms a step at %.3g GB/s", 1e3 * bytes / rate, rate / 1e9) : nb_format("%s", "");
+    note(plan,
+        nb_format("optimizer: %s: %.1f MiB of masters and moments stand in host memory, and pass through the device in %d chunks, "
+                  "%d of up to %.1f MiB at once%s",
+            nb_config_choice_name(session->run->config, "optimizer"), bytes / mebibyte, layout->chunks, layout->buffers,
+            (double)layout->buffer_bytes / mebibyte, time));
+    free(time);
 }
 
 /* One step, one evaluation, and what saving takes, in the order of the trainer. */
@@ -54,6 +69,8 @@ static nb_status rehearse(struct nb_session *session, struct nb_plan *plan)
     nb_status status = nb_batch_plan_step(run->batches, 0, 0, &rows);
     if (status == NB_OK)
         status = nb_stepper_run(stepper, run->data, &rows, 1, run->config->learning_rate, &result);
+    if (status == NB_OK)
+        note_paging(session, stepper, plan);
     nb_stepper_destroy(&stepper);
     plan->step_flops = nb_dry_device_counts(session->device)->flops - before;
     if (status != NB_OK || run->eval_count == 0)

@@ -64,7 +64,7 @@ static nb_status make_adapter(struct nb_session *s)
     if (!run->has_adapter)
         return NB_OK;
     NB_TRY(nb_adapter_create(nb_model_config_of(s->model), &run->adapter, &s->adapter));
-    NB_TRY(nb_adapter_allocate(s->adapter, s->device, s->arena));
+    NB_TRY(nb_adapter_allocate(s->adapter, s->device, s->arena, s->pinned));
     return s->device->host_take(s->device, nb_adapter_staging_bytes(s->adapter), &s->staging);
 }
 

@@ -138,12 +138,6 @@ static nb_status check_special_tokens(const struct nb_run *run)
 
 /* ---- adapter ---- */
 
-static bool is_8bit(enum nb_config_optimizer optimizer)
-{
-    return optimizer == NB_CONFIG_OPTIMIZER_ADAMW_8BIT || optimizer == NB_CONFIG_OPTIMIZER_ADAMW_BNB_8BIT ||
-           optimizer == NB_CONFIG_OPTIMIZER_PAGED_ADAMW_8BIT;
-}
-
 /* A shape that the config gives and the adapter to go on from has otherwise would be ignored: say so instead. */
 static nb_status check_start(const struct nb_run *run, const struct nb_adapter_options *start)
 {
@@ -182,9 +176,11 @@ static nb_status choose_adapter(struct nb_run *run, const char *folder)
         .alpha = (float)config->lora_alpha,
         .dropout = (float)config->lora_dropout,
         .rank_stabilized = config->peft_use_rslora,
-        .moments_8bit = is_8bit(config->optimizer),
+        .moments_8bit = nb_config_moments_8bit(config),
         .activation = run->model.activation,
         .trains = trains,
+        .paging = {.on = nb_config_pages_optimizer(config),
+            .resident_bytes = config->resident_optimizer_bytes > 0 ? (uint64_t)config->resident_optimizer_bytes : 0},
         .seed = (uint64_t)config->seed,
     };
     if (!folder)

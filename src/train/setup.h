@@ -53,6 +53,7 @@ struct nb_run {
     char *start_folder;
     bool has_adapter;
     struct nb_adapter_options adapter; /* its target list points into config or start */
+    uint64_t page_bytes;               /* of a chunk of paged masters and moments; 0: as the pager chooses. Tests force small ones */
     struct nb_model_options model;
     struct nb_cpu_options cpu;
     struct nb_device_profile profile;

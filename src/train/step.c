@@ -3,6 +3,7 @@
 #include <stdlib.h>
 
 #include "train/batch.h"
+#include "train/pager.h"
 
 struct nb_stepper {
     struct nb_session *session; /* not owned */
@@ -10,6 +11,7 @@ struct nb_stepper {
     uint64_t frame; /* of the arena, before everything here */
     nb_dptr partial;
     struct nb_pass *pass;
+    struct nb_pager *pager; /* NULL where masters and moments stay on the device */
     struct nb_batch *batch;
     struct nb_step *up, *down; /* host memory that copies reach */
 };
@@ -33,6 +35,7 @@ static nb_status create(struct nb_stepper *s)
     NB_TRY(device->host_take(device, sizeof *s->down, &down));
     s->down = down;
     NB_TRY(nb_batch_create(&session->run->limits, &s->batch));
+    NB_TRY(nb_pager_create(session, &s->pager));
     NB_TRY(nb_arena_take(session->arena, NB_CATEGORY_SCRATCH, "squares of the gradients", partials * sizeof(float),
         &s->partial.address));
     return nb_pass_create(session->model, session->adapter, &pass, session->arena, session->stream, &s->pass);
@@ -78,6 +81,7 @@ void nb_stepper_destroy(struct nb_stepper **stepper)
     struct nb_device *device = s->session->device;
     /* After an error there may be work left that reads what goes away here. */
     device->stream_wait(device, s->session->stream);
+    nb_pager_destroy(&s->pager);
     nb_pass_destroy(&s->pass);
     nb_batch_destroy(&s->batch);
     if (s->up)
@@ -126,6 +130,39 @@ static nb_status run_micro_batch(struct nb_stepper *s, const struct nb_dataset *
     return nb_pass_train(s->pass, 0);
 }
 
+/* `record` is where a paged tensor's is at present; null for a resident one. */
+static nb_status update_tensor(struct nb_stepper *s, int trainable, nb_dptr record)
+{
+    struct nb_device *device = s->session->device;
+    struct nb_adamw adamw = {
+        .step = s->session->step,
+        .beta1 = s->options.beta1,
+        .beta2 = s->options.beta2,
+        .epsilon = s->options.epsilon,
+        .weight_decay = s->options.weight_decay,
+    };
+    nb_adapter_bind_adamw(s->session->adapter, trainable, &adamw);
+    if (!nb_dptr_is_null(record))
+        nb_adapter_bind_page(s->session->adapter, trainable, record, &adamw);
+    return device->adamw(device, s->session->stream, &adamw);
+}
+
+static nb_status update_paged(struct nb_stepper *s)
+{
+    for (int chunk = 0; chunk < nb_pager_layout_of(s->pager)->chunks; chunk++) {
+        struct nb_pager_chunk at;
+        uint64_t offset = 0;
+        NB_TRY(nb_pager_acquire(s->pager, chunk, &at));
+        for (int i = at.first; i < at.last; i++) {
+            NB_TRY(update_tensor(s, i, nb_dptr_at(at.records, offset)));
+            offset += nb_adapter_record_of(s->session->adapter, i).bytes;
+        }
+        NB_TRY(nb_pager_release(s->pager, chunk));
+    }
+    return nb_pager_end(s->pager);
+}
+
+/* The norm, the scale and whether all is finite come first: every tensor's update reads them on the device. */
 static nb_status update(struct nb_stepper *s)
 {
     struct nb_session *session = s->session;
@@ -134,20 +171,18 @@ static nb_status update(struct nb_stepper *s)
     struct nb_square_sum squares = {
         .gradient = nb_adapter_memory_of(session->adapter)->gradient, .partial = s->partial, .count = elements};
     struct nb_clip_scale clip = {.partial = s->partial, .step = session->step, .count = elements / NB_TILE_ELEMENTS};
+    if (s->pager)
+        NB_TRY(nb_pager_begin(s->pager));
     NB_TRY(device->square_sum(device, session->stream, &squares));
     NB_TRY(device->clip_scale(device, session->stream, &clip));
-    for (int i = 0; i < nb_adapter_trainable_count(session->adapter); i++) {
-        struct nb_adamw adamw = {
-            .step = session->step,
-            .beta1 = s->options.beta1,
-            .beta2 = s->options.beta2,
-            .epsilon = s->options.epsilon,
-            .weight_decay = s->options.weight_decay,
-        };
-        nb_adapter_bind_adamw(session->adapter, i, &adamw);
-        NB_TRY(device->adamw(device, session->stream, &adamw));
-    }
-    return NB_OK;
+    for (int i = 0; i < nb_adapter_resident(session->adapter); i++)
+        NB_TRY(update_tensor(s, i, (nb_dptr){0}));
+    return s->pager ? update_paged(s) : NB_OK;
+}
+
+const struct nb_pager *nb_stepper_pager(const struct nb_stepper *stepper)
+{
+    return stepper->pager;
 }
 
 nb_status nb_stepper_run(struct nb_stepper *stepper, const struct nb_dataset *dataset, const struct nb_step_rows *rows,

@@ -1,4 +1,5 @@
-/* One optimizer step: rows to micro-batches, forward and backward through ranges of layers, the gradients' norm, AdamW, and one wait. */
+/* One optimizer step: rows to micro-batches, forward and backward through ranges of layers, the gradients' norm, AdamW, paged
+ * where the config asks for that, and one wait. */
 #ifndef NB_TRAIN_STEP_H
 #define NB_TRAIN_STEP_H
 
@@ -22,6 +23,10 @@ nb_status nb_stepper_create(struct nb_session *session, const struct nb_stepper_
 
 /* Releases them (LIFO). Takes NULL; nulls the handle. */
 void nb_stepper_destroy(struct nb_stepper **stepper);
+
+/* What pages its masters and moments; NULL where they stay on the device. */
+struct nb_pager;
+const struct nb_pager *nb_stepper_pager(const struct nb_stepper *stepper);
 
 struct nb_step_result {
     double loss;       /* mean over the step's trained tokens */

@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # Kills the program with SIGKILL at random moments, at least 20 of them, some while it writes a checkpoint, and goes on with --resume
-# each time: the adapter's bytes and the metrics are those of a run that nobody touched.
+# each time: the adapter's bytes and the metrics are those of a run that nobody touched. The killed run pages its masters and moments,
+# each time more or less of them; the other keeps them on the device.
 . "${0%/*}/common.sh"
 kills_wanted=24
 
@@ -19,7 +20,7 @@ max_steps: 60
 learning_rate: 2e-3
 lr_scheduler: cosine
 warmup_steps: 4
-optimizer: adamw_8bit
+optimizer: $2
 lora_r: 40
 lora_alpha: 16
 lora_dropout: 0.1
@@ -34,8 +35,8 @@ load_best_model_at_end: true
 output_dir: $1
 YAML
 }
-config "$work/whole" >"$work/whole.yml"
-config "$work/killed" >"$work/killed.yml"
+config "$work/whole" adamw_8bit >"$work/whole.yml"
+config "$work/killed" paged_adamw_8bit >"$work/killed.yml"
 
 # 0.000 to $1 milliseconds, as seconds.
 random_seconds() { awk -v r="$RANDOM" -v most="$1" 'BEGIN { printf "%.4f", r / 32768 * most / 1000 }'; }
@@ -59,7 +60,7 @@ kills=0 while_writing=0 round=0
 # Starts or resumes the run and, until there were enough of them, kills it. Returns 1 when the run came to its own end.
 run_round() {
   round=$((round + 1))
-  "$nibble" train "$work/killed.yml" --resume >"$work/out" 2>"$work/err" </dev/null &
+  "$nibble" train "$work/killed.yml" --resume --set resident_optimizer_bytes=$((1 + round % 3 * 200000)) >"$work/out" 2>"$work/err" </dev/null &
   local run_id=$! before status
   before=$(lines)
   if ! is_enough; then

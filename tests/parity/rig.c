@@ -50,7 +50,7 @@ static void open_adapter(struct rig *rig)
     options.trains = o->keep != NB_KEEP_NOTHING;
     options.seed = 1;
     rig_check(nb_adapter_create(nb_model_config_of(rig->model), &options, &rig->adapter));
-    rig_check(nb_adapter_allocate(rig->adapter, rig->device, rig->arena));
+    rig_check(nb_adapter_allocate(rig->adapter, rig->device, rig->arena, NULL));
     rig_check(rig->device->host_take(rig->device, nb_adapter_staging_bytes(rig->adapter), &staging));
     rig_check(nb_adapter_initialize(rig->adapter, rig->stream, staging));
     if (!o->dry && !o->fresh_adapter)

@@ -117,6 +117,10 @@ static void the_plan_is_the_program_to_the_byte(void **state)
         "lora_target_linear: true\nmicro_batch_size: 2\ngradient_checkpointing: attention\nbf16: true\nmax_steps: 3\n",
         "lora_target_linear: true\nmicro_batch_size: 2\nbnb_4bit_quant_type: fp4\nbnb_4bit_use_double_quant: "
         "false\nbf16: false\nmax_steps: 2\n",
+        "lora_target_linear: true\nmicro_batch_size: 2\noptimizer: paged_adamw_8bit\nval_set_size: 5\neval_steps: 1\n"
+        "save_steps: 1\nbf16: true\nmax_steps: 3\n",
+        "lora_target_modules: [q_proj, v_proj]\nmicro_batch_size: 1\noptimizer: paged_adamw_32bit\n"
+        "resident_optimizer_bytes: 20kB\nbf16: false\nmax_steps: 3\n",
     };
     write_many_rows(f, 24, 40);
     for (size_t i = 0; i < sizeof configs / sizeof configs[0]; i++) {
@@ -240,16 +244,13 @@ static void a_stop_saves_what_was_done(void **state)
 }
 
 /* A rate at which the evaluation soon gets worse: the run ends early, and what is left is the best step's adapter. */
-static void patience_ends_and_the_best_is_kept(void **state)
+static void find_the_best(const struct family *f, const char *optimizer)
 {
-    const struct family *f = *state;
-    write_many_rows(f, 24, 40);
-    char *
-        yaml = many_yaml(f, "best",
-           "lora_target_linear: true\nmicro_batch_size: 4\nbf16: false\nmax_steps: 40\nval_set_size: 6\neval_steps: 1\n"
-           "save_total_limit: 1\nearly_stopping_patience: 3\nload_best_model_at_end: true\n"
-           "lr_scheduler: constant\n"),
-       *rate = strstr(yaml, "learning_rate: 1e-3");
+    char *more = nb_format("lora_target_linear: true\nmicro_batch_size: 4\nbf16: false\nmax_steps: 40\nval_set_size: 6\n"
+                           "eval_steps: 1\nsave_total_limit: 1\nearly_stopping_patience: 3\nload_best_model_at_end: true\n"
+                           "lr_scheduler: constant\noptimizer: %s\n",
+        optimizer);
+    char *yaml = many_yaml(f, "best", more), *rate = strstr(yaml, "learning_rate: 1e-3");
     memcpy(rate, "learning_rate: 2e-1", 19);
     train(yaml, false);
     char *metrics = read_metrics(f, "best"), *best_file = NULL, *kept_file = NULL;
@@ -278,6 +279,20 @@ static void patience_ends_and_the_best_is_kept(void **state)
     free(kept);
     free(metrics);
     free(yaml);
+    free(more);
+}
+
+static void patience_ends_and_the_best_is_kept(void **state)
+{
+    const struct family *f = *state;
+    static const char *const optimizers[] = {"adamw_torch", "paged_adamw_32bit"};
+    write_many_rows(f, 24, 40);
+    for (size_t i = 0; i < 2; i++) {
+        find_the_best(f, optimizers[i]);
+        char *run = nb_path_join(f->folder, "best");
+        training_check(nb_remove_folder(run));
+        free(run);
+    }
 }
 
 /* A metrics line without its three fields of time. */
@@ -342,6 +357,82 @@ static void a_run_taken_up_again_ends_with_the_same_bytes(void **state)
     free(yaml);
 }
 
+/* ---- paging ---- */
+
+static void same_file(const struct family *f, const char *a, const char *b)
+{
+    char *path[2] = {nb_path_join(f->folder, a), nb_path_join(f->folder, b)}, *text[2];
+    size_t bytes[2];
+    for (int i = 0; i < 2; i++)
+        training_check(nb_file_read(path[i], 1 << 26, false, &text[i], &bytes[i]));
+    assert_int_equal(bytes[0], bytes[1]);
+    assert_memory_equal(text[0], text[1], bytes[0]);
+    for (int i = 0; i < 2; i++) {
+        free(path[i]);
+        free(text[i]);
+    }
+}
+
+/* Rank 64: tensors with moments in 8 bits and in 32. */
+static void train_paged(const struct family *f, const char *out, const char *optimizer, bool resume)
+{
+    char *yaml = nb_format(
+        "base_model: tests/golden/models/%s\nadapter: qlora\ndatasets: [{path: %s/many.jsonl, type: tokens}]\n"
+        "learning_rate: 1e-3\nsequence_len: 40\nlora_r: 64\nlora_target_linear: true\nlora_dropout: 0.1\nmicro_batch_size: 2\n"
+        "gradient_accumulation_steps: 2\nval_set_size: 6\neval_steps: 2\nsave_steps: 2\nmax_steps: 6\nbf16: true\nthreads: 2\n"
+        "output_dir: %s/%s\noptimizer: %s",
+        f->name, f->folder, f->folder, out, optimizer);
+    train(yaml, resume);
+    free(yaml);
+}
+
+static void lose_the_end(const struct family *f, const char *run)
+{
+    static const char *const lost[] = {"checkpoint-6", "adapter_model.safetensors"};
+    for (size_t i = 0; i < 2; i++) {
+        char *path = nb_format("%s/%s/%s", f->folder, run, lost[i]);
+        training_check(nb_remove_folder(path));
+        free(path);
+    }
+}
+
+/* Paged from the beginning, from step 4 on, or until then: one run. */
+static void a_paged_run_is_the_run_it_pages(void **state)
+{
+    const struct family *f = *state;
+    static const char *const ends[] = {
+        "paged_adamw_8bit\n", "paged_adamw_8bit\nresident_optimizer_bytes: 300kB\n", "adamw_bnb_8bit\n"};
+    write_many_rows(f, 24, 40);
+    train_paged(f, "resident", "adamw_8bit\n", false);
+    train_paged(f, "paged", "paged_adamw_8bit\n", false);
+    for (size_t i = 0; i <= sizeof ends / sizeof *ends; i++) {
+        same_file(f, "resident/adapter_model.safetensors", "paged/adapter_model.safetensors");
+        same_file(f, "resident/checkpoint-6/adapter_model.safetensors", "paged/checkpoint-6/adapter_model.safetensors");
+        same_file(f, "resident/checkpoint-6/optimizer.safetensors", "paged/checkpoint-6/optimizer.safetensors");
+        if (i < sizeof ends / sizeof *ends) {
+            lose_the_end(f, "paged");
+            train_paged(f, "paged", ends[i], true);
+        }
+    }
+}
+
+static void moments_keep_their_bits(void **state)
+{
+    const struct family *f = *state;
+    struct nb_train_options options = {.resume = true};
+    struct nb_config config;
+    write_many_rows(f, 24, 40);
+    char *yaml = many_yaml(f, "bits", "lora_target_linear: true\nbf16: false\nmax_steps: 1\noptimizer: paged_adamw_8bit\n");
+    train(yaml, false);
+    free(yaml);
+    yaml = many_yaml(f, "bits", "lora_target_linear: true\nbf16: false\nmax_steps: 1\noptimizer: paged_adamw_32bit\n");
+    training_config(yaml, &config);
+    assert_int_equal(nb_train(&config, &options), NB_USAGE);
+    assert_int_equal(strncmp(nb_status_message(), "optimizer: ", 11), 0);
+    nb_config_destroy(&config);
+    free(yaml);
+}
+
 int main(int argc, char **argv)
 {
     const struct CMUnitTest tests[] = {
@@ -351,6 +442,8 @@ int main(int argc, char **argv)
         cmocka_unit_test_prestate_setup_teardown(a_stop_saves_what_was_done, open_family, close_family, argv[1]),
         cmocka_unit_test_prestate_setup_teardown(patience_ends_and_the_best_is_kept, open_family, close_family, argv[1]),
         cmocka_unit_test_prestate_setup_teardown(a_run_taken_up_again_ends_with_the_same_bytes, open_family, close_family, argv[1]),
+        cmocka_unit_test_prestate_setup_teardown(a_paged_run_is_the_run_it_pages, open_family, close_family, argv[1]),
+        cmocka_unit_test_prestate_setup_teardown(moments_keep_their_bits, open_family, close_family, argv[1]),
     };
     if (argc != 2) {
         fprintf(stderr, "usage: %s FAMILY\n", argv[0]);

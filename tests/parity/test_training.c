@@ -13,6 +13,8 @@
 #include "base/file.h"
 #include "checkpoint/safetensors.h"
 #include "support/golden.h"
+#include "train/optimizer_state.h"
+#include "train/pager.h"
 #include "training.h"
 
 enum { LENGTH = 24, ROWS = 2, STEPS = 4 };
@@ -322,6 +324,169 @@ static void late_work_changes_no_bit(void **state)
     free(yaml);
 }
 
+/* ---- paging ---- */
+
+/* Masters and moments as a checkpoint has them, and the adapter as PEFT reads it, of a run of STEPS steps. */
+struct outcome {
+    double loss[STEPS];
+    float grad_norm[STEPS];
+    char *state, *adapter;
+    size_t state_bytes, adapter_bytes;
+};
+
+static void read_state(struct training *t, const struct family *f, struct outcome *outcome)
+{
+    char *state = nb_path_join(f->folder, "state.safetensors"), *adapter = nb_path_join(f->folder, "adapter_model.safetensors");
+    struct nb_session *s = t->session;
+    training_check(nb_optimizer_state_save(s, state));
+    training_check(nb_peft_save(s->adapter, s->stream, s->staging, f->folder, "base"));
+    training_check(nb_file_read(state, 1 << 26, false, &outcome->state, &outcome->state_bytes));
+    training_check(nb_file_read(adapter, 1 << 26, false, &outcome->adapter, &outcome->adapter_bytes));
+    free(state);
+    free(adapter);
+}
+
+static void free_outcome(struct outcome *outcome)
+{
+    free(outcome->state);
+    free(outcome->adapter);
+}
+
+static void take_steps(struct training *t, const struct family *f, struct outcome *outcome)
+{
+    for (int i = 0; i < STEPS; i++) {
+        struct nb_step_result r = training_step(t, i + 1);
+        outcome->loss[i] = r.loss;
+        outcome->grad_norm[i] = r.grad_norm;
+    }
+    read_state(t, f, outcome);
+    assert_int_equal(nb_arena_high_water(t->session->arena), t->plan.peak_bytes);
+    assert_int_equal(nb_arena_high_water(t->session->pinned), t->plan.pinned_bytes);
+}
+
+static void assert_same_outcome(const struct outcome *want, const struct outcome *got)
+{
+    assert_memory_equal(want->loss, got->loss, sizeof want->loss);
+    assert_memory_equal(want->grad_norm, got->grad_norm, sizeof want->grad_norm);
+    assert_int_equal(want->state_bytes, got->state_bytes);
+    assert_memory_equal(want->state, got->state, want->state_bytes);
+    assert_int_equal(want->adapter_bytes, got->adapter_bytes);
+    assert_memory_equal(want->adapter, got->adapter, want->adapter_bytes);
+}
+
+/* How a run pages: bytes of a chunk, and the seed of a device whose work is late (0: it is done at once). */
+enum { SEEDS = 16 };
+
+static void page(struct nb_run *run, uint64_t number)
+{
+    run->page_bytes = number / SEEDS;
+    if (number % SEEDS)
+        run->cpu = (struct nb_cpu_options){.threads = 1, .deferred = true, .deferred_seed = number % SEEDS};
+}
+
+/* Rank 64 gives some tensors moments in 8 bits and some in 32; without a start its values are drawn. */
+static char *paging_yaml(const struct family *f, const char *optimizer, const char *more)
+{
+    return nb_format(
+        "base_model: %s\nadapter: %s\ndatasets: [{path: %s/rows.jsonl, type: tokens}]\nlearning_rate: 1e-3\n"
+        "weight_decay: 0.01\nmax_grad_norm: 0.5\nlr_scheduler: constant\noptimizer: %s\nsequence_len: 24\n"
+        "lora_dropout: 0.2\nmicro_batch_size: 1\ngradient_accumulation_steps: 2\noutput_dir: %s/out\nmax_steps: 4\nthreads: 1\n%s",
+        f->model, f->adapter, f->folder, optimizer, f->folder, more);
+}
+
+static const char drawn[] = "lora_target_linear: true\nlora_r: 64\nbf16: false\n", drawn_bf16[] = "lora_target_linear: true\nlora_r: 64\nbf16: true\n";
+
+/* In the first so many of the ways below. */
+static void compare_paged(const struct family *f, const char *const names[2], const char *more, size_t count)
+{
+    static const struct {
+        uint64_t page_bytes; /* 1: a tensor a chunk; 0: the pager's choice */
+        const char *resident;
+        int seed;
+    } ways[] = {
+        {0, NULL, 0}, {1, "auto", 1}, {40000, "20kB", 2}, {1, "100GB", 0}, {1, "20kB", 3}, {0, "auto", 4}, {1, "auto", 5},
+    };
+    struct outcome want = {0};
+    struct training t;
+    char *yaml = paging_yaml(f, names[0], more);
+    training_open(&t, yaml);
+    uint64_t whole = t.plan.peak_bytes;
+    assert_null(nb_stepper_pager(t.stepper));
+    take_steps(&t, f, &want);
+    training_close(&t);
+    free(yaml);
+    for (size_t i = 0; i < count && i < sizeof ways / sizeof *ways; i++) {
+        bool keeps_all = ways[i].resident && strcmp(ways[i].resident, "100GB") == 0;
+        char *how = ways[i].resident ? nb_format("%sresident_optimizer_bytes: %s\n", more, ways[i].resident)
+                                     : nb_format("%s", more);
+        struct outcome got = {0};
+        yaml = paging_yaml(f, names[1], how);
+        training_open_changed(&t, yaml, page, ways[i].page_bytes * SEEDS + (uint64_t)ways[i].seed);
+        take_steps(&t, f, &got);
+        assert_same_outcome(&want, &got);
+        assert_int_equal(t.plan.pinned_bytes == 0, keeps_all);
+        assert_true(keeps_all ? t.plan.peak_bytes == whole : t.plan.peak_bytes < whole);
+        if (ways[i].page_bytes == 1 && !keeps_all) {
+            const struct nb_pager_layout *layout = nb_pager_layout_of(nb_stepper_pager(t.stepper));
+            assert_int_equal(layout->chunks,
+                nb_adapter_trainable_count(t.session->adapter) - nb_adapter_resident(t.session->adapter));
+            assert_true(layout->chunks > 2 * NB_PAGER_BUFFERS_MAX && layout->buffers == NB_PAGER_BUFFERS_MAX);
+        }
+        free_outcome(&got);
+        training_close(&t);
+        free(yaml);
+        free(how);
+    }
+    free_outcome(&want);
+}
+
+static void paging_changes_no_bit(void **state)
+{
+    const struct family *f = *state;
+    static const char *const in_8[] = {"adamw_8bit", "paged_adamw_8bit"}, *const in_32[] = {"adamw_torch", "paged_adamw_32bit"};
+    char *started = nb_format("lora_model_dir: tests/golden/models/%s/adapter_start\nbf16: false\n", f->name);
+    compare_paged(f, in_8, drawn_bf16, SIZE_MAX);
+    compare_paged(f, in_32, drawn, 3);
+    compare_paged(f, in_32, started, 4);
+    free(started);
+}
+
+/* A step whose loss is not finite: everything comes back as it went, on the device and in the records, padding included. */
+static void an_abandoned_step_writes_back_what_it_read(void **state)
+{
+    const struct family *f = *state;
+    for (uint64_t seed = 0; seed < 3; seed++) {
+        struct training t;
+        struct outcome before = {0}, after = {0};
+        char *yaml = paging_yaml(f, "paged_adamw_8bit", drawn);
+        training_open_changed(&t, yaml, page, 1 * SEEDS + seed);
+        struct nb_session *s = t.session;
+        training_step(&t, 1);
+        training_step(&t, 2);
+        read_state(&t, f, &before);
+        uint64_t bytes = nb_adapter_paged_bytes(s->adapter);
+        unsigned char *pages = malloc(bytes);
+        assert_non_null(pages);
+        memcpy(pages, nb_adapter_page(s->adapter, 0), bytes);
+        float not_finite = NAN;
+        training_check(s->device->upload(s->device, s->stream, nb_adapter_memory_of(s->adapter)->copy, &not_finite, sizeof not_finite));
+        training_check(s->device->stream_wait(s->device, s->stream));
+        struct nb_step_rows rows;
+        struct nb_step_result result;
+        training_check(nb_batch_plan_step(t.run->batches, 2, 0, &rows));
+        training_check(nb_stepper_run(t.stepper, t.run->data, &rows, 3, 1e-3, &result));
+        assert_false(result.finite);
+        assert_memory_equal(pages, nb_adapter_page(s->adapter, 0), bytes);
+        read_state(&t, f, &after);
+        assert_same_outcome(&before, &after);
+        free(pages);
+        free_outcome(&before);
+        free_outcome(&after);
+        training_close(&t);
+        free(yaml);
+    }
+}
+
 int main(int argc, char **argv)
 {
     const struct CMUnitTest tests[] = {
@@ -332,6 +497,9 @@ int main(int argc, char **argv)
         cmocka_unit_test_prestate_setup_teardown(
             threads_and_recomputing_change_no_bit, open_family, close_family, argv[1]),
         cmocka_unit_test_prestate_setup_teardown(late_work_changes_no_bit, open_family, close_family, argv[1]),
+        cmocka_unit_test_prestate_setup_teardown(paging_changes_no_bit, open_family, close_family, argv[1]),
+        cmocka_unit_test_prestate_setup_teardown(
+            an_abandoned_step_writes_back_what_it_read, open_family, close_family, argv[1]),
     };
     if (argc != 2) {
         fprintf(stderr, "usage: %s FAMILY\n", argv[0]);

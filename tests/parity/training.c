@@ -87,6 +87,21 @@ static float *download(struct training *training, nb_dptr from, uint64_t count)
     return values;
 }
 
+/* Into `to`; a paged one is read where it stands. */
+static void read_master(struct training *training, int trainable, float *to)
+{
+    const struct nb_adapter *adapter = training->session->adapter;
+    const struct nb_trainable *t = nb_adapter_trainable(adapter, trainable);
+    const unsigned char *page = nb_adapter_page(adapter, trainable);
+    if (page) {
+        memcpy(to, page + nb_adapter_record_of(adapter, trainable).master, t->count * sizeof *to);
+        return;
+    }
+    float *values = download(training, nb_dptr_at(nb_adapter_memory_of(adapter)->master, t->offset * sizeof(float)), t->count);
+    memcpy(to, values, t->count * sizeof *to);
+    free(values);
+}
+
 float *training_master(struct training *training, const char *name, uint64_t *count)
 {
     const struct nb_adapter *adapter = training->session->adapter;
@@ -95,7 +110,10 @@ float *training_master(struct training *training, const char *name, uint64_t *co
         if (strcmp(t->name, name) != 0)
             continue;
         *count = t->count;
-        return download(training, nb_dptr_at(nb_adapter_memory_of(adapter)->master, t->offset * sizeof(float)), t->count);
+        float *values = malloc(t->count * sizeof *values);
+        assert_non_null(values);
+        read_master(training, i, values);
+        return values;
     }
     return NULL;
 }
@@ -103,7 +121,11 @@ float *training_master(struct training *training, const char *name, uint64_t *co
 float *training_masters(struct training *training)
 {
     const struct nb_adapter *adapter = training->session->adapter;
-    return download(training, nb_adapter_memory_of(adapter)->master, nb_adapter_elements(adapter));
+    float *values = calloc(nb_adapter_elements(adapter), sizeof *values);
+    assert_non_null(values);
+    for (int i = 0; i < nb_adapter_trainable_count(adapter); i++)
+        read_master(training, i, values + nb_adapter_trainable(adapter, i)->offset);
+    return values;
 }
 
 char *training_folder(void)

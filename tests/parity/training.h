@@ -35,7 +35,7 @@ struct nb_step_result training_step(struct training *training, int64_t step);
 /* One trainable's master, by name; the caller frees. NULL when there is none of that name. */
 float *training_master(struct training *training, const char *name, uint64_t *count);
 
-/* All masters in the registry's order, padding included; the caller frees. */
+/* All masters in the registry's order, zeros as padding; the caller frees. */
 float *training_masters(struct training *training);
 
 /* A new folder under the system's temporary one; the caller frees the name and removes the folder. */

@@ -75,6 +75,7 @@ static const struct {
     {"adam_beta1", {"0.8", "0"}},
     {"adam_beta2", {"0.95", ".99"}},
     {"adam_epsilon", {"1e-6", "1.E-10"}},
+    {"resident_optimizer_bytes", {"512 MiB", "1GB"}},
     {"learning_rate", {"2e-4", "0.1"}},
     {"lr_scheduler", {"constant", "linear"}},
     {"warmup_steps", {"0", "10"}},
@@ -225,7 +226,7 @@ static void refusals_name_place_key_and_remedy(void **state)
     assert_refused("learning_rte: 1", "file.yml:1:1: unknown key \"learning_rte\"; did you mean \"learning_rate\"?");
     assert_refused("num_epoch: 1", "file.yml:1:1: unknown key \"num_epoch\"; did you mean \"num_epochs\"?");
     assert_refused("sharded_optimizer_state: 1", "file.yml:1:1: unknown key \"sharded_optimizer_state\"; the nearest is "
-        "\"optimizer\", and `nibble help config` lists all");
+        "\"resident_optimizer_bytes\", and `nibble help config` lists all");
     assert_refused("a_name_that_is_longer_than_anyone_would_ever_give_to_a_key_of_a_config: 1", "file.yml:1:1: unknown key "
         "\"a_name_that_is_longer_than_anyone_would_ever_give_to_a_key_of_a_...\"; `nibble help config` lists all");
     assert_refused("lora_rank:\n", "file.yml:1:1: unknown key \"lora_rank\"; did you mean \"lora_r\"?");

@@ -33,7 +33,7 @@ void bench_open(struct bench *bench, const struct nb_adapter_options *options)
     bench_ok(s->device->memory_take(s->device, ARENA_BYTES, &s->slab));
     bench_ok(nb_arena_create("test", s->slab.address, ARENA_BYTES, &s->arena));
     bench_ok(nb_adapter_create(nb_checkpoint_config(bench->checkpoint), options, &s->adapter));
-    bench_ok(nb_adapter_allocate(s->adapter, s->device, s->arena));
+    bench_ok(nb_adapter_allocate(s->adapter, s->device, s->arena, NULL));
     bench_ok(s->device->host_take(s->device, nb_adapter_staging_bytes(s->adapter), &s->staging));
     bench_ok(nb_adapter_initialize(s->adapter, s->stream, s->staging));
 }

@@ -1,9 +1,9 @@
 /* Streams, events, copies and memory of the CPU device.
  *
  * Immediate mode: every call does its work before it returns, so a stream is a name and an event a flag.
- * Deferred mode (tests): work is copied into its stream's queue and done in a host wait, one item at a time from a
- * randomly chosen stream whose head may run. Device memory has no access rights except while an item is at work, and
- * each slab ends at a guard page. */
+ * Deferred mode (tests): work is copied into its stream's queue and done in a host wait: of a randomly chosen stream
+ * whose head may run as many items as are drawn with it, from one to hundreds, so that others fall far behind. Device
+ * memory has no access rights except while an item is at work, and each slab ends at a guard page. */
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
@@ -47,6 +47,8 @@ struct slab {
 struct nb_cpu_queue {
     struct nb_stream *streams;
     struct slab *slabs;
+    struct nb_stream *favoured; /* goes on while it may, for so many items */
+    uint32_t favoured_items;
     uint64_t seed, choices;
 };
 
@@ -194,21 +196,35 @@ static void run_first(struct nb_cpu *cpu, struct nb_stream *stream)
     free(item);
 }
 
+enum { BURSTS = 10 }; /* lengths, powers of two */
+
+/* The stream whose first item comes next; there is one that may run. */
+static struct nb_stream *choose(struct nb_cpu_queue *queue)
+{
+    uint32_t runnable = 0;
+    if (queue->favoured && queue->favoured_items > 0 && may_run(queue->favoured)) {
+        queue->favoured_items--;
+        return queue->favoured;
+    }
+    for (const struct nb_stream *s = queue->streams; s; s = s->next)
+        runnable += may_run(s);
+    uint32_t chosen = nb_random_below(queue->seed, NB_RANDOM_SHUFFLE, 0, queue->choices++, runnable);
+    uint32_t burst = nb_random_below(queue->seed, NB_RANDOM_SHUFFLE, 0, queue->choices++, BURSTS);
+    struct nb_stream *s = queue->streams;
+    while (!may_run(s) || chosen-- > 0)
+        s = s->next;
+    queue->favoured = s;
+    queue->favoured_items = (1u << burst) - 1;
+    return s;
+}
+
 /* Runs items of randomly chosen streams until `stream` has none left. The oldest item of all can always run: an await
  * names a record that was enqueued before it. */
 static void run_until_empty(struct nb_cpu *cpu, const struct nb_stream *stream)
 {
     struct nb_cpu_queue *queue = cpu->queue;
-    while (stream->first) {
-        uint32_t runnable = 0;
-        for (const struct nb_stream *s = queue->streams; s; s = s->next)
-            runnable += may_run(s);
-        uint32_t chosen = nb_random_below(queue->seed, NB_RANDOM_SHUFFLE, 0, queue->choices++, runnable);
-        struct nb_stream *s = queue->streams;
-        while (!may_run(s) || chosen-- > 0)
-            s = s->next;
-        run_first(cpu, s);
-    }
+    while (stream->first)
+        run_first(cpu, choose(queue));
 }
 
 /* Appends an item with room for `bytes` of args. NULL when memory is out. */
@@ -263,6 +279,8 @@ static void stream_destroy(struct nb_device *device, struct nb_stream **stream)
         return;
     if (cpu->queue) {
         run_until_empty(cpu, *stream);
+        if (cpu->queue->favoured == *stream)
+            cpu->queue->favoured = NULL;
         struct nb_stream **link = &cpu->queue->streams;
         while (*link != *stream)
             link = &(*link)->next;

@@ -22,6 +22,8 @@ enum nb_config_checkpointing {
     NB_CONFIG_CHECKPOINTING_AUTO,
 };
 
+enum nb_config_offloading { NB_CONFIG_OFFLOADING_TRUE, NB_CONFIG_OFFLOADING_FALSE, NB_CONFIG_OFFLOADING_AUTO };
+
 enum nb_config_optimizer {
     NB_CONFIG_OPTIMIZER_ADAMW_TORCH,
     NB_CONFIG_OPTIMIZER_ADAMW_TORCH_FUSED, /* the same arithmetic as adamw_torch */
@@ -105,6 +107,7 @@ struct nb_config {
     double warmup_ratio;  /* -1: unset */
     double weight_decay, max_grad_norm; /* max_grad_norm 0: no clipping */
     enum nb_config_checkpointing gradient_checkpointing;
+    enum nb_config_offloading activation_offloading;
     int64_t seed;
 
     /* Logging, evaluation, saving */

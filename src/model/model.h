@@ -96,7 +96,14 @@ struct nb_pass_options {
                          call has pinned memory of its own until the wait. The trainer waits once a step */
     int cache_tokens; /* > 0: a key-value cache of so many tokens, one sequence; keep is NB_KEEP_NOTHING */
     nb_dptr step;     /* struct nb_step */
+    int offloaded;    /* so many blocks, the first ones, have their input (and what NB_KEEP_ATTENTION keeps) in pinned
+                         host memory between forward and backward pass; at most nb_pass_offloaded_max. 0: none. Each
+                         slot then has buffers on the device for as many as stay. Changes no bit */
+    struct nb_arena *pinned; /* the host memory for that, which must outlive the pass; NULL where nothing does */
 };
+
+/* All blocks but those whose inputs the last three buffers hold, the head's among them. */
+int nb_pass_offloaded_max(int blocks);
 
 /* Takes everything the pass will use from the arena, which it keeps for its frames: forward and backward take and release their live
  * sets there, and never more than at planning. Model, adapter, arena and stream must outlive the pass. Errors: NB_USAGE for options
@@ -104,7 +111,7 @@ struct nb_pass_options {
 nb_status nb_pass_create(struct nb_model *model, const struct nb_adapter *adapter, const struct nb_pass_options *options,
                          struct nb_arena *arena, struct nb_stream *stream, struct nb_pass **pass);
 
-/* Releases the pass's memory (LIFO with what was taken after it). Takes NULL; nulls the handle. */
+/* Releases the pass's memory (LIFO with what was taken after it), in both arenas. Takes NULL; nulls the handle. */
 void nb_pass_destroy(struct nb_pass **pass);
 
 /* Enqueues the upload of a micro-batch into a slot; its arrays are copied to the pass's pinned memory before return. Errors: NB_USAGE when

@@ -5,14 +5,14 @@
 #include <string.h>
 
 #include "model/head.h"
+#include "model/inputs.h"
 
 static bool trains(const struct nb_pass *pass)
 {
     return pass->options.keep != NB_KEEP_NOTHING;
 }
 
-/* What block `index` keeps. */
-static enum nb_keep keep_of(const struct nb_pass *pass, int index)
+enum nb_keep nb_pass_keep_of(const struct nb_pass *pass, int index)
 {
     return pass->options.layer_keep ? pass->options.layer_keep[index] : pass->options.keep;
 }
@@ -42,6 +42,10 @@ static nb_status check_options(
     for (int i = 0; o->layer_keep && i < model->config.layers; i++)
         if (o->keep == NB_KEEP_NOTHING || o->layer_keep[i] == NB_KEEP_NOTHING)
             return nb_fail(NB_USAGE, "block %d keeps activations, or none, unlike its pass", i);
+    if (o->offloaded < 0 || o->offloaded > nb_pass_offloaded_max(model->config.layers))
+        return nb_fail(NB_USAGE, "%d of %d blocks' inputs cannot leave the device", o->offloaded, model->config.layers);
+    if (o->offloaded && (o->keep == NB_KEEP_NOTHING || !o->pinned))
+        return nb_fail(NB_USAGE, "block inputs that leave the device need pinned memory, and a pass that keeps them");
     if (o->cache_tokens && (o->keep != NB_KEEP_NOTHING || o->slots != 1 || l->sequences != 1))
         return nb_fail(NB_USAGE, "a key-value cache serves one sequence without gradients");
     if (model->positions_max == 0)
@@ -78,6 +82,19 @@ static void set_block(
     }
 }
 
+/* Attention's output of a block shares memory with that of a block before in the same buffer, if there is one. */
+static nb_status take_attention_output(struct nb_pass *pass, int slot, int index, const struct nb_block *block)
+{
+    struct nb_pass_slot *s = &pass->slot[slot];
+    int buffers = nb_inputs_buffers(pass);
+    for (int i = index - buffers; i >= 0; i -= buffers)
+        if (nb_pass_keep_of(pass, i) == NB_KEEP_ATTENTION) {
+            s->kept[index] = s->kept[i];
+            return NB_OK;
+        }
+    return nb_block_take_attention_output(block, NB_CATEGORY_BLOCK_INPUTS, &s->kept[index]);
+}
+
 /* What a block's backward pass will read, kept from its forward pass. */
 static nb_status take_kept(struct nb_pass *pass, int slot, int index)
 {
@@ -85,9 +102,9 @@ static nb_status take_kept(struct nb_pass *pass, int slot, int index)
     struct nb_block block;
     set_block(pass, slot, index, NULL, &block);
     NB_TRY(nb_block_take_down_t(&block, NB_CATEGORY_BLOCK_INPUTS, &s->down_t[index]));
-    if (keep_of(pass, index) == NB_KEEP_ATTENTION)
-        return nb_block_take_attention_output(&block, NB_CATEGORY_BLOCK_INPUTS, &s->kept[index]);
-    if (keep_of(pass, index) != NB_KEEP_EVERYTHING)
+    if (nb_pass_keep_of(pass, index) == NB_KEEP_ATTENTION)
+        return take_attention_output(pass, slot, index, &block);
+    if (nb_pass_keep_of(pass, index) != NB_KEEP_EVERYTHING)
         return NB_OK;
     NB_TRY(nb_block_take_attention(&block, NB_CATEGORY_BLOCK_INPUTS, &s->kept[index]));
     return nb_block_take_mlp(&block, NB_CATEGORY_BLOCK_INPUTS, &s->kept[index]);
@@ -98,16 +115,16 @@ static nb_status take_slot(struct nb_pass *pass, int slot)
     struct nb_pass_slot *s = &pass->slot[slot];
     const struct nb_batch_limits *limits = &pass->options.limits;
     struct nb_matrix_shape stream = {limits->tokens, pass->model->config.hidden, pass->model->options.activation};
-    int layers = pass->model->config.layers;
+    int layers = pass->model->config.layers, buffers = trains(pass) ? nb_inputs_buffers(pass) : 1;
     s->tokens_max = limits->tokens;
     NB_TRY(nb_work_take(&pass->work, NB_CATEGORY_BATCH, "micro-batch", pass->layout.bytes, &s->batch));
     NB_TRY(nb_work_take(
         &pass->work, NB_CATEGORY_LOSS, "losses", (uint64_t)limits->trained_rows * sizeof(float), &s->losses));
     for (int i = 0; i <= layers; i++) {
-        if (i == 0 || trains(pass))
+        if (i < buffers)
             NB_TRY(nb_work_take_matrix(&pass->work, NB_CATEGORY_BLOCK_INPUTS, "a block's input", stream, &s->input[i]));
         else
-            s->input[i] = s->input[0];
+            s->input[i] = s->input[i - buffers];
         if (trains(pass) && i < layers)
             NB_TRY(take_kept(pass, slot, i));
     }
@@ -182,6 +199,8 @@ nb_status nb_pass_create(struct nb_model *model, const struct nb_adapter *adapte
     nb_status status = make_lists(p);
     if (status == NB_OK)
         status = take_all(p);
+    if (status == NB_OK)
+        status = nb_inputs_create(p);
     if (status != NB_OK) {
         nb_pass_destroy(&p);
         return status;
@@ -198,6 +217,7 @@ void nb_pass_destroy(struct nb_pass **pass)
     for (int i = 0; i < p->recordings; i++)
         if (p->recording[i].graph)
             p->work.device->graph_destroy(p->work.device, &p->recording[i].graph);
+    nb_inputs_destroy(p);
     nb_arena_release_to(p->work.arena, p->frame);
     if (p->staging)
         p->work.device->host_give_back(p->work.device, p->staging);
@@ -213,7 +233,7 @@ void nb_pass_destroy(struct nb_pass **pass)
     *pass = NULL;
 }
 
-static nb_status run_embedding(const struct nb_pass *pass, int slot, const struct nb_unit_view *weights)
+static nb_status run_embedding(struct nb_pass *pass, int slot, const struct nb_unit_view *weights)
 {
     const struct nb_pass_slot *s = &pass->slot[slot];
     struct nb_embedding args = {
@@ -227,10 +247,11 @@ static nb_status run_embedding(const struct nb_pass *pass, int slot, const struc
         .scale = 1,
         .activation = pass->model->options.activation,
     };
+    NB_TRY(nb_inputs_before_write(pass, slot, 0));
     return pass->work.device->embedding(pass->work.device, pass->work.stream, &args);
 }
 
-static nb_status forward_block(const struct nb_pass *pass, int slot, int index, const struct nb_unit_view *weights)
+static nb_status forward_block(struct nb_pass *pass, int slot, int index, const struct nb_unit_view *weights)
 {
     const struct nb_pass_slot *s = &pass->slot[slot];
     struct nb_block block;
@@ -239,13 +260,15 @@ static nb_status forward_block(const struct nb_pass *pass, int slot, int index, 
         .x = s->input[index],
         .out = s->input[index + 1],
         .down_t = s->down_t[index],
-        .keep = keep_of(pass, index),
+        .keep = nb_pass_keep_of(pass, index),
         .kept = &s->kept[index],
     };
-    return nb_block_forward(&block, &args);
+    NB_TRY(nb_inputs_before_write(pass, slot, index + 1));
+    NB_TRY(nb_block_forward(&block, &args));
+    return nb_inputs_save(pass, slot, index);
 }
 
-static nb_status backward_block(const struct nb_pass *pass, int slot, int index, const struct nb_unit_view *weights)
+static nb_status backward_block(struct nb_pass *pass, int slot, int index, const struct nb_unit_view *weights)
 {
     const struct nb_pass_slot *s = &pass->slot[slot];
     struct nb_block block;
@@ -254,11 +277,13 @@ static nb_status backward_block(const struct nb_pass *pass, int slot, int index,
         .x = s->input[index],
         .gradient = s->gradient,
         .down_t = s->down_t[index],
-        .keep = keep_of(pass, index),
+        .keep = nb_pass_keep_of(pass, index),
         .kept = &s->kept[index],
         .input_gradient = index > pass->lowest,
     };
-    return nb_block_backward(&block, &args);
+    NB_TRY(nb_inputs_before_read(pass, slot, index));
+    NB_TRY(nb_block_backward(&block, &args));
+    return nb_inputs_after_read(pass, slot, index);
 }
 
 /* `weights` is the last unit's view, `embedding` that of a tied head's matrix (else NULL). */
@@ -344,6 +369,7 @@ nb_status nb_pass_forward(struct nb_pass *pass, int slot, int first, int last)
     for (int layer = first; layer <= last; layer++) {
         if (layer == head) {
             NB_TRY(with_head(pass, slot, run_head, NULL));
+            NB_TRY(nb_inputs_after_read(pass, slot, layer - 1));
             continue;
         }
         struct nb_unit_view weights;
@@ -392,7 +418,7 @@ nb_status nb_pass_repeat(struct nb_pass *pass, int slot, nb_status (*enqueue)(vo
 {
     struct nb_device *device = pass->work.device;
     struct nb_stream *stream = pass->work.stream;
-    bool records = device->graph_begin && nb_weight_store_is_settled(pass->model->store);
+    bool records = device->graph_begin && !pass->inputs.stream && nb_weight_store_is_settled(pass->model->store);
     struct nb_pass_recording *recording = records ? find_recording(pass, slot) : NULL;
     if (!recording || !recording->has_run) {
         if (recording)

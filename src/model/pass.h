@@ -15,7 +15,8 @@ struct nb_pass_slot {
     nb_dptr batch;      /* laid out as above */
     nb_dptr losses;     /* fp32 [trained rows] */
     nb_dptr gradient;   /* [tokens, hidden]: of the residual stream, on its way down */
-    nb_dptr *input;     /* [layers + 1]: of block i; the last is the head's. All the same buffer where nothing is kept */
+    nb_dptr *input;     /* [layers + 1]: of block i; the last is the head's. All the same buffer where nothing is kept,
+                           some the same where some leave the device (inputs.h) */
     nb_dptr *down_t;    /* [layers] */
     struct nb_block_kept *kept; /* [layers]; what a block does not keep is null */
     int tokens_max;     /* of the micro-batch at work, in whole tiles; 1 while one token is generated */
@@ -27,6 +28,14 @@ struct nb_pass_recording {
     int slot, tokens_max;
     bool has_run; /* once without recording: what a library loads at first use must not come up while recording */
     struct nb_graph *graph;
+};
+
+/* What leaves the device and comes back: inputs.h. All zero where nothing does. */
+struct nb_inputs {
+    struct nb_stream *stream;    /* of the copies */
+    struct nb_event *computed;   /* what copies wait for */
+    struct nb_inputs_slot *slot; /* [slots] */
+    uint64_t frame;              /* of the pinned arena, before the pass */
 };
 
 /* Lengths beyond so many are not recorded: each recording takes some of the driver's memory. */
@@ -43,6 +52,7 @@ struct nb_pass {
     int next_batch;
     int lowest;    /* the first block with an adapter; the number of blocks if none has */
     struct nb_pass_slot *slot;
+    struct nb_inputs inputs;
     nb_dptr *cache; /* [layers][2]: keys, values; NULL without */
     nb_dptr logits; /* one row; null where gradients are kept */
     struct nb_weight_access *schedule;
@@ -53,9 +63,12 @@ struct nb_pass {
 /* For micro-batches up to the limits. */
 void nb_batch_lay_out(const struct nb_batch_limits *limits, struct nb_batch_layout *layout);
 
-/* Enqueues `enqueue(context)`, work on the slot that is the same at every call with the slot's tokens_max: at the second call it is
- * recorded as well, and later ones launch the recording. Directly where the device has no graphs or the weights do not stay. A pass
- * has one such piece of work. */
+/* What block `index` keeps. */
+enum nb_keep nb_pass_keep_of(const struct nb_pass *pass, int index);
+
+/* Enqueues `enqueue(context)`, work on the slot that is the same at every call with the slot's tokens_max: at the
+ * second call it is recorded as well, and later ones launch the recording. Directly where the device has no graphs, the
+ * weights do not stay, or block inputs leave the device (another stream joins in). A pass has one such piece of work. */
 nb_status nb_pass_repeat(struct nb_pass *pass, int slot, nb_status (*enqueue)(void *context), void *context);
 
 /* The slot's struct nb_slot on the device. */

@@ -259,6 +259,7 @@ nb_status nb_checkpoint_state_check_config(const char *checkpoint_folder, const 
     stored.resident_optimizer_bytes = config->resident_optimizer_bytes;
     if (nb_config_moments_8bit(&stored) == nb_config_moments_8bit(config)) /* they differ in name, or in paging */
         stored.optimizer = config->optimizer;
+    stored.activation_offloading = config->activation_offloading;
     if (!depends_on_length(config)) {
         stored.num_epochs = config->num_epochs;
         stored.max_steps = config->max_steps;

@@ -1,5 +1,6 @@
 #include "train/recompute.h"
 
+#include "train/offload.h"
 #include "train/plan.h"
 
 static void keep_all(struct nb_run *run, enum nb_keep keep)
@@ -127,7 +128,7 @@ static bool computes_again(const struct nb_run *run)
 }
 
 /* For a few hundred megabytes it saves a pass over the weights, more than keeping a block's activations for as much would. */
-nb_status nb_recompute_choose(struct nb_run *run)
+static nb_status choose_recomputation(struct nb_run *run)
 {
     bool once;
     struct cost cost;
@@ -142,4 +143,11 @@ nb_status nb_recompute_choose(struct nb_run *run)
         return NB_OK;
     run->model.dequantize_once = false;
     return choose_keep(run);
+}
+
+nb_status nb_recompute_choose(struct nb_run *run)
+{
+    nb_offload_begin(run);
+    NB_TRY(choose_recomputation(run));
+    return nb_offload_choose(run);
 }

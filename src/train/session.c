@@ -1,7 +1,10 @@
 #include "train/session.h"
 
 #include <inttypes.h>
+#include <stdio.h>
 #include <stdlib.h>
+#include <string.h>
+#include <sys/resource.h>
 
 #include "base/progress.h"
 #include "train/device.h"
@@ -47,6 +50,22 @@ static nb_status take_memory(struct nb_session *s, uint64_t capacity)
     return NB_OK;
 }
 
+/* Says how much was asked for, why it was refused, where limits may lie, and what does without. */
+static nb_status explain_refusal(const struct nb_session *s, uint64_t capacity)
+{
+    struct rlimit locked = {RLIM_INFINITY, RLIM_INFINITY};
+    char limit[32] = "unlimited", *why = strdup(nb_status_message());
+    if (getrlimit(RLIMIT_MEMLOCK, &locked) == 0 && locked.rlim_cur != RLIM_INFINITY)
+        snprintf(limit, sizeof limit, "%.1f MiB", (double)locked.rlim_cur / mebibyte);
+    nb_fail(NB_MEMORY,
+        "%.1f MiB of pinned host memory, for what the plan keeps off the device, were refused: %s. The limit may be "
+        "the machine's memory, that of locked memory (`ulimit -l`: %s) or a container's (its cgroup's memory.max)%s",
+        (double)capacity / mebibyte, why ? why : "", limit,
+        s->run->offloaded ? "; activation_offloading: false takes less" : "");
+    free(why);
+    return NB_MEMORY;
+}
+
 /* Copies run at the link's full rate only from and to pinned memory, and only then beside the device's work. */
 static nb_status take_pinned_memory(struct nb_session *s, uint64_t capacity)
 {
@@ -54,7 +73,9 @@ static nb_status take_pinned_memory(struct nb_session *s, uint64_t capacity)
         return nb_arena_create("pinned host memory", dry_base, UINT64_MAX, &s->pinned);
     if (capacity == 0)
         return nb_arena_create("pinned host memory", dry_base, 0, &s->pinned);
-    NB_TRY(s->device->host_take(s->device, capacity, &s->pinned_slab));
+    nb_status status = s->device->host_take(s->device, capacity, &s->pinned_slab);
+    if (status != NB_OK)
+        return status == NB_MEMORY ? explain_refusal(s, capacity) : status;
     return nb_arena_create("pinned host memory", (uintptr_t)s->pinned_slab, capacity, &s->pinned);
 }
 

@@ -63,6 +63,7 @@ struct nb_run {
     struct nb_device *device;           /* opened by nb_run_open_device; NULL before. Sessions borrow it */
     uint64_t available_bytes;           /* of the device, for the arena: all it has until it is opened, then what was left */
     enum nb_keep *keep;                 /* [blocks]: what each keeps in training; NULL outside of it */
+    int offloaded;                      /* so many blocks, the first ones, have their inputs in pinned host memory (offload.h) */
     int sequence_len;
 
     struct nb_dataset *data;      /* what trains, or what is evaluated; NULL for NB_PURPOSE_GENERATE */

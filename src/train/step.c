@@ -27,6 +27,8 @@ static nb_status create(struct nb_stepper *s)
         .slots = 1,
         .batches = s->options.micro_batches,
         .step = session->step,
+        .offloaded = session->run->offloaded,
+        .pinned = session->pinned,
     };
     uint64_t partials = nb_adapter_elements(session->adapter) / NB_TILE_ELEMENTS;
     void *up = NULL, *down = NULL;

@@ -66,18 +66,28 @@ static nb_status write_rows(const char *folder)
     return fclose(file) == 0 ? NB_OK : nb_fail_errno("the rows");
 }
 
-/* One block in the shape of SmolLM2-135M, with a small vocabulary. */
-static nb_status write_shape(const char *folder)
+static nb_status write_shape(const char *folder, const char *name, const char *text)
 {
-    static const char text[] =
-        "{\"architectures\": [\"LlamaForCausalLM\"], \"model_type\": \"llama\", \"hidden_size\": 576, \"intermediate_size\": 1536,\n"
-        " \"num_hidden_layers\": 1, \"num_attention_heads\": 9, \"num_key_value_heads\": 3, \"vocab_size\": 1003,\n"
-        " \"max_position_embeddings\": 2048, \"rms_norm_eps\": 1e-05, \"rope_theta\": 100000, \"hidden_act\": \"silu\",\n"
-        " \"tie_word_embeddings\": true}\n";
-    char *path = nb_path_join(folder, "smollm2-block.json");
-    nb_status status = nb_file_write(path, text, sizeof text - 1);
+    char *path = nb_path_join(folder, name);
+    nb_status status = nb_file_write(path, text, strlen(text));
     free(path);
     return status;
+}
+
+static nb_status write_shapes(const char *folder)
+{
+    static const char block[] = /* one of SmolLM2-135M's, with a small vocabulary */
+        "{\"architectures\": [\"LlamaForCausalLM\"], \"model_type\": \"llama\", \"hidden_size\": 576,\n"
+        " \"intermediate_size\": 1536, \"num_hidden_layers\": 1, \"num_attention_heads\": 9,\n"
+        " \"num_key_value_heads\": 3, \"vocab_size\": 1003, \"max_position_embeddings\": 2048,\n"
+        " \"rms_norm_eps\": 1e-05, \"rope_theta\": 100000, \"hidden_act\": \"silu\", \"tie_word_embeddings\": true}\n";
+    static const char deep[] = /* enough blocks for inputs that leave the device */
+        "{\"architectures\": [\"LlamaForCausalLM\"], \"model_type\": \"llama\", \"hidden_size\": 64,\n"
+        " \"intermediate_size\": 128, \"num_hidden_layers\": 6, \"num_attention_heads\": 4,\n"
+        " \"num_key_value_heads\": 2, \"vocab_size\": 256, \"max_position_embeddings\": 128,\n"
+        " \"rms_norm_eps\": 1e-05, \"rope_theta\": 10000, \"hidden_act\": \"silu\", \"tie_word_embeddings\": true}\n";
+    NB_TRY(write_shape(folder, "smollm2-block.json", block));
+    return write_shape(folder, "deep.json", deep);
 }
 
 static char *yaml_of(const struct test *t, const char *model, const char *device, const char *out, const char *more)
@@ -94,7 +104,7 @@ static char *yaml_of(const struct test *t, const char *model, const char *device
 struct result {
     double loss[STEPS];
     float grad_norm[STEPS];
-    uint64_t planned, peak;
+    uint64_t planned, peak, pinned_planned, pinned_peak;
 };
 
 static nb_status take_steps(struct nb_run *run, struct nb_session *session, struct result *result)
@@ -136,6 +146,8 @@ static nb_status train_opened(struct nb_run *run, struct result *result)
         status = take_steps(run, session, result);
     result->planned = plan.peak_bytes;
     result->peak = session ? nb_arena_high_water(session->arena) : 0;
+    result->pinned_planned = plan.pinned_bytes;
+    result->pinned_peak = session ? nb_arena_high_water(session->pinned) : 0;
     nb_session_close(&session);
     nb_plan_destroy(&plan);
     return status;
@@ -211,6 +223,11 @@ static void dequantize_once(struct nb_run *run)
     run->model.dequantize_once = true;
 }
 
+static void offload_two(struct nb_run *run)
+{
+    run->offloaded = 2;
+}
+
 static void keep_this_and_that(struct nb_run *run)
 {
     for (int i = 0; i < nb_checkpoint_config(run->checkpoint)->layers; i++)
@@ -218,39 +235,60 @@ static void keep_this_and_that(struct nb_run *run)
 }
 
 /* Ways of getting the same numbers on the GPU. */
-static void compare_ways(struct test *t, const char *name, const char *model)
+struct way {
+    const char *what, *more;
+    change_run *change;
+    bool first; /* those that follow give its bits */
+};
+
+static const struct way ways[] = {
+    {"recompute all", "gradient_checkpointing: true\n", NULL, true},
+    {"again", "gradient_checkpointing: true\n", NULL, false},
+    {"keep attention", "gradient_checkpointing: attention\n", NULL, false},
+    {"keep all", "gradient_checkpointing: false\n", NULL, false},
+    {"keep this and that", "gradient_checkpointing: true\n", keep_this_and_that, false},
+    {"from scratch", "gradient_checkpointing: true\n", multiply_from_scratch, true},
+    {"from scratch, keep all", "gradient_checkpointing: false\n", multiply_from_scratch, false},
+    {"dequantize once", "gradient_checkpointing: true\n", dequantize_once, false},
+    {"dequantize once, keep attention", "gradient_checkpointing: attention\n", dequantize_once, false},
+};
+
+static const struct way offloading_ways[] = {
+    {"inputs stay", "gradient_checkpointing: true\nactivation_offloading: false\n", NULL, true},
+    {"offload inputs", "gradient_checkpointing: true\nactivation_offloading: true\n", NULL, false},
+    {"offload inputs and attention", "gradient_checkpointing: attention\nactivation_offloading: true\n", NULL, false},
+    {"offload some", "gradient_checkpointing: attention\nactivation_offloading: false\n", offload_two, false},
+    {"inputs stay, two micro-batches",
+        "gradient_checkpointing: true\nactivation_offloading: false\ngradient_accumulation_steps: 2\n", NULL, true},
+    {"offload inputs, two micro-batches",
+        "gradient_checkpointing: true\nactivation_offloading: true\ngradient_accumulation_steps: 2\n", NULL, false},
+};
+
+static bool holds_the_plan(const struct result *result)
 {
-    static const struct {
-        const char *what, *more;
-        change_run *change;
-        bool first; /* those that follow give its bits */
-    } ways[] = {
-        {"recompute all", "gradient_checkpointing: true\n", NULL, true},
-        {"again", "gradient_checkpointing: true\n", NULL, false},
-        {"keep attention", "gradient_checkpointing: attention\n", NULL, false},
-        {"keep all", "gradient_checkpointing: false\n", NULL, false},
-        {"keep this and that", "gradient_checkpointing: true\n", keep_this_and_that, false},
-        {"from scratch", "gradient_checkpointing: true\n", multiply_from_scratch, true},
-        {"from scratch, keep all", "gradient_checkpointing: false\n", multiply_from_scratch, false},
-        {"dequantize once", "gradient_checkpointing: true\n", dequantize_once, false},
-        {"dequantize once, keep attention", "gradient_checkpointing: attention\n", dequantize_once, false},
-    };
+    return result->planned == result->peak && result->pinned_planned == result->pinned_peak;
+}
+
+static void compare_ways(struct test *t, const char *name, const char *model, const struct way *way, size_t count)
+{
     struct result first = {0}, result;
     int failures = t->failures;
-    for (size_t i = 0; i < sizeof ways / sizeof *ways; i++) {
-        char *yaml = yaml_of(t, model, "cuda", "out", ways[i].more);
+    for (size_t i = 0; i < count; i++) {
+        char *yaml = yaml_of(t, model, "cuda", "out", way[i].more);
         t->checks++;
-        if (works(t, ways[i].what, train(yaml, ways[i].change, &result))) {
-            if (ways[i].first)
+        if (works(t, way[i].what, train(yaml, way[i].change, &result))) {
+            if (way[i].first)
                 first = result;
+            if (!holds_the_plan(&result))
+                fail(t, way[i].what, "the plan is not the program");
             if (memcmp(first.loss, result.loss, sizeof first.loss) != 0 ||
                 memcmp(first.grad_norm, result.grad_norm, sizeof first.grad_norm) != 0)
-                fail(t, ways[i].what, "other bits than the way before that it should equal");
+                fail(t, way[i].what, "other bits than the way before that it should equal");
         }
         free(yaml);
     }
     if (t->failures == failures)
-        printf("ok %s: the same bits in %zu ways\n", name, sizeof ways / sizeof *ways);
+        printf("ok %s: the same bits in %zu ways\n", name, count);
     fflush(stdout);
 }
 
@@ -316,14 +354,18 @@ static void run_checks(struct test *t, const char *only)
         free(model);
     }
     char *block = nb_path_join(t->folder, "smollm2-block.json"), *llama = nb_path_join(t->models, "llama");
+    char *deep = nb_path_join(t->folder, "deep.json");
     if (!only || strcmp(only, "smollm2") == 0)
         compare_devices(t, "smollm2's block", block, "gradient_checkpointing: true\n");
     if (!only || strcmp(only, "ways") == 0)
-        compare_ways(t, "llama", llama);
+        compare_ways(t, "llama", llama, ways, sizeof ways / sizeof *ways);
+    if (!only || strcmp(only, "offloading") == 0)
+        compare_ways(t, "six blocks", deep, offloading_ways, sizeof offloading_ways / sizeof *offloading_ways);
     if (!only || strcmp(only, "resume") == 0)
         compare_resumed(t, "llama", llama);
     free(block);
     free(llama);
+    free(deep);
 }
 
 int main(int argc, char **argv)
@@ -331,7 +373,7 @@ int main(int argc, char **argv)
     struct nb_device_profile profile;
     const char *base = getenv("TMPDIR"), *only = argc == 4 && strcmp(argv[2], "--only") == 0 ? argv[3] : NULL;
     if (argc != 2 && !only) {
-        fprintf(stderr, "usage: %s MODELS [--only FAMILY|smollm2|ways|resume]\n", argv[0]);
+        fprintf(stderr, "usage: %s MODELS [--only FAMILY|smollm2|ways|offloading|resume]\n", argv[0]);
         return 2;
     }
     if (nb_cuda_probe(&(struct nb_cuda_options){0}, &profile) != NB_OK) {
@@ -339,7 +381,7 @@ int main(int argc, char **argv)
         return SKIP;
     }
     struct test t = {.models = argv[1], .folder = nb_format("%s/nibble-test-XXXXXX", base ? base : "/tmp")};
-    if (!mkdtemp(t.folder) || write_rows(t.folder) != NB_OK || write_shape(t.folder) != NB_OK) {
+    if (!mkdtemp(t.folder) || write_rows(t.folder) != NB_OK || write_shapes(t.folder) != NB_OK) {
         fprintf(stderr, "%s: cannot be used\n", t.folder);
         return 1;
     }

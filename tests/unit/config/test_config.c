@@ -83,6 +83,7 @@ static const struct {
     {"weight_decay", {"0.01", "1"}},
     {"max_grad_norm", {"0", "0.3333333333333333"}},
     {"gradient_checkpointing", {"attention", "On"}},
+    {"activation_offloading", {"true", "Off"}},
     {"seed", {"0", "9007199254740992"}},
     {"logging_steps", {"2", "500"}},
     {"eval_steps", {"0.25", "20"}},

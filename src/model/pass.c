@@ -1,6 +1,7 @@
 /* Micro-batches in flight: their arrays, the block inputs that stay between forward and backward, and the walk through the layers. */
 #include "model/pass.h"
 
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -400,6 +401,28 @@ nb_status nb_pass_backward(struct nb_pass *pass, int slot, int first, int last)
     return NB_OK;
 }
 
+/* Records the work, once. Where the driver has no memory for that, it is enqueued each time: the same bits, a little later. Of two errors
+ * the work's own is told, from which recording only suffers. */
+static nb_status record(struct nb_pass *pass, struct nb_pass_recording *recording, nb_status (*enqueue)(void *context), void *context)
+{
+    struct nb_device *device = pass->work.device;
+    struct nb_graph *graph = NULL;
+    char why[1024];
+    NB_TRY(device->graph_begin(device, pass->work.stream));
+    nb_status status = enqueue(context);
+    if (status != NB_OK)
+        snprintf(why, sizeof why, "%s", nb_status_message());
+    nb_status ended = device->graph_end(device, pass->work.stream, &graph);
+    if (status != NB_OK) {
+        if (graph)
+            device->graph_destroy(device, &graph);
+        return nb_fail(status, "%s", why);
+    }
+    recording->graph = graph;
+    recording->refused = ended == NB_MEMORY;
+    return recording->refused ? NB_OK : ended;
+}
+
 /* The slot's recording at its tokens_max, a new one if there is room, or NULL. */
 static struct nb_pass_recording *find_recording(struct nb_pass *pass, int slot)
 {
@@ -420,25 +443,14 @@ nb_status nb_pass_repeat(struct nb_pass *pass, int slot, nb_status (*enqueue)(vo
     struct nb_stream *stream = pass->work.stream;
     bool records = device->graph_begin && !pass->inputs.stream && nb_weight_store_is_settled(pass->model->store);
     struct nb_pass_recording *recording = records ? find_recording(pass, slot) : NULL;
-    if (!recording || !recording->has_run) {
+    if (!recording || !recording->has_run || recording->refused) {
         if (recording)
             recording->has_run = true;
         return enqueue(context);
     }
-    if (!recording->graph) {
-        NB_TRY(device->graph_begin(device, stream));
-        nb_status status = enqueue(context);
-        struct nb_graph *graph = NULL;
-        nb_status ended = device->graph_end(device, stream, &graph);
-        if (status != NB_OK) {
-            if (graph)
-                device->graph_destroy(device, &graph);
-            return status;
-        }
-        NB_TRY(ended);
-        recording->graph = graph;
-    }
-    return device->graph_launch(device, stream, recording->graph);
+    if (!recording->graph)
+        NB_TRY(record(pass, recording, enqueue, context));
+    return recording->graph ? device->graph_launch(device, stream, recording->graph) : enqueue(context);
 }
 
 struct training {

@@ -27,6 +27,7 @@ struct nb_pass_slot {
 struct nb_pass_recording {
     int slot, tokens_max;
     bool has_run; /* once without recording: what a library loads at first use must not come up while recording */
+    bool refused; /* the driver had no memory for it */
     struct nb_graph *graph;
 };
 

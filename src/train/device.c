@@ -78,16 +78,28 @@ nb_status nb_run_choose_device(struct nb_run *run)
     return NB_OK;
 }
 
+static nb_status open_cuda(struct nb_run *run, bool own_products, const struct nb_product_site *sites, int count)
+{
+    const struct nb_cuda_options options = {.own_products = own_products, .products = run->products};
+    NB_TRY(nb_cuda_device_create(&options, &run->device));
+    NB_TRY(nb_device_require_all(run->device));
+    return run->device->prepare(run->device, sites, count);
+}
+
 nb_status nb_run_open_device(struct nb_run *run, const struct nb_product_site *sites, int count)
 {
     if (run->device)
         return NB_OK;
     if (run->profile.kind == NB_DEVICE_CPU)
         return nb_cpu_device_create(&run->cpu, &run->device);
-    const struct nb_cuda_options options = {.products = run->products};
-    NB_TRY(nb_cuda_device_create(&options, &run->device));
-    NB_TRY(nb_device_require_all(run->device));
-    NB_TRY(run->device->prepare(run->device, sites, count));
+    nb_status status = open_cuda(run, false, sites, count);
+    if (status == NB_UNSUPPORTED && run->device && run->profile.cublaslt_version != 0) {
+        nb_warn("%s; products run on nibble's own kernels instead", nb_status_message());
+        nb_device_destroy(&run->device);
+        run->profile.cublaslt_version = 0;
+        status = open_cuda(run, true, sites, count);
+    }
+    NB_TRY(status);
     uint64_t available;
     NB_TRY(run->device->memory_available(run->device, &available));
     /* The driver's own share, taken by now, counts as the run's. */

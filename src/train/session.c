@@ -173,12 +173,17 @@ nb_status nb_session_run(
 {
     struct nb_session_args args = {.dry = true, .positions_max = positions_max};
     struct nb_session *session = NULL;
+    int library = run->profile.cublaslt_version;
     NB_TRY(nb_session_open(run, &args, &session));
     nb_status status = body(session, context);
     if (status == NB_OK) {
         int sites;
         const struct nb_product_site *site = nb_dry_device_sites(session->device, &sites);
         status = nb_run_open_device(run, site, sites);
+    }
+    if (status == NB_OK && run->profile.cublaslt_version != library) {
+        nb_session_close(&session);
+        return nb_session_run(run, positions_max, body, context, planned); /* the rehearsal was for another way to multiply */
     }
     args = (struct nb_session_args){
         .capacity = nb_arena_high_water(session->arena), .pinned_capacity = nb_arena_high_water(session->pinned),

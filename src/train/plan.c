@@ -55,6 +55,25 @@ static void note_paging(const struct nb_session *session, const struct nb_steppe
     free(time);
 }
 
+/* Downwards in the forward passes, upwards in the backward passes: one direction at a time. */
+static void note_offloading(const struct nb_session *session, struct nb_plan *plan)
+{
+    const struct nb_device_profile *profile = &session->run->profile;
+    const double rate = (double)profile->link_gb_per_s * 1e9, flops = (double)profile->bf16_tflops * 1e12;
+    uint64_t kept = nb_arena_high_water_of(session->pinned, NB_CATEGORY_BLOCK_INPUTS);
+    double bytes = 2 * (double)kept * (double)session->run->config->gradient_accumulation_steps;
+    if (plan->offloaded == 0)
+        return;
+    char *time = rate > 0 && flops > 0
+                     ? nb_format(": %.1f ms at %.3g GB/s, beside %.1f ms or more of arithmetic", 1e3 * bytes / rate,
+                           rate / 1e9, 1e3 * plan->step_flops / flops)
+                     : nb_format("%s", "");
+    note(plan, nb_format("activation_offloading: the inputs of %d of %d blocks stand in pinned host memory; at most "
+                         "%.1f MiB a step pass over the link%s",
+                   plan->offloaded, plan->blocks, bytes / (1024.0 * 1024.0), time ? time : ""));
+    free(time);
+}
+
 /* One step, one evaluation, and what saving takes, in the order of the trainer. */
 static nb_status rehearse(struct nb_session *session, struct nb_plan *plan)
 {
@@ -110,6 +129,7 @@ static nb_status copy_sites(const struct nb_device *device, struct nb_plan *plan
 static void count_blocks(const struct nb_run *run, struct nb_plan *plan)
 {
     plan->blocks = nb_checkpoint_config(run->checkpoint)->layers;
+    plan->offloaded = run->offloaded;
     for (int i = 0; i < plan->blocks; i++) {
         plan->kept_everything += run->keep[i] == NB_KEEP_EVERYTHING;
         plan->kept_attention += run->keep[i] == NB_KEEP_ATTENTION;
@@ -143,6 +163,7 @@ nb_status nb_plan_make(const struct nb_run *run, struct nb_plan *plan)
         plan->parameters = (uint64_t)nb_model_config_parameters(nb_model_config_of(session->model));
         count_data(run, plan);
         count_blocks(run, plan);
+        note_offloading(session, plan);
         collect_notes(run, plan);
         status = copy_sites(session->device, plan);
     }

@@ -28,6 +28,7 @@ struct nb_plan {
     struct nb_product_site *site;            /* the matrix products of the run, on a GPU; owned */
     int sites;
     int kept_everything, kept_attention, blocks; /* blocks that compute nothing again, all but attention; all there are */
+    int offloaded;                           /* blocks whose inputs stand in pinned host memory */
 };
 
 /* Measures. Errors: those of a step that cannot be run on this device; NB_MEMORY. Destroy with nb_plan_destroy. */
@@ -41,8 +42,8 @@ void nb_plan_print(const struct nb_run *run, const struct nb_plan *plan, FILE *o
 
 /* One JSON object and a newline: "peak_bytes", "categories" {name: bytes}, "host_bytes", "available_bytes", "trainable_parameters",
  * "parameters", "rows", "eval_rows", "epoch_tokens", "epoch_trained_tokens", "steps_per_epoch", "steps", "warmup_steps",
- * "rows_per_step", "step_flops", "fits", "device", "blocks", "blocks_keeping_everything", "blocks_keeping_attention", "products" [{"out",
- * "in", "tokens", "backward", "path"}], "notes" [text]. */
+ * "rows_per_step", "step_flops", "fits", "device", "blocks", "blocks_keeping_everything", "blocks_keeping_attention",
+ * "blocks_offloaded", "products" [{"out", "in", "tokens", "backward", "path"}], "notes" [text]. */
 nb_status nb_plan_print_json(const struct nb_run *run, const struct nb_plan *plan, FILE *out);
 
 #endif

@@ -21,7 +21,7 @@
 #include "train/trainer.h"
 #include "training.h"
 
-enum { BLOCKS = 8, MOST = BLOCKS - 2, STEPS = 3, TENSORS_MAX = 128, ROWS = 24, LONGEST = 40 };
+enum { BLOCKS = 8, MOST = BLOCKS - 2, STEPS = 3, TENSORS_MAX = 128, ROWS = 24, LONGEST = 40, WIDTH = 64 };
 
 static const char shallow[] = "tests/golden/models/llama";
 
@@ -219,7 +219,7 @@ static void no_bit_changes(void **state)
         training_close(&t);
         for (uint64_t number = 0; number < 32; number++) {
             training_open_changed(&t, yaml, number < 16 ? vary : vary_deferred, number);
-            assert_true(t.plan.pinned_bytes > 0);
+            assert_true(t.plan.pinned_bytes > 0 && t.plan.offloaded == t.run->offloaded);
             take_steps(&t, &got);
             assert_same(&got, &want, ways[w], number);
             free(got.masters);
@@ -361,7 +361,7 @@ static void as_little_leaves_as_fits(void **state)
     assert_int_equal(run->offloaded, MOST);
     for (int i = 0; i < BLOCKS; i++)
         assert_int_equal(run->keep[i], NB_KEEP_INPUT);
-    uint64_t input = (uint64_t)2 * LONGEST * 64 * 2;
+    uint64_t input = (uint64_t)2 * LONGEST * WIDTH * 2;
     for (int n = 0; n <= MOST; n++) {
         run->offloaded = n;
         peak[n] = peak_of(run);
@@ -395,7 +395,16 @@ static void what_is_said_is_done(void **state)
         struct nb_config config;
         char *yaml = yaml_of(d, "out", cases[i].more);
         struct nb_run *run = open_run(yaml, &config);
+        struct nb_plan plan;
+        training_check(nb_plan_make(run, &plan));
+        uint64_t input = (uint64_t)LONGEST * WIDTH * nb_dtype_bytes(run->model.activation);
         assert_int_equal(run->offloaded, cases[i].offloaded);
+        assert_int_equal(plan.pinned_bytes, (uint64_t)cases[i].offloaded * nb_aligned(input));
+        bool noted = false;
+        for (int k = 0; k < plan.notes; k++)
+            noted = noted || strstr(plan.note[k], "the inputs of 6 of 8 blocks");
+        assert_int_equal(noted, cases[i].offloaded == MOST);
+        nb_plan_destroy(&plan);
         if (i == 4) { /* the CPU's memory is the host's: nothing is gained */
             run->available_bytes = 1;
             training_check(nb_recompute_choose(run));

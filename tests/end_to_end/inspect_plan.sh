@@ -73,6 +73,18 @@ succeeds plan "$work/8b.yml" --device h200 --json
 peak=$("$probe" json "$work/out" peak_bytes)
 # 6.78 GiB are the weights, states and activations that cannot be done without; a matrix in bf16 twice over comes on top.
 [ "$peak" -gt 6500000000 ] && [ "$peak" -lt 7462000000 ] || problem "8B with 2,048 tokens needs $peak bytes on an H200"
+# Paged, masters and moments leave the card, and what they pass through adds nothing to the peak: 160 + 81 MiB less.
+succeeds plan "$work/8b.yml" --device rtx-4090 --json
+resident=$("$probe" json "$work/out" peak_bytes)
+succeeds plan "$work/8b.yml" --device rtx-4090 --set optimizer=paged_adamw_8bit --json
+paged=$("$probe" json "$work/out" peak_bytes) pinned=$("$probe" json "$work/out" pinned_bytes)
+[ $((resident - paged)) -ge 252000000 ] || problem "paging saves $((resident - paged)) bytes alone"
+[ $((pinned - (resident - paged))) -le 1048576 ] || problem "$pinned bytes of host memory for $((resident - paged)) of the card's"
+[ "$paged" -le 7194070220 ] || problem "8B with 2,048 tokens, paged, needs $paged bytes" # 6.7 GiB
+succeeds plan "$work/8b.yml" --device rtx-4090 --set optimizer=paged_adamw_8bit --set resident_optimizer_bytes=100MiB --json
+checks=$((checks + 1))
+[ "$("$probe" json "$work/out" pinned_bytes)" -gt $((pinned - 104857600)) ] || problem "more than 100 MiB stay resident"
+[ "$("$probe" json "$work/out" pinned_bytes)" -lt $((pinned - 104000000)) ] || problem "less than 100 MiB stay resident"
 refuses 2 'rtx-4091' 'rtx-4090' -- plan "$work/8b.yml" --device rtx-4091
 refuses 2 'bf16: false' 'device: cpu' -- plan "$work/8b.yml" --device rtx-4090 --set bf16=false
 

@@ -4,7 +4,7 @@
  *
  * Losses of the two devices, step by step, lie within 5e-3: both round at the same points, but sum in another order, so that a value next to
  * a tie may round the other way; 5e-3 is a thousandth of the losses. On one device what is kept and what is computed again, a
- * matrix dequantized once, and going on from a checkpoint change no bit. Exit 77 where there is no GPU. */
+ * matrix dequantized once, paged masters and moments, and going on from a checkpoint change no bit. Exit 77 where there is no GPU. */
 #include <inttypes.h>
 #include <math.h>
 #include <stdio.h>
@@ -92,10 +92,10 @@ static nb_status write_shapes(const char *folder)
 
 static char *yaml_of(const struct test *t, const char *model, const char *device, const char *out, const char *more)
 {
-    return nb_format("base_model: %s\nlora_r: 8\nlora_alpha: 12\n%s%s"
+    return nb_format("base_model: %s\n%slora_alpha: 12\n%s%s"
                      "datasets: [{path: %s/rows.jsonl, type: tokens}]\nlearning_rate: 1e-3\nlr_scheduler: constant\n"
                      "sequence_len: %d\nmicro_batch_size: 2\nbf16: true\ndevice: %s\noutput_dir: %s/%s\n%s",
-        model, strstr(more, "adapter:") ? "" : "adapter: qlora\n",
+        model, strstr(more, "lora_r:") ? "" : "lora_r: 8\n", strstr(more, "adapter:") ? "" : "adapter: qlora\n",
         strstr(more, "lora_target") ? "" : "lora_target_linear: true\n", t->folder, LONGEST, device, t->folder, out, more);
 }
 
@@ -234,6 +234,12 @@ static void keep_this_and_that(struct nb_run *run)
         run->keep[i] = (enum nb_keep)(i % NB_KEEP_NOTHING);
 }
 
+/* A tensor a chunk: every buffer is used again and again. */
+static void page_by_tensor(struct nb_run *run)
+{
+    run->page_bytes = 1;
+}
+
 /* Ways of getting the same numbers on the GPU. */
 struct way {
     const char *what, *more;
@@ -246,6 +252,10 @@ static const struct way ways[] = {
     {"again", "gradient_checkpointing: true\n", NULL, false},
     {"keep attention", "gradient_checkpointing: attention\n", NULL, false},
     {"keep all", "gradient_checkpointing: false\n", NULL, false},
+    {"paged", "gradient_checkpointing: true\noptimizer: paged_adamw_32bit\n", NULL, false},
+    {"paged by tensor", "gradient_checkpointing: true\noptimizer: paged_adamw_32bit\n", page_by_tensor, false},
+    {"partly paged", "gradient_checkpointing: true\noptimizer: paged_adamw_32bit\nresident_optimizer_bytes: 20kB\n",
+        page_by_tensor, false},
     {"keep this and that", "gradient_checkpointing: true\n", keep_this_and_that, false},
     {"from scratch", "gradient_checkpointing: true\n", multiply_from_scratch, true},
     {"from scratch, keep all", "gradient_checkpointing: false\n", multiply_from_scratch, false},
@@ -256,6 +266,8 @@ static const struct way ways[] = {
 static const struct way offloading_ways[] = {
     {"inputs stay", "gradient_checkpointing: true\nactivation_offloading: false\n", NULL, true},
     {"offload inputs", "gradient_checkpointing: true\nactivation_offloading: true\n", NULL, false},
+    {"offload inputs and page", "gradient_checkpointing: true\nactivation_offloading: true\noptimizer: paged_adamw_32bit\n",
+        page_by_tensor, false},
     {"offload inputs and attention", "gradient_checkpointing: attention\nactivation_offloading: true\n", NULL, false},
     {"offload some", "gradient_checkpointing: attention\nactivation_offloading: false\n", offload_two, false},
     {"inputs stay, two micro-batches",
@@ -292,12 +304,20 @@ static void compare_ways(struct test *t, const char *name, const char *model, co
     fflush(stdout);
 }
 
-static nb_status train_whole(struct test *t, const char *model, const char *out, int steps, bool resume)
+struct whole {
+    const char *out, *optimizer;
+    int steps;
+    bool resume;
+};
+
+/* Rank 32: some moments in 8 bits, some in 32. */
+static nb_status train_whole(struct test *t, const char *model, const struct whole *whole)
 {
-    struct nb_train_options options = {.resume = resume};
+    struct nb_train_options options = {.resume = whole->resume};
     struct nb_config config;
-    char *more = nb_format("max_steps: %d\nsave_steps: 2\nlora_dropout: 0.1\noptimizer: adamw_8bit\n", steps);
-    char *yaml = yaml_of(t, model, "cuda", out, more);
+    char *more = nb_format("max_steps: %d\nsave_steps: 2\nlora_r: 32\nlora_dropout: 0.1\noptimizer: %s\n", whole->steps,
+        whole->optimizer);
+    char *yaml = yaml_of(t, model, "cuda", whole->out, more);
     nb_status status = nb_config_parse(yaml, strlen(yaml), "test.yml", NULL, 0, &config);
     free(yaml);
     free(more);
@@ -322,13 +342,15 @@ static bool same_file(const struct test *t, const char *a, const char *b, const 
     return same;
 }
 
-/* Four steps at once, and two and two. */
+/* Four steps at once, and two and two, the latter two with masters and moments paged. */
 static void compare_resumed(struct test *t, const char *name, const char *model)
 {
+    static const struct whole runs[] = {
+        {"whole", "adamw_8bit", 4, false}, {"halves", "adamw_8bit", 2, false}, {"halves", "paged_adamw_8bit", 4, true}};
     t->checks++;
-    if (!works(t, name, train_whole(t, model, "whole", 4, false)) || !works(t, name, train_whole(t, model, "halves", 2, false)) ||
-        !works(t, name, train_whole(t, model, "halves", 4, true)))
-        return;
+    for (size_t i = 0; i < sizeof runs / sizeof *runs; i++)
+        if (!works(t, name, train_whole(t, model, &runs[i])))
+            return;
     if (!same_file(t, "whole", "halves", "adapter_model.safetensors") ||
         !same_file(t, "whole/checkpoint-4", "halves/checkpoint-4", "optimizer.safetensors"))
         fail(t, name, "a resumed run leaves other bytes");

@@ -11,7 +11,7 @@ struct bench {
     struct nb_checkpoint *checkpoint;
     struct nb_run run;         /* of which only what saving reads is set */
     struct nb_config config;
-    struct nb_session session; /* device, stream, arena, adapter, staging; no model */
+    struct nb_session session; /* device, stream, arenas, adapter, staging; no model */
 };
 
 /* An adapter for tests/golden/models/llama with these options (rank, targets, ...). */

@@ -126,6 +126,7 @@ struct nb_config {
     enum nb_config_device device;
     int64_t threads; /* 0: all */
     int64_t memory_budget; /* bytes of the device that the run may take; -1: what it has free */
+    int64_t resident_layers; /* whose weights stay on the device; -1: as many as fit */
 
     /* Beside the table */
     struct nb_config_special_tokens special_tokens;

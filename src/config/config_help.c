@@ -14,7 +14,7 @@ static const char *type_words(const struct nb_key *key)
     case NB_KEY_BOOL:
         return "true or false";
     case NB_KEY_INTEGER:
-        return "whole number";
+        return nb_key_may_be_auto(key) ? "auto, or a whole number" : "whole number";
     case NB_KEY_FLOAT:
         return "number";
     case NB_KEY_SIZE:

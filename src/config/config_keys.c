@@ -14,6 +14,11 @@ const struct nb_key *nb_key_find(const char *name)
     return NULL;
 }
 
+bool nb_key_may_be_auto(const struct nb_key *key)
+{
+    return key->type == NB_KEY_INTEGER && key->fallback && strcmp(key->fallback, "auto") == 0;
+}
+
 struct nb_nearest nb_key_nearest(const char *name)
 {
     struct nb_nearest nearest = nb_nearest_start(name);
@@ -178,8 +183,8 @@ nb_status nb_key_reset(struct nb_config *config, const struct nb_key *key)
         *(bool *)field = key->fallback && strcmp(key->fallback, "true") == 0;
         break;
     case NB_KEY_INTEGER:
-        *(int64_t *)field = (int64_t)key->unset;
-        if (key->fallback)
+        *(int64_t *)field = nb_key_may_be_auto(key) ? -1 : (int64_t)key->unset;
+        if (key->fallback && !nb_key_may_be_auto(key))
             nb_read_integer(key->fallback, field);
         break;
     case NB_KEY_FLOAT:

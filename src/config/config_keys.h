@@ -11,7 +11,7 @@
 enum nb_key_type {
     NB_KEY_STRING,   /* char * */
     NB_KEY_BOOL,     /* bool */
-    NB_KEY_INTEGER,  /* int64_t */
+    NB_KEY_INTEGER,  /* int64_t; -1 for "auto", where that is the fallback */
     NB_KEY_FLOAT,    /* double */
     NB_KEY_SIZE,     /* int64_t, bytes: "24GB" (10^9), "512 MiB" (2^20), ...; -1 for "auto", where that is the fallback */
     NB_KEY_CHOICE,   /* an enum: the index into choices */
@@ -77,6 +77,9 @@ extern const size_t nb_foreign_dataset_field_count;
 /* "24GB" as 24 * 10^9, "512MiB" as 512 * 2^20, with or without a space before the unit, and fractions; a number alone is bytes. False for
  * anything else, for less than one byte and for more than 2^62. */
 bool nb_read_size(const char *text, int64_t *bytes);
+
+/* Whether "auto" is a value of the number, and its default. */
+bool nb_key_may_be_auto(const struct nb_key *key);
 
 /* NULL when there is none of that name. */
 const struct nb_key *nb_key_find(const char *name);

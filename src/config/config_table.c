@@ -152,6 +152,10 @@ const struct nb_key nb_keys[] = {
         .fallback = "0", .minimum = 0, .maximum = 4096, .help = "Threads on the CPU; results do not depend on it. 0: all."},
     {.name = "memory_budget", .type = NB_KEY_SIZE, .group = NB_GROUP_MACHINE, .everywhere = true, .offset = AT(memory_budget),
         .fallback = "auto", .help = "Memory of the device that may be taken; gradient_checkpointing: auto fits into it. auto: all that is free."},
+    {.name = "resident_layers", .type = NB_KEY_INTEGER, .group = NB_GROUP_MACHINE, .everywhere = true,
+        .offset = AT(resident_layers),
+        .fallback = "auto", .minimum = 0, .maximum = 65536,
+        .help = "Layers whose weights stay on the device; the others stream in from host memory. auto: all that fit."},
 };
 
 const size_t nb_key_count = sizeof nb_keys / sizeof *nb_keys;

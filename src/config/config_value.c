@@ -95,8 +95,12 @@ static nb_status set_scalar(void *field, const struct nb_key *key, const struct 
     case NB_KEY_BOOL:
         return nb_read_bool(node->text, field) ? NB_OK : wrong(source, node, key->name, "true or false");
     case NB_KEY_INTEGER:
+        if (nb_key_may_be_auto(key) && strcmp(node->text, "auto") == 0) {
+            *(int64_t *)field = -1;
+            return NB_OK;
+        }
         if (!nb_read_integer(node->text, &integer))
-            return wrong(source, node, key->name, "a whole number");
+            return wrong(source, node, key->name, nb_key_may_be_auto(key) ? "a whole number, or auto" : "a whole number");
         NB_TRY(check_range(key, (double)integer, node, source));
         *(int64_t *)field = integer;
         return NB_OK;

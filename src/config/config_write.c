@@ -108,7 +108,7 @@ static void emit_value(struct writer *writer, const struct nb_config *config, co
         break;
     case NB_KEY_INTEGER:
         snprintf(text, sizeof text, "%lld", (long long)*(const int64_t *)field);
-        emit_word(writer, text);
+        emit_word(writer, nb_key_may_be_auto(key) && *(const int64_t *)field < 0 ? "auto" : text);
         break;
     case NB_KEY_FLOAT:
         format_float(*(const double *)field, text);

@@ -24,6 +24,8 @@ struct nb_layer_spec {
     bool head_norms, attention_bias;
 };
 
+enum { NB_UNIT_BUFFERS = 2 };
+
 struct nb_model_options {
     enum nb_weight_format linear_format; /* of the blocks' linears: BF16, NF4, FP4 */
     bool nested;
@@ -31,7 +33,8 @@ struct nb_model_options {
     bool random_weights;  /* for benchmarks of a shape: nothing is read; matrices are random, norms 1, biases 0 */
     bool dequantize_once; /* a block's backward pass dequantizes each matrix that it uses twice (to compute again, and for dX) once, into
                              the live set. Takes memory, saves time, changes no bit */
-    int streamed_blocks;  /* of the blocks, how many lie in pinned host memory and are fetched for each use; 0 to all */
+    int streamed_blocks;  /* of the blocks, how many lie in pinned host memory and are fetched for each use; 0 to all. They share
+                             NB_UNIT_BUFFERS buffers on the device, so that as many or fewer save nothing */
 };
 
 struct nb_model;

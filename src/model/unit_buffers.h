@@ -12,8 +12,7 @@
 #include "base/arena.h"
 #include "base/status.h"
 #include "device/device.h"
-
-enum { NB_UNIT_BUFFERS = 2 };
+#include "model/model.h"
 
 struct nb_unit_buffer {
     int unit; /* whose bytes are here, or on their way; -1: none's */

@@ -260,6 +260,7 @@ nb_status nb_checkpoint_state_check_config(const char *checkpoint_folder, const 
     if (nb_config_moments_8bit(&stored) == nb_config_moments_8bit(config)) /* they differ in name, or in paging */
         stored.optimizer = config->optimizer;
     stored.activation_offloading = config->activation_offloading;
+    stored.resident_layers = config->resident_layers;
     if (!depends_on_length(config)) {
         stored.num_epochs = config->num_epochs;
         stored.max_steps = config->max_steps;

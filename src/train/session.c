@@ -8,6 +8,7 @@
 
 #include "base/progress.h"
 #include "train/device.h"
+#include "train/residency.h"
 
 /* The dry device invents addresses; an arena over it only has to begin at one that is not null. */
 static const uint64_t dry_base = 1u << 20;
@@ -168,14 +169,23 @@ void nb_session_close(struct nb_session **session)
     *session = NULL;
 }
 
-nb_status nb_session_run(
-    struct nb_run *run, int positions_max, nb_session_body *body, void *context, uint64_t *planned)
+/* A body on a dry session, and what it took there. */
+struct rehearsal {
+    int positions_max;
+    nb_session_body *body;
+    void *context;
+    uint64_t device_bytes, pinned_bytes;
+};
+
+/* The first time, the run's device is opened for the products that came up. */
+static nb_status rehearse(struct nb_run *run, void *context, uint64_t *bytes)
 {
-    struct nb_session_args args = {.dry = true, .positions_max = positions_max};
+    struct rehearsal *r = context;
+    const struct nb_session_args args = {.dry = true, .positions_max = r->positions_max};
     struct nb_session *session = NULL;
     int library = run->profile.cublaslt_version;
     NB_TRY(nb_session_open(run, &args, &session));
-    nb_status status = body(session, context);
+    nb_status status = r->body(session, r->context);
     if (status == NB_OK) {
         int sites;
         const struct nb_product_site *site = nb_dry_device_sites(session->device, &sites);
@@ -183,18 +193,31 @@ nb_status nb_session_run(
     }
     if (status == NB_OK && run->profile.cublaslt_version != library) {
         nb_session_close(&session);
-        return nb_session_run(run, positions_max, body, context, planned); /* the rehearsal was for another way to multiply */
+        return rehearse(run, context, bytes); /* this one was for another way to multiply */
     }
-    args = (struct nb_session_args){
-        .capacity = nb_arena_high_water(session->arena), .pinned_capacity = nb_arena_high_water(session->pinned),
-        .positions_max = positions_max, .shows_progress = true};
+    *bytes = r->device_bytes = nb_arena_high_water(session->arena);
+    r->pinned_bytes = nb_arena_high_water(session->pinned);
     nb_session_close(&session);
-    if (status == NB_OK && planned)
+    return status;
+}
+
+nb_status nb_session_run(
+    struct nb_run *run, int positions_max, nb_session_body *body, void *context, uint64_t *planned)
+{
+    struct rehearsal r = {.positions_max = positions_max, .body = body, .context = context};
+    struct nb_session *session = NULL;
+    uint64_t bytes;
+    bool changed;
+    NB_TRY(rehearse(run, &r, &bytes));
+    NB_TRY(nb_residency_search(run, rehearse, &r, &changed));
+    if (changed)
+        NB_TRY(rehearse(run, &r, &bytes));
+    const struct nb_session_args args = {.capacity = r.device_bytes, .pinned_capacity = r.pinned_bytes,
+        .positions_max = positions_max, .shows_progress = true};
+    if (planned)
         *planned = args.capacity;
-    if (status == NB_OK)
-        status = nb_session_open(run, &args, &session);
-    if (status == NB_OK)
-        status = body(session, context);
+    NB_TRY(nb_session_open(run, &args, &session));
+    nb_status status = body(session, context);
     nb_session_close(&session);
     return status;
 }

@@ -38,8 +38,8 @@ nb_status nb_session_open(const struct nb_run *run, const struct nb_session_args
 /* Takes NULL; nulls the handle. Passes and generators made in the arena are destroyed before. */
 void nb_session_close(struct nb_session **session);
 
-/* The same work twice: first on a dry session, whose high-water mark is the capacity of the second, the real one. `body` must do the
- * same allocations on both; session->dry tells it not to look at results. `planned` (may be NULL) receives the capacity.
+/* The same work first on dry sessions, of which the last's high-water mark is the capacity of the real one: one, or with resident_layers:
+ * auto a few, where not all layers fit. `body` must do the same allocations on all; session->dry tells it not to look at results. `planned` (may be NULL) receives the capacity.
  * For evaluate and generate; train does the same through nb_plan_make. */
 typedef nb_status nb_session_body(struct nb_session *session, void *context);
 nb_status nb_session_run(struct nb_run *run, int positions_max, nb_session_body *body, void *context, uint64_t *planned);

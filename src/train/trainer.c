@@ -14,7 +14,7 @@
 #include "train/metrics.h"
 #include "train/plan.h"
 #include "train/product_table.h"
-#include "train/recompute.h"
+#include "train/residency.h"
 #include "train/run_folder.h"
 #include "train/schedule.h"
 #include "train/step.h"
@@ -322,7 +322,7 @@ static nb_status take_products(struct trainer *t, const char *checkpoint)
     return status;
 }
 
-/* The device is opened for the products of a first plan; what memory it then has left decides what each block keeps. */
+/* The device is opened for the products of a first plan; what memory it then has left decides what each block keeps and which are streamed. */
 static nb_status plan_memory(struct trainer *t, struct capacity *capacity)
 {
     struct nb_plan plan;
@@ -331,7 +331,7 @@ static nb_status plan_memory(struct trainer *t, struct capacity *capacity)
         status = nb_run_open_device(t->run, plan.site, plan.sites);
     nb_plan_destroy(&plan);
     if (status == NB_OK)
-        status = nb_recompute_choose(t->run);
+        status = nb_residency_choose(t->run);
     if (status == NB_OK)
         status = nb_plan_make(t->run, &plan);
     if (status == NB_OK) {

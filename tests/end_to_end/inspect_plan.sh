@@ -93,8 +93,14 @@ succeeds plan "$work/8b.yml" --device h200 --set gradient_checkpointing=auto --s
 says out '^recompute +[0-9]+ of 32 blocks' 'of 8583 MiB within memory_budget$'
 succeeds plan "$work/8b.yml" --device h200 --set gradient_checkpointing=auto --set memory_budget=16GiB
 grep -q '^recompute' "$work/out" && problem "16 GiB do not keep all of 8B with 2,048 tokens"
-succeeds plan "$work/8b.yml" --device h200 --set memory_budget=5GB
+succeeds plan "$work/8b.yml" --device h200 --set memory_budget=5GB --set resident_layers=32
 says out 'does not fit'
+succeeds plan "$work/8b.yml" --device h200 --set memory_budget=5GB
+says out '^memory +4[0-9]{3}\.[0-9] MiB at the peak, of 4768 MiB within memory_budget$' 'MiB  of pinned host memory'
+grep -q 'does not fit' "$work/out" && problem "8B with streamed layers does not fit into 5 GB"
+succeeds plan "$work/8b.yml" --device h200 --set memory_budget=2GB
+says out 'does not fit'
+refuses 2 'resident_layers' 'whole number, or auto' -- plan "$work/8b.yml" --device h200 --set resident_layers=most
 refuses 2 'memory_budget' '24GB' -- plan "$work/8b.yml" --device h200 --set memory_budget=lots
 sed -e "s|configs/models/llama-3-8b.json|$models/llama|" -e "s|long.jsonl|short.jsonl|" "$work/8b.yml" >"$work/small.yml"
 printf '{"input_ids": [%s]}\n' "$(seq -s, 3 40)" >"$work/short.jsonl"
@@ -109,6 +115,8 @@ succeeds plan "$work/8b.yml" --device rtx-4090 --json --set sequence_len="$longe
 equal "the longest fits" "$("$probe" json "$work/out" fits)" true
 succeeds plan "$work/8b.yml" --device rtx-4090 --json --set sequence_len=$((longest + 256))
 equal "a tile more does not" "$("$probe" json "$work/out" fits)" false
-refuses 1 'too few' -- plan "$work/8b.yml" --device rtx-4090 --longest-context --set memory_budget=4GB
+refuses 1 'too few' -- plan "$work/8b.yml" --device rtx-4090 --longest-context --set memory_budget=4GB --set resident_layers=32
+succeeds plan "$work/8b.yml" --device rtx-4090 --longest-context --set memory_budget=4GB
+says out '^sequence_len: [0-9]{4} with .* of 3815 MiB on .* MiB of pinned host memory'
 
 finish

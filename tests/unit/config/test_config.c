@@ -97,6 +97,7 @@ static const struct {
     {"device", {"cpu", "'cuda'"}},
     {"threads", {"1", "4096"}},
     {"memory_budget", {"24GB", "1.5 GiB"}},
+    {"resident_layers", {"0", "40"}},
 };
 
 enum { SAMPLE_COUNT = sizeof samples / sizeof *samples };

@@ -20,6 +20,7 @@
 #include "train/product_table.h"
 #include "train/recompute.h"
 #include "train/step.h"
+#include "support/deep_model.h"
 #include "train/trainer.h"
 
 enum { STEPS = 3, ROWS = 12, LONGEST = 40, SKIP = 77 };
@@ -311,6 +312,27 @@ struct whole {
 };
 
 /* Rank 32: some moments in 8 bits, some in 32. */
+/* Of seven layers, which differ all, so many are resident. */
+static const struct way streaming_ways[] = {
+    {"all resident", "gradient_checkpointing: true\nresident_layers: 7\n", NULL, true},
+    {"all streamed", "gradient_checkpointing: true\nresident_layers: 0\n", NULL, false},
+    {"four streamed", "gradient_checkpointing: attention\nresident_layers: 3\n", NULL, false},
+    {"all streamed, keep this and that", "gradient_checkpointing: true\nresident_layers: 0\n", keep_this_and_that, false},
+    {"all streamed, offloaded and paged",
+        "gradient_checkpointing: true\nresident_layers: 0\nactivation_offloading: true\noptimizer: paged_adamw_32bit\n",
+        page_by_tensor, false},
+    {"all resident, from scratch", "gradient_checkpointing: true\nresident_layers: 7\n", multiply_from_scratch, true},
+    {"all streamed, from scratch", "gradient_checkpointing: true\nresident_layers: 0\n", multiply_from_scratch, false},
+};
+
+static void compare_streaming(struct test *t, const char *shape)
+{
+    char *deep = nb_path_join(t->folder, "deep");
+    if (works(t, "a model of seven layers", nb_test_write_deep_model(shape, 7, deep)))
+        compare_ways(t, "streaming", deep, streaming_ways, sizeof streaming_ways / sizeof *streaming_ways);
+    free(deep);
+}
+
 static nb_status train_whole(struct test *t, const char *model, const struct whole *whole)
 {
     struct nb_train_options options = {.resume = whole->resume};
@@ -383,6 +405,8 @@ static void run_checks(struct test *t, const char *only)
         compare_ways(t, "llama", llama, ways, sizeof ways / sizeof *ways);
     if (!only || strcmp(only, "offloading") == 0)
         compare_ways(t, "six blocks", deep, offloading_ways, sizeof offloading_ways / sizeof *offloading_ways);
+    if (!only || strcmp(only, "streaming") == 0)
+        compare_streaming(t, llama);
     if (!only || strcmp(only, "resume") == 0)
         compare_resumed(t, "llama", llama);
     free(block);
@@ -395,7 +419,7 @@ int main(int argc, char **argv)
     struct nb_device_profile profile;
     const char *base = getenv("TMPDIR"), *only = argc == 4 && strcmp(argv[2], "--only") == 0 ? argv[3] : NULL;
     if (argc != 2 && !only) {
-        fprintf(stderr, "usage: %s MODELS [--only FAMILY|smollm2|ways|offloading|resume]\n", argv[0]);
+        fprintf(stderr, "usage: %s MODELS [--only FAMILY|smollm2|ways|offloading|streaming|resume]\n", argv[0]);
         return 2;
     }
     if (nb_cuda_probe(&(struct nb_cuda_options){0}, &profile) != NB_OK) {

@@ -34,7 +34,7 @@ static void collect_notes(const struct nb_run *run, struct nb_plan *plan)
         note(plan,
             nb_format(
                 "the run does not fit: lower sequence_len, micro_batch_size or lora_r, or set gradient_checkpointing: "
-                "true, optimizer: adamw_8bit or load_in_4bit: true"));
+                "true, optimizer: paged_adamw_8bit or load_in_4bit: true"));
 }
 
 /* Both directions of the link at once: what comes back takes no time of its own. */

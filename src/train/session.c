@@ -38,7 +38,7 @@ static nb_status take_memory(struct nb_session *s, uint64_t capacity)
     if (capacity > s->run->available_bytes)
         return nb_fail(NB_MEMORY,
             "%s has %.0f MiB%s, this needs %.0f MiB; lower sequence_len, micro_batch_size or lora_r, or set "
-            "gradient_checkpointing: true, optimizer: adamw_8bit or load_in_4bit: true",
+            "gradient_checkpointing: true, optimizer: paged_adamw_8bit or load_in_4bit: true",
             s->device->profile.name, (double)s->run->available_bytes / mebibyte,
             s->run->config->memory_budget >= 0                              ? " within memory_budget"
             : s->run->available_bytes < s->device->profile.memory_bytes ? " free"
@@ -62,7 +62,9 @@ static nb_status explain_refusal(const struct nb_session *s, uint64_t capacity)
         "%.1f MiB of pinned host memory, for what the plan keeps off the device, were refused: %s. The limit may be "
         "the machine's memory, that of locked memory (`ulimit -l`: %s) or a container's (its cgroup's memory.max)%s",
         (double)capacity / mebibyte, why ? why : "", limit,
-        s->run->offloaded ? "; activation_offloading: false takes less" : "");
+        s->run->offloaded           ? "; activation_offloading: false takes less"
+        : s->run->adapter.paging.on ? "; an optimizer that is not paged takes less"
+                                    : "");
     free(why);
     return NB_MEMORY;
 }

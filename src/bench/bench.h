@@ -16,6 +16,7 @@ struct nb_bench_options {
     const char *save;  /* write the JSON here as well; NULL: nowhere */
     bool quick;        /* fewer sizes and repetitions: for a short look and for tests */
     bool write;        /* matmul: leave the fastest ways in the user's configuration folder */
+    const char *csv, *svg; /* memory: write its numbers, its picture there; NULL: nowhere */
     const char *model; /* step, generate: a checkpoint, or a config.json alone, whose weights are then random */
     int tokens;        /* of a row; 0: the benchmark's own list */
     int micro_batch;   /* step: rows; 0: 1 */
@@ -34,6 +35,11 @@ nb_status nb_bench_attention(const struct nb_bench_options *options);
 
 /* Training steps on random tokens: tokens a second, share of the device's product rate, real peak beside the plan's. */
 nb_status nb_bench_step(const struct nb_bench_options *options);
+
+/* Steps of `model` (the shape of Llama 3 8B on a GPU, of SmolLM2 on a CPU) under a ladder of settings that each save memory, at several
+ * lengths of rows: planned and real peak of the device, pinned host memory, tokens a second. Errors: NB_NUMERIC if a setting changes
+ * the loss, which none may. */
+nb_status nb_bench_memory(const struct nb_bench_options *options);
 
 /* Tokens a second of one sequence, and the share of what the weights' bytes allow. */
 nb_status nb_bench_generate(const struct nb_bench_options *options);

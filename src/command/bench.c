@@ -8,7 +8,7 @@
 static const struct nb_option options[] = {
     {.name = "device", .type = NB_OPTION_TEXT, .value = "DEVICE", .help = "auto, cpu or cuda"},
     {.name = "model", .type = NB_OPTION_TEXT, .value = "MODEL",
-        .help = "step, generate: a checkpoint, or a config.json alone, whose weights are then random"},
+        .help = "step, generate, memory: a checkpoint, or a config.json alone, whose weights are then random"},
     {.name = "tokens", .type = NB_OPTION_INTEGER, .value = "N", .help = "tokens of a row, in place of the usual ones", .minimum = 2,
         .maximum = 1 << 20},
     {.name = "micro-batch", .type = NB_OPTION_INTEGER, .value = "N", .help = "step: rows at a time", .minimum = 1, .maximum = 65536},
@@ -18,6 +18,8 @@ static const struct nb_option options[] = {
         .maximum = 1 << 20},
     {.name = "write", .type = NB_OPTION_FLAG, .help = "matmul: use the fastest ways on this GPU from now on"},
     {.name = "quick", .type = NB_OPTION_FLAG, .help = "small sizes, few repetitions"},
+    {.name = "csv", .type = NB_OPTION_TEXT, .value = "FILE", .help = "memory: write the numbers there"},
+    {.name = "svg", .type = NB_OPTION_TEXT, .value = "FILE", .help = "memory: draw memory against context there"},
     {.name = "save", .type = NB_OPTION_TEXT, .value = "FILE", .help = "write the JSON object there, beside the table"},
     {.name = "json", .type = NB_OPTION_FLAG, .help = "print one JSON object"},
     {0},
@@ -33,6 +35,7 @@ static const struct benchmark benchmarks[] = {
     {"attention", nb_bench_attention},
     {"step", nb_bench_step},
     {"generate", nb_bench_generate},
+    {"memory", nb_bench_memory},
 };
 
 static int option(const char *name)
@@ -55,6 +58,8 @@ static nb_status choose_device(const char *name, enum nb_config_device *device)
 static nb_status run(const struct nb_arguments *arguments)
 {
     struct nb_bench_options o = {
+        .csv = arguments->text[option("csv")],
+        .svg = arguments->text[option("svg")],
         .save = arguments->text[option("save")],
         .json = arguments->given[option("json")],
         .quick = arguments->given[option("quick")],
@@ -77,14 +82,14 @@ static nb_status run(const struct nb_arguments *arguments)
     if (found)
         return nb_fail(
             NB_USAGE, "nibble bench %s: there is no such benchmark; did you mean %s?", arguments->positional, found);
-    return nb_fail(NB_USAGE, "nibble bench %s: there is no such benchmark; choose matmul, attention, step or generate",
+    return nb_fail(NB_USAGE, "nibble bench %s: there is no such benchmark; choose matmul, attention, step, generate or memory",
         arguments->positional);
 }
 
 const struct nb_command nb_command_bench = {
     .name = "bench",
     .argument = "WHAT",
-    .summary = "measure this machine: matmul, attention, step, generate",
+    .summary = "measure this machine: matmul, attention, step, generate, memory",
     .description =
         "Measures what this machine's GPU, or CPU, reaches, and prints it beside the limits measured in the same run: the\n"
         "rate of a large copy and of a large bf16 product.\n\n"
@@ -92,7 +97,8 @@ const struct nb_command nb_command_bench = {
         "weights. With --write later runs on this GPU take the fastest.\n"
         "attention: one long causal sequence, forward and backward.\n"
         "step: training steps of --model on random tokens, with the planned and the real peak of memory.\n"
-        "generate: tokens a second of --model, one sequence.",
+        "generate: tokens a second of --model, one sequence.\n"
+        "memory: what each megabyte costs in time: steps under settings that each save more, at several lengths of rows.",
     .example = "nibble bench step --model configs/models/llama-3-8b.json --tokens 2048",
     .options = options,
     .run = run,

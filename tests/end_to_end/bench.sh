@@ -32,6 +32,19 @@ says out '40 x 2 +true +[0-9.]+ tokens/s' '40 x 2 +auto '
 succeeds bench generate --device cpu --quick --json --model "$work/shape.json"
 number results.0.tokens_per_second
 
+# A ladder of settings that each save memory and change no bit (the benchmark itself refuses another loss).
+succeeds bench memory --device cpu --quick --json --tokens 48 --model "$work/shape.json" --csv "$work/memory.csv" --svg "$work/memory.svg"
+for rung in 0 1 2 3 4 5; do
+  equal "peak of rung $rung" "$("$probe" json "$work/out" results.$rung.peak_bytes)" "$("$probe" json "$work/out" results.$rung.planned_bytes)"
+  equal "loss of rung $rung" "$("$probe" json "$work/out" results.$rung.loss)" "$("$probe" json "$work/out" results.0.loss)"
+done
+for rung in 1 2 3 4 5; do
+  [ "$("$probe" json "$work/out" results.$rung.peak_bytes)" -le "$("$probe" json "$work/out" results.$((rung - 1)).peak_bytes)" ] ||
+    problem "rung $rung takes more than the one before"
+done
+[ "$(wc -l <"$work/memory.csv")" -eq 7 ] || problem "memory.csv has not a line for each rung"
+grep -q '^<svg' "$work/memory.svg" && [ "$(grep -c '<polyline' "$work/memory.svg")" -eq 6 ] || problem "memory.svg draws not a line for each rung"
+
 refuses 2 'stpe' 'step' -- bench stpe
 refuses 2 'zzzzzz' 'matmul' -- bench zzzzzz
 refuses 2 '--model' -- bench step

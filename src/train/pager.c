@@ -2,7 +2,7 @@
 
 #include <stdlib.h>
 
-/* Large enough that a copy runs at the link's rate, small enough that three of them are less than a block's live set. */
+/* Large enough that a copy runs at the link's rate, small enough that three are less than a block's live set. */
 static const uint64_t chunk_bytes_max = 32u << 20;
 
 /* A small adapter is cut as well: while one chunk computes, one comes and one goes. */
@@ -55,7 +55,7 @@ void nb_pager_cut(const uint64_t *bytes, int count, uint64_t target, uint64_t fr
     layout->buffers = buffers < layout->chunks ? buffers : layout->chunks;
 }
 
-/* The arena's high-water mark stands: the buffers lie below it. What a checked build keeps behind an allocation is left over. */
+/* The arena's high-water mark stands: the buffers lie below it, and room is left for a checked build's red zone. */
 static void cut(struct nb_pager *p)
 {
     const struct nb_arena *arena = p->session->arena;
@@ -65,7 +65,8 @@ static void cut(struct nb_pager *p)
     uint64_t target = p->session->run->page_bytes;
     if (target == 0)
         target = smaller(bytes / chunks_wanted, chunk_bytes_max);
-    nb_pager_cut(p->record_bytes, p->tensors, target, dead > NB_ALIGNMENT ? dead - NB_ALIGNMENT : 0, p->first, &p->layout);
+    dead -= smaller(dead, NB_ALIGNMENT);
+    nb_pager_cut(p->record_bytes, p->tensors, target, dead, p->first, &p->layout);
 }
 
 static uint64_t chunk_bytes(const struct nb_pager *p, int chunk)
@@ -208,7 +209,8 @@ nb_status nb_pager_release(struct nb_pager *pager, int chunk)
     int next = chunk + pager->layout.buffers;
     NB_TRY(device->event_record(device, pager->session->stream, buffer->updated));
     NB_TRY(device->stream_wait_event(device, pager->write_back, buffer->updated));
-    NB_TRY(device->download(device, pager->write_back, chunk_pages(pager, chunk), buffer->at, chunk_bytes(pager, chunk)));
+    NB_TRY(device->download(
+        device, pager->write_back, chunk_pages(pager, chunk), buffer->at, chunk_bytes(pager, chunk)));
     NB_TRY(device->event_record(device, pager->write_back, buffer->left));
     if (next >= pager->layout.chunks)
         return NB_OK;

@@ -394,7 +394,8 @@ static char *paging_yaml(const struct family *f, const char *optimizer, const ch
         f->model, f->adapter, f->folder, optimizer, f->folder, more);
 }
 
-static const char drawn[] = "lora_target_linear: true\nlora_r: 64\nbf16: false\n", drawn_bf16[] = "lora_target_linear: true\nlora_r: 64\nbf16: true\n";
+static const char drawn[] = "lora_target_linear: true\nlora_r: 64\nbf16: false\n",
+                  drawn_bf16[] = "lora_target_linear: true\nlora_r: 64\nbf16: true\n";
 
 /* In the first so many of the ways below. */
 static void compare_paged(const struct family *f, const char *const names[2], const char *more, size_t count)
@@ -469,7 +470,8 @@ static void an_abandoned_step_writes_back_what_it_read(void **state)
         assert_non_null(pages);
         memcpy(pages, nb_adapter_page(s->adapter, 0), bytes);
         float not_finite = NAN;
-        training_check(s->device->upload(s->device, s->stream, nb_adapter_memory_of(s->adapter)->copy, &not_finite, sizeof not_finite));
+        nb_dptr copy = nb_adapter_memory_of(s->adapter)->copy;
+        training_check(s->device->upload(s->device, s->stream, copy, &not_finite, sizeof not_finite));
         training_check(s->device->stream_wait(s->device, s->stream));
         struct nb_step_rows rows;
         struct nb_step_result result;

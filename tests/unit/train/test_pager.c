@@ -133,7 +133,8 @@ static void the_first_tensors_stay_on_the_device(void **state)
     struct nb_adapter_options options = paging_options(0);
     struct bench bench;
     bench_open(&bench, &options);
-    uint64_t one = nb_adapter_record_of(bench.session.adapter, 0).bytes, all = nb_adapter_paged_bytes(bench.session.adapter);
+    uint64_t one = nb_adapter_record_of(bench.session.adapter, 0).bytes;
+    uint64_t all = nb_adapter_paged_bytes(bench.session.adapter);
     bench_close(&bench);
     const uint64_t bytes[] = {0, one - 1, one, all / 2, all - 1, all, UINT64_MAX};
     for (size_t i = 0; i < sizeof bytes / sizeof *bytes; i++)
@@ -155,7 +156,8 @@ static void records_hold_what_the_slabs_would(void **state)
         const struct nb_trainable *t = nb_adapter_trainable(adapter, i);
         struct nb_adapter_record record = nb_adapter_record_of(adapter, i);
         const unsigned char *page = nb_adapter_page(adapter, i);
-        uint64_t moment = t->moments_8bit ? t->count : t->count * 4, scales = t->moments_8bit ? (t->count + 255) / 256 * 4 : 0;
+        uint64_t moment = t->moments_8bit ? t->count : t->count * 4;
+        uint64_t scales = t->moments_8bit ? (t->count + 255) / 256 * 4 : 0;
         assert_true(record.master == 0 && record.m >= t->count * 4 && record.v >= record.m + moment);
         assert_true(record.m_absmax >= record.v + moment && record.v_absmax >= record.m_absmax + scales);
         assert_true(record.bytes >= record.v_absmax + scales);
@@ -170,8 +172,9 @@ static void records_hold_what_the_slabs_would(void **state)
         free(master);
         for (uint64_t k = t->count * 4; k < record.bytes; k++)
             assert_int_equal(page[k], 0);
-        void *copies[2] = {bench_download(&bench, nb_dptr_at(nb_adapter_memory_of(adapter)->copy, t->offset * 4), t->count * 4),
-            bench_download(&other, there.copy, t->count * 4)};
+        nb_adapter_bind_adamw(adapter, i, &here);
+        void *copies[2] = {
+            bench_download(&bench, here.copy, t->count * 4), bench_download(&other, there.copy, t->count * 4)};
         assert_memory_equal(copies[0], copies[1], t->count * 4);
         free(copies[0]);
         free(copies[1]);

@@ -94,8 +94,8 @@ static void draw_line(FILE *out, const struct memory *m, int rung, double most_t
         y = HEIGHT - BOTTOM - scaled((double)m->run[i].steps.high_water_bytes, most_bytes, HEIGHT - TOP - BOTTOM);
         fprintf(out, "%.1f,%.1f ", x, y);
     }
-    fprintf(out, "\"/>\n<circle cx=\"%.1f\" cy=\"%.1f\" r=\"3\" fill=\"%s\"/>\n<text x=\"%.1f\" y=\"%.1f\" fill=\"%s\">%s</text>\n", x, y, color,
-        x + 8, y + 4, color, ladder[rung].name);
+    fprintf(out, "\"/>\n<circle cx=\"%.1f\" cy=\"%.1f\" r=\"3\" fill=\"%s\"/>\n", x, y, color);
+    fprintf(out, "<text x=\"%.1f\" y=\"%.1f\" fill=\"%s\">%s</text>\n", x + 8, y + 4, color, ladder[rung].name);
 }
 
 static void draw_axes(FILE *out, double most_tokens, double most_bytes)
@@ -106,8 +106,9 @@ static void draw_axes(FILE *out, double most_tokens, double most_bytes)
         fprintf(out, "<text x=\"%d\" y=\"%.1f\" text-anchor=\"end\">%.0f</text>\n", LEFT - 8, y + 4, most_bytes / mebibyte * i / 4);
         fprintf(out, "<text x=\"%.1f\" y=\"%d\" text-anchor=\"middle\">%.0f</text>\n", x, HEIGHT - BOTTOM + 18, most_tokens * i / 4);
     }
-    fprintf(out, "<text x=\"%d\" y=\"18\">device memory, MiB</text>\n<text x=\"%d\" y=\"%d\" text-anchor=\"middle\">tokens of a row</text>\n",
-        LEFT, (LEFT + WIDTH - RIGHT) / 2, HEIGHT - 10);
+    fprintf(out, "<text x=\"%d\" y=\"18\">device memory, MiB</text>\n", LEFT);
+    fprintf(out, "<text x=\"%d\" y=\"%d\" text-anchor=\"middle\">tokens of a row</text>\n", (LEFT + WIDTH - RIGHT) / 2,
+        HEIGHT - 10);
 }
 
 static nb_status write_svg(const struct memory *m, const char *path)
@@ -143,8 +144,8 @@ static nb_status check_loss(const struct memory *m)
     for (int i = 0; i < m->runs; i++) {
         const struct run *r = &m->run[i];
         if (r->steps.tokens == last->steps.tokens && memcmp(&r->steps.loss, &last->steps.loss, sizeof r->steps.loss) != 0)
-            return nb_fail(NB_NUMERIC, "%d tokens: the loss with \"%s\" is %.9g, with \"%s\" %.9g: this is a defect of nibble", r->steps.tokens,
-                ladder[last->rung].name, last->steps.loss, ladder[r->rung].name, r->steps.loss);
+            return nb_fail(NB_NUMERIC, "%d tokens: the loss with \"%s\" is %.9g, with \"%s\" %.9g: this is a defect of nibble",
+                r->steps.tokens, ladder[last->rung].name, last->steps.loss, ladder[r->rung].name, r->steps.loss);
     }
     return NB_OK;
 }

@@ -55,6 +55,9 @@ struct nb_device *nb_model_device(const struct nb_model *model);
  * copies reach; NULL will do without any) what streamed blocks need. Errors: NB_MEMORY. */
 nb_status nb_model_allocate(struct nb_model *model, struct nb_arena *arena, struct nb_arena *pinned, int positions_max);
 
+/* Bytes of streamed blocks' weights that were fetched to the device so far. */
+uint64_t nb_model_fetched_bytes(const struct nb_model *model);
+
 /* Reads every weight from the checkpoint into its unit: bf16 sources are quantized on the device, 4-bit ones copied as they are
  * (their own maps). A streamed unit is written in a buffer on the device and brought to the host from there. `arena` gives the transient
  * scratch. On a dry device only the memory is counted. Never more than two tensors of host memory besides. `progress` (may be NULL) is started, kept up and finished here. Waits for the stream. Errors:

@@ -97,3 +97,8 @@ struct nb_device *nb_model_device(const struct nb_model *model)
 {
     return model->device;
 }
+
+uint64_t nb_model_fetched_bytes(const struct nb_model *model)
+{
+    return nb_weight_store_fetched_bytes(model->store);
+}

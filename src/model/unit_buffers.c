@@ -82,6 +82,7 @@ nb_status nb_unit_buffers_fetch(struct nb_unit_buffers *buffers, struct nb_unit_
     buffer->unit = unit;
     buffer->ready = buffer->filled;
     buffer->last_use = ++buffers->uses;
+    buffers->fetched_bytes += buffers->unit_bytes;
     return NB_OK;
 }
 

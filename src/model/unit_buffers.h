@@ -31,6 +31,7 @@ struct nb_unit_buffers {
     struct nb_unit_buffer buffer[NB_UNIT_BUFFERS];
     int count;
     uint64_t unit_bytes, uses;
+    uint64_t fetched_bytes; /* so far */
 };
 
 /* min(units, NB_UNIT_BUFFERS) empty buffers of unit_bytes each, which nb_unit_buffers_allocate takes. Destroy them after an error too. */

@@ -185,6 +185,11 @@ int nb_weight_store_units(const struct nb_weight_store *store)
     return store->units;
 }
 
+uint64_t nb_weight_store_fetched_bytes(const struct nb_weight_store *store)
+{
+    return store->buffers.fetched_bytes;
+}
+
 int nb_weight_store_tensors(const struct nb_weight_store *store, int unit, const struct nb_tensor_spec **tensors)
 {
     *tensors = store->unit[unit].layout->spec;

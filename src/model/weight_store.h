@@ -46,6 +46,9 @@ nb_status nb_weight_store_allocate(struct nb_weight_store *store, struct nb_aren
 
 int nb_weight_store_units(const struct nb_weight_store *store);
 
+/* Bytes of streamed units that were fetched to the device so far. */
+uint64_t nb_weight_store_fetched_bytes(const struct nb_weight_store *store);
+
 /* The tensors of a unit in the order in which they lie in it, the store's own list; returns how many. */
 int nb_weight_store_tensors(const struct nb_weight_store *store, int unit, const struct nb_tensor_spec **tensors);
 

@@ -74,6 +74,23 @@ static void note_offloading(const struct nb_session *session, struct nb_plan *pl
     free(time);
 }
 
+/* Beside the offloaded inputs where both are on; the link's time is the step's where it is the longer. */
+static void note_streaming(const struct nb_session *session, struct nb_plan *plan)
+{
+    const struct nb_device_profile *profile = &session->run->profile;
+    const double rate = (double)profile->link_gb_per_s * 1e9, flops = (double)profile->bf16_tflops * 1e12;
+    if (plan->streamed == 0)
+        return;
+    char *time = rate > 0 && flops > 0
+                     ? nb_format(": %.2f s at %.3g GB/s, beside %.2f s or more of arithmetic",
+                           (double)plan->streamed_bytes / rate, rate / 1e9, plan->step_flops / flops)
+                     : nb_format("%s", "");
+    note(plan, nb_format("resident_layers: the weights of %d of %d blocks stand in pinned host memory; %.1f MiB of them a step pass "
+                         "over the link%s",
+                   plan->streamed, plan->blocks, (double)plan->streamed_bytes / (1024.0 * 1024.0), time ? time : ""));
+    free(time);
+}
+
 /* One step, one evaluation, and what saving takes, in the order of the trainer. */
 static nb_status rehearse(struct nb_session *session, struct nb_plan *plan)
 {
@@ -85,11 +102,14 @@ static nb_status rehearse(struct nb_session *session, struct nb_plan *plan)
     double before = nb_dry_device_counts(session->device)->flops;
     NB_TRY(nb_stepper_create(session, &options, &stepper));
     plan->host_bytes = nb_dry_device_counts(session->device)->host_bytes;
+    uint64_t fetched = nb_model_fetched_bytes(session->model);
     nb_status status = nb_batch_plan_step(run->batches, 0, 0, &rows);
     if (status == NB_OK)
         status = nb_stepper_run(stepper, run->data, &rows, 1, run->config->learning_rate, &result);
     if (status == NB_OK)
         note_paging(session, stepper, plan);
+    plan->streamed = run->model.streamed_blocks;
+    plan->streamed_bytes = nb_model_fetched_bytes(session->model) - fetched;
     nb_stepper_destroy(&stepper);
     plan->step_flops = nb_dry_device_counts(session->device)->flops - before;
     if (status != NB_OK || run->eval_count == 0)
@@ -164,6 +184,7 @@ nb_status nb_plan_make(const struct nb_run *run, struct nb_plan *plan)
         count_data(run, plan);
         count_blocks(run, plan);
         note_offloading(session, plan);
+        note_streaming(session, plan);
         collect_notes(run, plan);
         status = copy_sites(session->device, plan);
     }

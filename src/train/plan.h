@@ -27,6 +27,8 @@ struct nb_plan {
     int notes;
     struct nb_product_site *site;            /* the matrix products of the run, on a GPU; owned */
     int sites;
+    int streamed;                                /* blocks whose weights stream in from pinned host memory */
+    uint64_t streamed_bytes;                     /* what comes in of them in the first step; later ones find two blocks there */
     int kept_everything, kept_attention, blocks; /* blocks that compute nothing again, all but attention; all there are */
     int offloaded;                           /* blocks whose inputs stand in pinned host memory */
 };
@@ -43,7 +45,7 @@ void nb_plan_print(const struct nb_run *run, const struct nb_plan *plan, FILE *o
 /* One JSON object and a newline: "peak_bytes", "categories" {name: bytes}, "host_bytes", "available_bytes", "trainable_parameters",
  * "parameters", "rows", "eval_rows", "epoch_tokens", "epoch_trained_tokens", "steps_per_epoch", "steps", "warmup_steps",
  * "rows_per_step", "step_flops", "fits", "device", "blocks", "blocks_keeping_everything", "blocks_keeping_attention",
- * "blocks_offloaded", "products" [{"out", "in", "tokens", "backward", "path"}], "notes" [text]. */
+ * "blocks_offloaded", "blocks_streamed", "streamed_bytes", "products" [{"out", "in", "tokens", "backward", "path"}], "notes" [text]. */
 nb_status nb_plan_print_json(const struct nb_run *run, const struct nb_plan *plan, FILE *out);
 
 #endif

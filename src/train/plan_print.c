@@ -149,6 +149,8 @@ nb_status nb_plan_print_json(const struct nb_run *run, const struct nb_plan *pla
     json_object_set_new(root, "blocks_keeping_everything", json_integer(plan->kept_everything));
     json_object_set_new(root, "blocks_keeping_attention", json_integer(plan->kept_attention));
     json_object_set_new(root, "blocks_offloaded", json_integer(plan->offloaded));
+    json_object_set_new(root, "blocks_streamed", json_integer(plan->streamed));
+    json_object_set_new(root, "streamed_bytes", json_integer((json_int_t)plan->streamed_bytes));
     json_object_set_new(root, "products", products_json(run, plan));
     for (int c = 0; c < NB_CATEGORY_COUNT; c++)
         json_object_set_new(

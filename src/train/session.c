@@ -62,9 +62,10 @@ static nb_status explain_refusal(const struct nb_session *s, uint64_t capacity)
         "%.1f MiB of pinned host memory, for what the plan keeps off the device, were refused: %s. The limit may be "
         "the machine's memory, that of locked memory (`ulimit -l`: %s) or a container's (its cgroup's memory.max)%s",
         (double)capacity / mebibyte, why ? why : "", limit,
-        s->run->offloaded           ? "; activation_offloading: false takes less"
-        : s->run->adapter.paging.on ? "; an optimizer that is not paged takes less"
-                                    : "");
+        s->run->model.streamed_blocks ? "; a higher resident_layers takes less"
+        : s->run->offloaded           ? "; activation_offloading: false takes less"
+        : s->run->adapter.paging.on   ? "; an optimizer that is not paged takes less"
+                                      : "");
     free(why);
     return NB_MEMORY;
 }

@@ -2,9 +2,10 @@
  *
  *   gpu_training MODELS [--only WHAT]      MODELS: the folder of tiny models, tests/golden/models
  *
- * Losses of the two devices, step by step, lie within 5e-3: both round at the same points, but sum in another order, so that a value next to
- * a tie may round the other way; 5e-3 is a thousandth of the losses. On one device what is kept and what is computed again, a
- * matrix dequantized once, paged masters and moments, and going on from a checkpoint change no bit. Exit 77 where there is no GPU. */
+ * Losses of the two devices, step by step, lie within 5e-3: both round at the same points, but sum in another order,
+ * so that a value next to a tie may round the other way; 5e-3 is a thousandth of the losses. On one device what is
+ * kept and what is computed again, a matrix dequantized once, paged masters and moments, and going on from a
+ * checkpoint change no bit. Exit 77 where there is no GPU. */
 #include <inttypes.h>
 #include <math.h>
 #include <stdio.h>

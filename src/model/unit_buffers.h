@@ -1,8 +1,9 @@
-/* Device memory in which units that lie in pinned host memory take turns. Fetches run on a stream of their own, so that one unit comes
- * while another computes: a fetch waits for the buffer's last user, a user for the fetch.
+/* Device memory in which units that lie in pinned host memory take turns. Fetches run on a stream of their own, so
+ * that one unit comes while another computes: a fetch waits for the buffer's last user, a user for the fetch.
  *
- * Two buffers are as fast as any number. Where computing takes longer than fetching, the second is full when the first is left; where
- * fetching takes longer, the link never stands still, for a buffer is always free when the other has come. Private to the weight store. */
+ * Two buffers are as fast as any number. Where computing takes longer than fetching, the second is full when the
+ * first is left; where fetching takes longer, the link never stands still, for a buffer is always free when the
+ * other has come. Private to the weight store. */
 #ifndef NB_MODEL_UNIT_BUFFERS_H
 #define NB_MODEL_UNIT_BUFFERS_H
 
@@ -34,8 +35,10 @@ struct nb_unit_buffers {
     uint64_t fetched_bytes; /* so far */
 };
 
-/* min(units, NB_UNIT_BUFFERS) empty buffers of unit_bytes each, which nb_unit_buffers_allocate takes. Destroy them after an error too. */
-nb_status nb_unit_buffers_create(struct nb_unit_buffers *buffers, struct nb_device *device, int units, uint64_t unit_bytes);
+/* min(units, NB_UNIT_BUFFERS) empty buffers of unit_bytes each, which nb_unit_buffers_allocate takes. Destroy them
+ * after an error too. */
+nb_status nb_unit_buffers_create(struct nb_unit_buffers *buffers, struct nb_device *device, int units,
+    uint64_t unit_bytes);
 void nb_unit_buffers_destroy(struct nb_unit_buffers *buffers);
 nb_status nb_unit_buffers_allocate(struct nb_unit_buffers *buffers, struct nb_arena *arena);
 
@@ -45,17 +48,22 @@ struct nb_unit_buffer *nb_unit_buffers_find(struct nb_unit_buffers *buffers, int
 /* The buffer without users that was left longest ago and holds none of the `wanted` units; NULL when there is none. */
 struct nb_unit_buffer *nb_unit_buffers_free(struct nb_unit_buffers *buffers, const int *wanted, int wanted_count);
 
-/* Enqueues the upload of a unit from host memory into a buffer without users. `written` (or NULL) is what the bytes on the host wait for. */
-nb_status nb_unit_buffers_fetch(struct nb_unit_buffers *buffers, struct nb_unit_buffer *buffer, int unit, const void *host,
-                                struct nb_event *written);
+/* Enqueues the upload of a unit from host memory into a buffer without users. `written` (or NULL) is what the bytes
+ * on the host wait for. */
+nb_status nb_unit_buffers_fetch(struct nb_unit_buffers *buffers, struct nb_unit_buffer *buffer, int unit,
+    const void *host, struct nb_event *written);
 
 /* A user on `stream` begins, and ends. */
-nb_status nb_unit_buffers_enter(struct nb_unit_buffers *buffers, struct nb_unit_buffer *buffer, struct nb_stream *stream);
-nb_status nb_unit_buffers_leave(struct nb_unit_buffers *buffers, struct nb_unit_buffer *buffer, struct nb_stream *stream);
+nb_status nb_unit_buffers_enter(struct nb_unit_buffers *buffers, struct nb_unit_buffer *buffer,
+    struct nb_stream *stream);
+nb_status nb_unit_buffers_leave(struct nb_unit_buffers *buffers, struct nb_unit_buffer *buffer,
+    struct nb_stream *stream);
 
-/* The same for who writes the whole of `unit` into a buffer without users: begins when no fetch is under way and its last user is gone, and
- * ends with the bytes in host memory. */
-nb_status nb_unit_buffers_begin_write(struct nb_unit_buffers *buffers, struct nb_unit_buffer *buffer, int unit, struct nb_stream *stream);
-nb_status nb_unit_buffers_end_write(struct nb_unit_buffers *buffers, struct nb_unit_buffer *buffer, struct nb_stream *stream, void *host);
+/* The same for who writes the whole of `unit` into a buffer without users: begins when no fetch is under way and
+ * its last user is gone, and ends with the bytes in host memory. */
+nb_status nb_unit_buffers_begin_write(struct nb_unit_buffers *buffers, struct nb_unit_buffer *buffer, int unit,
+    struct nb_stream *stream);
+nb_status nb_unit_buffers_end_write(struct nb_unit_buffers *buffers, struct nb_unit_buffer *buffer,
+    struct nb_stream *stream, void *host);
 
 #endif

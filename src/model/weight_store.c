@@ -106,8 +106,8 @@ static void lay_out(struct nb_weight_store *store, const struct nb_model_config 
     store->head_unit = own_head ? store->units - 1 : 0;
 }
 
-/* Streamed blocks lie evenly between resident ones, so that each is fetched while those compute. The last block is one: it is still in its
- * buffer when the backward pass begins with it. */
+/* Streamed blocks lie evenly between resident ones, so that each is fetched while those compute. The last block is
+ * one: it is still in its buffer when the backward pass begins with it. */
 static bool is_streamed(const struct nb_weight_store *store, int unit)
 {
     int64_t blocks = store->units - 2, streamed = store->streamed, block = unit - 1;

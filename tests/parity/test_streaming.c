@@ -1,5 +1,6 @@
-/* Base weights streamed from pinned host memory: whatever is resident, whenever fetches are done, a run leaves the same bytes and takes what
- * was planned. Models of seven layers, all different, so that a fetch that comes late or brings another layer shows. */
+/* Base weights streamed from pinned host memory: whatever is resident, whenever fetches are done, a run leaves the
+ * same bytes and takes what was planned. Models of seven layers, all different, so that a fetch that comes late or
+ * brings another layer shows. */
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stddef.h>
@@ -235,7 +236,8 @@ static char *train_whole(const struct model *m, const char *out, const char *mor
     return text;
 }
 
-/* Evaluation between the steps goes upwards twice in a row; a run that is taken up again may have more or fewer layers resident. */
+/* Evaluation between the steps goes upwards twice in a row; a run that is taken up again may have more or fewer
+ * layers resident. */
 static void runs_with_evaluation_and_a_pause_are_the_same(void **state)
 {
     const struct model *m = *state;

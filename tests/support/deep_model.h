@@ -4,8 +4,8 @@
 
 #include "base/status.h"
 
-/* Writes FOLDER (a new one), a bf16 model of `layers` layers that is shaped as `model` is otherwise; its weights are random, the same each
- * time. */
+/* Writes FOLDER (a new one), a bf16 model of `layers` layers that is shaped as `model` is otherwise; its weights
+ * are random, the same each time. */
 nb_status nb_test_write_deep_model(const char *model, int layers, const char *folder);
 
 #endif

@@ -1,5 +1,5 @@
-/* The layout of weight units, and the order in which they may be acquired, on the dry device, where nothing has contents; and what streamed
- * units bring to the device, and when, on the CPU device. */
+/* The layout of weight units, and the order in which they may be acquired, on the dry device, where nothing has
+ * contents; and what streamed units bring to the device, and when, on the CPU device. */
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stddef.h>
@@ -224,8 +224,8 @@ static uint64_t fetched(const struct streaming *s, uint64_t *before)
     return units;
 }
 
-/* Device memory holds two buffers and the rest of the blocks, pinned memory the streamed ones. What the buffers hold when the direction
- * turns is not fetched again; nor is anything where all that is streamed has a buffer. */
+/* Device memory holds two buffers and the rest of the blocks, pinned memory the streamed ones. What the buffers
+ * hold when the direction turns is not fetched again; nor is anything where all that is streamed has a buffer. */
 static void test_what_is_fetched(void **state)
 {
     (void)state;
@@ -277,7 +277,8 @@ static void test_which_are_streamed(void **state)
     }
 }
 
-/* The fetch of the unit after next is under way while a unit is held; one that is out of order, or finds no buffer, is an error. */
+/* The fetch of the unit after next is under way while a unit is held; one that is out of order, or finds no buffer,
+ * is an error. */
 static void test_fetching_ahead(void **state)
 {
     (void)state;
@@ -333,7 +334,8 @@ static void read_units(struct streaming *s, enum nb_weight_direction direction, 
     free(seen);
 }
 
-/* Writes units, reads all of them in both directions, and again after some were written anew, whenever the work is done. */
+/* Writes units, reads all of them in both directions, and again after some were written anew, whenever the work is
+ * done. */
 static void read_and_write(bool deferred, uint64_t seed, int streamed)
 {
     const struct nb_cpu_options cpu = {.threads = 1, .deferred = deferred, .deferred_seed = seed};
@@ -380,7 +382,8 @@ static void delay(struct streaming *s, struct nb_stream *stream)
     nb_arena_release_to(s->f.arena, frame);
 }
 
-/* One unit's first norm, read on a stream of its own into `seen`, which is there when that stream has been waited for. */
+/* One unit's first norm, read on a stream of its own into `seen`, which is there when that stream has been waited
+ * for. */
 static void enqueue_read(struct streaming *s, struct nb_stream *stream, int unit, nb_bf16 *seen)
 {
     struct nb_unit_view view;
@@ -389,7 +392,8 @@ static void enqueue_read(struct streaming *s, struct nb_stream *stream, int unit
     assert_int_equal(nb_weight_store_release(s->f.store, unit, stream), NB_OK);
 }
 
-/* Readers on one stream, writers on another: who writes waits for fetches that nobody came for, and for readers; who fetches, for writers. */
+/* Readers on one stream, writers on another: who writes waits for fetches that nobody came for, and for readers;
+ * who fetches, for writers. */
 static void read_beside_writing(uint64_t seed)
 {
     const struct nb_cpu_options cpu = {.threads = 1, .deferred = true, .deferred_seed = seed};

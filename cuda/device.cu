@@ -99,7 +99,8 @@ static void host_give_back(struct nb_device *device, void *memory)
     (void)cudaFreeHost(memory);
 }
 
-/* What the driver takes later, which a plan that fills the rest must leave: graphs, some 20 KB a kernel in them, and the pages of a slab. */
+/* What the driver takes later, which a plan that fills the rest must leave: graphs, some 20 KB a kernel in them, and
+ * the pages of a slab. */
 enum { KEPT_BACK_BYTES = 256 << 20 };
 
 static nb_status memory_available(struct nb_device *device, uint64_t *bytes)
@@ -113,7 +114,8 @@ static nb_status memory_available(struct nb_device *device, uint64_t *bytes)
 
 /* ---- streams and events ---- */
 
-/* What a kernel found since the last wait, told once. The word is the whole device's: whichever stream is waited for first reports it. */
+/* What a kernel found since the last wait, told once. The word is the whole device's: whichever stream is waited for
+ * first reports it. */
 static nb_status report_fault(struct nb_cuda *cuda)
 {
     struct nb_cuda_fault fault = *cuda->fault;
@@ -303,7 +305,8 @@ nb_status nb_cuda_timer_end(struct nb_device *device, struct nb_stream *stream, 
 
 /* ---- set-up ---- */
 
-/* Sums over `sum`, in chunks of the output side, the last of which may be smaller; a bf16 matrix, that no scratch holds, as a whole. */
+/* Sums over `sum`, in chunks of the output side, the last of which may be smaller; a bf16 matrix, that no scratch
+ * holds, as a whole. */
 static nb_status prepare_sum(struct nb_cuda *cuda, const struct nb_product_site *site, int sum)
 {
     int width = site->backward ? site->in : site->out;
@@ -315,7 +318,8 @@ static nb_status prepare_sum(struct nb_cuda *cuda, const struct nb_product_site 
     return NB_OK;
 }
 
-/* Backward the parts are multiplied together where their dy lie side by side, else each for itself: who calls decides that later. */
+/* Backward the parts are multiplied together where their dy lie side by side, else each for itself: who calls
+ * decides that later. */
 static nb_status prepare_site(struct nb_cuda *cuda, const struct nb_product_site *site)
 {
     if (site->format != NB_WEIGHT_BF16 && nb_product_path_of(&cuda->base.profile, site) == NB_PRODUCT_FUSED)
@@ -401,7 +405,8 @@ static void fill_table(struct nb_device *d)
 #undef ENTER
 }
 
-/* The context and what every op shares. The first kernel is loaded here, so that a GPU without kernels in this build shows at once. */
+/* The context and what every op shares. The first kernel is loaded here, so that a GPU without kernels in this build
+ * shows at once. */
 static nb_status open_gpu(struct nb_cuda *cuda, bool own_products)
 {
     NB_TRY(nb_cuda_status(cudaSetDevice(cuda->index), "opening the GPU"));

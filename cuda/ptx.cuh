@@ -1,7 +1,9 @@
-/* Every machine instruction that the kernels use beyond plain C++, each wrapped once. Kernels include no other CUDA header.
+/* Every machine instruction that the kernels use beyond plain C++, each wrapped once. Kernels include no other CUDA
+ * header.
  *
- * Under NB_EMULATED the same declarations are met by tests/emulator (plain g++): there a kernel's threads are fibers, and what the
- * hardware would only sometimes punish is found. Source of all shapes and layouts: NVIDIA, PTX ISA 8.7, the section named.
+ * Under NB_EMULATED the same declarations are met by tests/emulator (plain g++): there a kernel's threads are
+ * fibers, and what the hardware would only sometimes punish is found. Source of all shapes and layouts: NVIDIA, PTX
+ * ISA 8.7, the section named.
  *
  * Kernels are written in this subset of CUDA C++, which both compilers take:
  *   - __global__, __device__, __launch_bounds__, threadIdx.x (blocks are one-dimensional), blockIdx, blockDim.x, gridDim;
@@ -47,7 +49,8 @@ NB_INSTRUCTION void nb_named_arrive(int id, int threads);
 /* The 32 lanes of the warp: bar.warp.sync. Orders memory among them. */
 NB_INSTRUCTION void nb_warp_barrier(void);
 
-/* Orders this thread's earlier writes before its later ones for all threads of the device: membar.gl (__threadfence). */
+/* Orders this thread's earlier writes before its later ones for all threads of the device: membar.gl
+ * (__threadfence). */
 NB_INSTRUCTION void nb_device_fence(void);
 
 /* ---- warp exchange: all 32 lanes take part (shfl.sync, vote.sync; section 9.7.9) ---- */
@@ -64,15 +67,17 @@ NB_INSTRUCTION bool nb_warp_all(bool condition);
 
 /* ---- copies ---- */
 
-/* cp.async.cg: 16 bytes from global to shared memory, both 16-byte aligned, of which the first `valid` (0 to 16) are read and the rest
- * become zero; with 0 nothing is read and `global` may be anything. Lands by the wait for its group, not before. */
+/* cp.async.cg: 16 bytes from global to shared memory, both 16-byte aligned, of which the first `valid` (0 to 16) are
+ * read and the rest become zero; with 0 nothing is read and `global` may be anything. Lands by the wait for its
+ * group, not before. */
 NB_INSTRUCTION void nb_copy_async_16(void *shared, const void *global, int valid);
 /* cp.async.ca: 4 or 8 bytes, aligned to as many. */
 NB_INSTRUCTION void nb_copy_async_8(void *shared, const void *global, int valid);
 NB_INSTRUCTION void nb_copy_async_4(void *shared, const void *global, int valid);
 /* This thread's copies since the last commit become one group: cp.async.commit_group. */
 NB_INSTRUCTION void nb_copy_async_commit(void);
-/* Until at most N of this thread's groups are under way: cp.async.wait_group. The other threads' copies need a barrier besides. */
+/* Until at most N of this thread's groups are under way: cp.async.wait_group. The other threads' copies need a
+ * barrier besides. */
 template <int N> NB_INSTRUCTION void nb_copy_async_wait(void);
 
 /* 16 bytes that are read once: ld.global.nc.L1::no_allocate. The kernel writes nothing there. */
@@ -91,9 +96,9 @@ NB_INSTRUCTION void nb_copy_async_arrive(uint64_t *barrier);
 
 /* ---- matrices ---- */
 
-/* ldmatrix: four (two) 8x8 matrices of 16-bit elements. Lane l gives the address, 16-byte aligned in shared memory, of row l % 8 of matrix
- * l / 8 (lanes 0 to 15 for x2); r[i] holds of matrix i row lane / 4, columns 2 * (lane % 4) and the next, the lower column in the low
- * half. _trans: of the transposed matrix. Section 9.7.14.5.15. */
+/* ldmatrix: four (two) 8x8 matrices of 16-bit elements. Lane l gives the address, 16-byte aligned in shared memory,
+ * of row l % 8 of matrix l / 8 (lanes 0 to 15 for x2); r[i] holds of matrix i row lane / 4, columns 2 * (lane % 4)
+ * and the next, the lower column in the low half. _trans: of the transposed matrix. Section 9.7.14.5.15. */
 NB_INSTRUCTION void nb_ldmatrix_x4(uint32_t r[4], const void *row);
 NB_INSTRUCTION void nb_ldmatrix_x4_trans(uint32_t r[4], const void *row);
 NB_INSTRUCTION void nb_ldmatrix_x2(uint32_t r[2], const void *row);
@@ -107,7 +112,8 @@ NB_INSTRUCTION void nb_mma_bf16(float d[4], const uint32_t a[4], const uint32_t 
 
 /* ---- arithmetic ---- */
 
-/* prmt: byte i of the result is byte (selector >> 4i) & 7 of {a: 0 to 3, b: 4 to 7}; bit 3 of a selector would spread the sign: leave it 0. */
+/* prmt: byte i of the result is byte (selector >> 4i) & 7 of {a: 0 to 3, b: 4 to 7}; bit 3 of a selector would
+ * spread the sign: leave it 0. */
 NB_INSTRUCTION uint32_t nb_permute_bytes(uint32_t a, uint32_t b, uint32_t selector);
 /* cvt.rn.bf16x2.f32: `low` in the low half. */
 NB_INSTRUCTION uint32_t nb_pack_bf16(float low, float high);
@@ -117,7 +123,8 @@ NB_INSTRUCTION uint32_t nb_fma_bf16x2(uint32_t a, uint32_t b, uint32_t c);
 NB_INSTRUCTION float nb_exp2_fast(float x);
 /* rcp.approx.ftz.f32: 1/x within 1 ulp. */
 NB_INSTRUCTION float nb_reciprocal_fast(float x);
-/* Adds to a word of global memory and returns what it was: atom.add.u32. For counting blocks, never for sums that a result holds. */
+/* Adds to a word of global memory and returns what it was: atom.add.u32. For counting blocks, never for sums that a
+ * result holds. */
 NB_INSTRUCTION uint32_t nb_atomic_add(uint32_t *global, uint32_t value);
 /* The largest seen: atom.max.u32 (global memory). */
 NB_INSTRUCTION uint32_t nb_atomic_max(uint32_t *global, uint32_t value);

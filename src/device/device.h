@@ -394,8 +394,8 @@ struct nb_device {
     /* Before the arena is taken: loads every kernel, and chooses and runs once each library's algorithm for these products (what the dry
      * device saw: nb_dry_device_sites), so that no memory is taken behind the plan's back later. NULL where there is nothing to do. */
     nb_status (*prepare)(struct nb_device *, const struct nb_product_site *sites, int count);
-    /* Bytes that memory_take should be asked for now at most: what is free less what the driver takes later, for graphs. NULL on a CPU:
-     * profile.memory_bytes. */
+    /* Bytes that memory_take should be asked for at most: what is free, less the driver's own needs to come, for graphs. NULL on a
+     * CPU: profile.memory_bytes. */
     nb_status (*memory_available)(struct nb_device *, uint64_t *bytes);
 
     /* What is enqueued on `stream` between begin and end is recorded, not run; launch enqueues all of it, to read and write the same

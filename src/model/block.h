@@ -1,7 +1,8 @@
 /* One block of the decoder: norm, attention, add, norm, MLP, add. Private to src/model/.
  *
- * Memory, in elements of the activation dtype for T tokens; H hidden, Q heads * head_dim, K kv_heads * head_dim, I intermediate,
- * M = max(H, I), r the adapters' ranks (t: what an adapter's A gives). The fp32 values a row (1/rms, log-sum-exp) are not listed.
+ * Memory, in elements of the activation dtype for T tokens; H hidden, Q heads * head_dim, K kv_heads * head_dim, I
+ * intermediate, M = max(H, I), r the adapters' ranks (t: what an adapter's A gives). The fp32 values a row (1/rms,
+ * log-sum-exp) are not listed.
  *
  *   forward, nothing kept (input in x, output in out, which may be x):
  *     attention   n TH   q TQ   k TK   v TK   o TQ (before that: q before its head norm)   t
@@ -51,16 +52,17 @@ struct nb_block_kept {
 /* Takes what NB_KEEP_ATTENTION keeps. */
 nb_status nb_block_take_attention_output(const struct nb_block *block, enum nb_category category, struct nb_block_kept *kept);
 
-/* Take the rest of `kept` but down's t, from the arena that block->work names. The attention's output and log-sum-exp are taken unless they
- * are there. */
+/* Take the rest of `kept` but down's t, from the arena that block->work names. The attention's output and
+ * log-sum-exp are taken unless they are there. */
 nb_status nb_block_take_attention(const struct nb_block *block, enum nb_category category, struct nb_block_kept *kept);
 nb_status nb_block_take_mlp(const struct nb_block *block, enum nb_category category, struct nb_block_kept *kept);
 
 /* The memory of down's t, kept in every mode that trains: a null address without an adapter there. */
 nb_status nb_block_take_down_t(const struct nb_block *block, enum nb_category category, nb_dptr *t);
 
-/* out = the block applied to x, both [tokens, hidden]. `kept` has the memory of what `keep` says (NULL with NB_KEEP_INPUT and
- * NB_KEEP_NOTHING) and is filled; down_t, if it is not null, is filled in every mode. out may be x unless everything is kept. */
+/* out = the block applied to x, both [tokens, hidden]. `kept` has the memory of what `keep` says (NULL with
+ * NB_KEEP_INPUT and NB_KEEP_NOTHING) and is filled; down_t, if it is not null, is filled in every mode. out may be x
+ * unless everything is kept. */
 struct nb_block_forward {
     nb_dptr x, out, down_t;
     enum nb_keep keep;
@@ -68,9 +70,10 @@ struct nb_block_forward {
 };
 nb_status nb_block_forward(const struct nb_block *block, const struct nb_block_forward *args);
 
-/* gradient [tokens, hidden] = that of the block's output before, that of its input after (undefined if `input_gradient` is false: then
- * only what the block's own adapters need is computed). The adapters' gradients are accumulated. `keep` and `kept` as in the forward
- * pass: what was not kept is computed again from x; what was is consumed. */
+/* gradient [tokens, hidden] = that of the block's output before, that of its input after (undefined if
+ * `input_gradient` is false: then only what the block's own adapters need is computed). The adapters' gradients are
+ * accumulated. `keep` and `kept` as in the forward pass: what was not kept is computed again from x; what was is
+ * consumed. */
 struct nb_block_backward {
     nb_dptr x, gradient, down_t;
     enum nb_keep keep;
@@ -101,8 +104,9 @@ struct nb_block_linear {
 /* Fills an op's parts. */
 void nb_block_parts(const struct nb_block *block, const struct nb_block_linear *linear, struct nb_linear_part *parts);
 
-/* mid = x + attention's output; all of `kept`'s attention part, o and lse unless `has_output` says that they are there. `n` [tokens, hidden]
- * is room for the normalized input; it may be mid's memory, and mid may be x if n is not. */
+/* mid = x + attention's output; all of `kept`'s attention part, o and lse unless `has_output` says that they are
+ * there. `n` [tokens, hidden] is room for the normalized input; it may be mid's memory, and mid may be x if n is
+ * not. */
 nb_status nb_block_attention(
     const struct nb_block *block, nb_dptr x, nb_dptr n, const struct nb_block_kept *kept, bool has_output);
 

@@ -1,6 +1,8 @@
-/* A decoder on a device: its description layer by layer, its weights in units, and the two directions through ranges of layers.
+/* A decoder on a device: its description layer by layer, its weights in units, and the two directions through ranges
+ * of layers.
  *
- * Layers are counted with embedding and head: 0 is the embedding, 1 .. L the blocks, L + 1 the final norm, head and loss. */
+ * Layers are counted with embedding and head: 0 is the embedding, 1 .. L the blocks, L + 1 the final norm, head and
+ * loss. */
 #ifndef NB_MODEL_MODEL_H
 #define NB_MODEL_MODEL_H
 
@@ -39,9 +41,9 @@ struct nb_model_options {
 
 struct nb_model;
 
-/* Describes the model and lays out its units; takes no device memory. `checkpoint` must outlive the model until nb_model_load is done.
- * A checkpoint that is quantized already must be opened with its own type, or in bf16: its matrices dequantized, to the same bits as
- * when they are used in 4 bits. Errors: NB_UNSUPPORTED. */
+/* Describes the model and lays out its units; takes no device memory. `checkpoint` must outlive the model until
+ * nb_model_load is done. A checkpoint that is quantized already must be opened with its own type, or in bf16: its
+ * matrices dequantized, to the same bits as when they are used in 4 bits. Errors: NB_UNSUPPORTED. */
 nb_status nb_model_create(struct nb_device *device, const struct nb_checkpoint *checkpoint, const struct nb_model_options *options,
                           struct nb_model **model);
 
@@ -51,17 +53,18 @@ void nb_model_destroy(struct nb_model **model);
 const struct nb_model_config *nb_model_config_of(const struct nb_model *model);
 struct nb_device *nb_model_device(const struct nb_model *model);
 
-/* Takes the units' memory and the rope tables (positions_max rows) from the arena, once, and from `pinned` (an arena over host memory that
- * copies reach; NULL will do without any) what streamed blocks need. Errors: NB_MEMORY. */
+/* Takes the units' memory and the rope tables (positions_max rows) from the arena, once, and from `pinned` (an arena
+ * over host memory that copies reach; NULL will do without any) what streamed blocks need. Errors: NB_MEMORY. */
 nb_status nb_model_allocate(struct nb_model *model, struct nb_arena *arena, struct nb_arena *pinned, int positions_max);
 
 /* Bytes of streamed blocks' weights that were fetched to the device so far. */
 uint64_t nb_model_fetched_bytes(const struct nb_model *model);
 
-/* Reads every weight from the checkpoint into its unit: bf16 sources are quantized on the device, 4-bit ones copied as they are
- * (their own maps). A streamed unit is written in a buffer on the device and brought to the host from there. `arena` gives the transient
- * scratch. On a dry device only the memory is counted. Never more than two tensors of host memory besides. `progress` (may be NULL) is started, kept up and finished here. Waits for the stream. Errors:
- * NB_FORMAT for a tensor that is missing, of another shape or not finite, NB_IO, NB_MEMORY. */
+/* Reads every weight from the checkpoint into its unit: bf16 sources are quantized on the device, 4-bit ones copied
+ * as they are (their own maps). A streamed unit is written in a buffer on the device and brought to the host from
+ * there. `arena` gives the transient scratch. On a dry device only the memory is counted. Never more than two
+ * tensors of host memory besides. `progress` (may be NULL) is started, kept up and finished here. Waits for the
+ * stream. Errors: NB_FORMAT for a tensor that is missing, of another shape or not finite, NB_IO, NB_MEMORY. */
 nb_status nb_model_load(struct nb_model *model, struct nb_stream *stream, struct nb_arena *arena, struct nb_progress *progress);
 
 /* ---- micro-batches ---- */
@@ -72,8 +75,8 @@ struct nb_batch_limits {
     int loss_rows; /* rows of logits at a time, a multiple of NB_TILE_TOKENS */
 };
 
-/* A micro-batch on the host: sequences one after the other, unpadded. Labels are already shifted: trained row i says that position
- * row[i] (ascending, an index into the tokens) shall predict label[i]. Does not own. */
+/* A micro-batch on the host: sequences one after the other, unpadded. Labels are already shifted: trained row i says
+ * that position row[i] (ascending, an index into the tokens) shall predict label[i]. Does not own. */
 struct nb_micro_batch {
     struct nb_slot counts;
     const int32_t *ids, *positions; /* [tokens] */
@@ -111,37 +114,38 @@ struct nb_pass_options {
 /* All blocks but those whose inputs the last three buffers hold, the head's among them. */
 int nb_pass_offloaded_max(int blocks);
 
-/* Takes everything the pass will use from the arena, which it keeps for its frames: forward and backward take and release their live
- * sets there, and never more than at planning. Model, adapter, arena and stream must outlive the pass. Errors: NB_USAGE for options
- * that do not fit together, NB_MEMORY. */
+/* Takes everything the pass will use from the arena, which it keeps for its frames: forward and backward take and
+ * release their live sets there, and never more than at planning. Model, adapter, arena and stream must outlive the
+ * pass. Errors: NB_USAGE for options that do not fit together, NB_MEMORY. */
 nb_status nb_pass_create(struct nb_model *model, const struct nb_adapter *adapter, const struct nb_pass_options *options,
                          struct nb_arena *arena, struct nb_stream *stream, struct nb_pass **pass);
 
 /* Releases the pass's memory (LIFO with what was taken after it), in both arenas. Takes NULL; nulls the handle. */
 void nb_pass_destroy(struct nb_pass **pass);
 
-/* Enqueues the upload of a micro-batch into a slot; its arrays are copied to the pass's pinned memory before return. Errors: NB_USAGE when
- * it exceeds the limits. */
+/* Enqueues the upload of a micro-batch into a slot; its arrays are copied to the pass's pinned memory before return.
+ * Errors: NB_USAGE when it exceeds the limits. */
 nb_status nb_pass_set_batch(struct nb_pass *pass, int slot, const struct nb_micro_batch *batch);
 
-/* Enqueue layers first .. last (inclusive) for a slot. The head's forward computes the loss of every trained row, adds their sum
- * to step->loss_sum and, unless NB_KEEP_NOTHING, leaves dX of its input; backward ranges then run from the head's successor
- * down: nb_pass_backward(pass, slot, L, 0) with first >= last. Block 1 computes no dX unless something below it trains. Errors: NB_USAGE
- * for a slot or a range that the pass does not have. */
+/* Enqueue layers first .. last (inclusive) for a slot. The head's forward computes the loss of every trained row,
+ * adds their sum to step->loss_sum and, unless NB_KEEP_NOTHING, leaves dX of its input; backward ranges then run
+ * from the head's successor down: nb_pass_backward(pass, slot, L, 0) with first >= last. Block 1 computes no dX
+ * unless something below it trains. Errors: NB_USAGE for a slot or a range that the pass does not have. */
 nb_status nb_pass_forward(struct nb_pass *pass, int slot, int first, int last);
 nb_status nb_pass_backward(struct nb_pass *pass, int slot, int first, int last);
 
-/* Enqueues a whole micro-batch: layers 0 .. L + 1 forward, L .. 0 backward. On a device that has graphs, and with weights that stay where
- * they are, the work is recorded once for each length that comes up (in tiles of NB_TILE_TOKENS) and launched from then on. */
+/* Enqueues a whole micro-batch: layers 0 .. L + 1 forward, L .. 0 backward. On a device that has graphs, and with
+ * weights that stay where they are, the work is recorded once for each length that comes up (in tiles of
+ * NB_TILE_TOKENS) and launched from then on. */
 nb_status nb_pass_train(struct nb_pass *pass, int slot);
 
-/* Enqueues the download of the slot's losses, fp32 [trained rows], in the order of trained_row. `losses` is host memory that copies
- * can reach (host_take's), valid once the stream has been waited for. */
+/* Enqueues the download of the slot's losses, fp32 [trained rows], in the order of trained_row. `losses` is host
+ * memory that copies can reach (host_take's), valid once the stream has been waited for. */
 nb_status nb_pass_download_losses(struct nb_pass *pass, int slot, float *losses);
 
-/* Enqueues the logits of one token row of the slot (after a forward of layers 0 .. L) into the pass's logits row, [vocab] in the
- * activation dtype; and their address, which holds until the next call. For generation and tests. Errors: NB_USAGE with a pass that
- * trains, or for a token that the slot does not have. */
+/* Enqueues the logits of one token row of the slot (after a forward of layers 0 .. L) into the pass's logits row,
+ * [vocab] in the activation dtype; and their address, which holds until the next call. For generation and tests.
+ * Errors: NB_USAGE with a pass that trains, or for a token that the slot does not have. */
 nb_status nb_pass_logits(struct nb_pass *pass, int slot, int token, nb_dptr *logits);
 
 #endif

@@ -12,7 +12,8 @@
 #include "train/run_folder.h"
 #include "train/session.h"
 
-/* Data order and dropout are functions of seed, epoch and step, so this is the random state and the data position as well. */
+/* Data order and dropout are functions of seed, epoch and step, so this is the random state and the data position as
+ * well. */
 struct nb_trainer_state {
     int64_t step;            /* optimizer steps done */
     double epoch;
@@ -34,15 +35,17 @@ nb_status nb_checkpoint_state_read(const char *checkpoint_folder, struct nb_trai
 /* Loads masters, moments and compute copies. Errors: NB_USAGE for a registry that differs, NB_FORMAT. */
 nb_status nb_checkpoint_state_load(struct nb_session *session, const char *checkpoint_folder);
 
-/* The configs of the checkpoint and of this run must agree; a key that changes neither data nor arithmetic may differ:
- * output_dir, base_model_name, logging_steps, save_steps, saves_per_epoch, save_total_limit, threads, memory_budget,
- * resident_optimizer_bytes, resident_layers, gradient_checkpointing, activation_offloading; the optimizer where its moments stay in as many bits;
- * and num_epochs and max_steps where the schedule does not depend on the run's length. Errors: NB_USAGE naming the key. */
+/* The configs of the checkpoint and of this run must agree; a key that changes neither data nor arithmetic may
+ * differ: output_dir, base_model_name, logging_steps, save_steps, saves_per_epoch, save_total_limit, threads,
+ * memory_budget, resident_optimizer_bytes, resident_layers, gradient_checkpointing, activation_offloading; the
+ * optimizer where its moments stay in as many bits; and num_epochs and max_steps where the schedule does not depend
+ * on the run's length. Errors: NB_USAGE naming the key. */
 nb_status nb_checkpoint_state_check_config(const char *checkpoint_folder, const struct nb_config *config);
 
-/* The checkpoint to resume from: `named` (a checkpoint, which must be good, or a run's folder with some), else the newest good one of
- * the folder, with a warning for each damaged one on the way. *checkpoint_folder (the caller frees it) is NULL and *state zero where
- * there is none yet and none was named. Errors: NB_FORMAT when there are some and all are damaged; NB_IO where `named` holds none. */
+/* The checkpoint to resume from: `named` (a checkpoint, which must be good, or a run's folder with some), else the
+ * newest good one of the folder, with a warning for each damaged one on the way. *checkpoint_folder (the caller
+ * frees it) is NULL and *state zero where there is none yet and none was named. Errors: NB_FORMAT when there are
+ * some and all are damaged; NB_IO where `named` holds none. */
 nb_status nb_checkpoint_state_find(const struct nb_run_folder *folder, const char *named, char **checkpoint_folder,
                                    struct nb_trainer_state *state);
 

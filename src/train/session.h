@@ -1,5 +1,5 @@
-/* What a run has on a device: one arena taken at once, and in it the model, the adapter and the step struct. The same code opens it
- * on the real device and, to plan, on the dry one. */
+/* What a run has on a device: one arena taken at once, and in it the model, the adapter and the step struct. The
+ * same code opens it on the real device and, to plan, on the dry one. */
 #ifndef NB_TRAIN_SESSION_H
 #define NB_TRAIN_SESSION_H
 
@@ -30,17 +30,19 @@ struct nb_session_args {
     bool shows_progress;  /* of loading */
 };
 
-/* On the run's device, which must be open (nb_run_open_device), or on a dry one. Takes the memory, loads the model, makes or loads the adapter (run->start_folder), sets the step struct to zero. The stream has
- * passed everything on return. Errors: NB_MEMORY when the machine has less than `capacity` or the plan does not hold; those of
- * loading. On an error *session is NULL. */
+/* On the run's device, which must be open (nb_run_open_device), or on a dry one. Takes the memory, loads the model,
+ * makes or loads the adapter (run->start_folder), sets the step struct to zero. The stream has passed everything on
+ * return. Errors: NB_MEMORY when the machine has less than `capacity` or the plan does not hold; those of loading.
+ * On an error *session is NULL. */
 nb_status nb_session_open(const struct nb_run *run, const struct nb_session_args *args, struct nb_session **session);
 
 /* Takes NULL; nulls the handle. Passes and generators made in the arena are destroyed before. */
 void nb_session_close(struct nb_session **session);
 
-/* The same work first on dry sessions, of which the last's high-water mark is the capacity of the real one: one, or with resident_layers:
- * auto a few, where not all layers fit. `body` must do the same allocations on all; session->dry tells it not to look at results. `planned` (may be NULL) receives the capacity.
- * For evaluate and generate; train does the same through nb_plan_make. */
+/* The same work first on dry sessions, of which the last's high-water mark is the capacity of the real one: one, or
+ * with resident_layers: auto a few, where not all layers fit. `body` must do the same allocations on all;
+ * session->dry tells it not to look at results. `planned` (may be NULL) receives the capacity. For evaluate and
+ * generate; train does the same through nb_plan_make. */
 typedef nb_status nb_session_body(struct nb_session *session, void *context);
 nb_status nb_session_run(struct nb_run *run, int positions_max, nb_session_body *body, void *context, uint64_t *planned);
 

@@ -322,7 +322,8 @@ static nb_status take_products(struct trainer *t, const char *checkpoint)
     return status;
 }
 
-/* The device is opened for the products of a first plan; what memory it then has left decides what each block keeps and which are streamed. */
+/* The device is opened for the products of a first plan; what memory it then has left decides what each block keeps
+ * and which are streamed. */
 static nb_status plan_memory(struct trainer *t, struct capacity *capacity)
 {
     struct nb_plan plan;

@@ -122,8 +122,8 @@ void checkop_add_reference(struct checkop *c);
 /* The cpu devices of an ordinary run. */
 void checkop_add_cpu_targets(struct checkop *c);
 
-/* --device cuda: the cpu device with one thread as the reference, and the CUDA device with and without cuBLASLt, each of them more than once.
- * Where there is no GPU to be had: the status and message of nb_cuda_probe. */
+/* --device cuda: the cpu device with one thread as the reference, and the CUDA device with and without cuBLASLt,
+ * each of them more than once. Where there is no GPU to be had: the status and message of nb_cuda_probe. */
 nb_status checkop_add_cuda_targets(struct checkop *c);
 
 /* Whether the target has a part in the checks of this op. */
@@ -135,18 +135,19 @@ bool checkop_in_f32(enum checkop_op op, const void *args);
 /* Multiply-adds of the op with these args, about: those of linear and attention; 0 for the others. */
 double checkop_work(enum checkop_op op, const void *args);
 
-/* The machine under the CUDA device, machine_real.c or machine_emulated.cc. On the emulated one the order of what nothing orders follows the
- * seed, and fresh memory holds bytes 0xff that count as never written. */
+/* The machine under the CUDA device, machine_real.c or machine_emulated.cc. On the emulated one the order of what
+ * nothing orders follows the seed, and fresh memory holds bytes 0xff that count as never written. */
 extern const bool checkop_machine_emulated;
 void checkop_machine_seed(uint64_t seed);
 /* The GPU that is emulated from now on, by its compute capability; 0: the usual one. */
 void checkop_machine_gpu(int compute_capability, int multiprocessors);
 
-/* After a fault of a kernel, which stops the machine: makes the emulated one run again, without what was queued. False: there was none, or it
- * is real. */
+/* After a fault of a kernel, which stops the machine: makes the emulated one run again, without what was queued.
+ * False: there was none, or it is real. */
 bool checkop_machine_revive(void);
 
-/* Deliberately broken ops must be caught, on the cpu devices or on CUDA ones. Returns the number that were not; -1: there is no GPU. */
+/* Deliberately broken ops must be caught, on the cpu devices or on CUDA ones. Returns the number that were not; -1:
+ * there is no GPU. */
 int checkop_self_test(uint64_t seed, bool cuda);
 
 #endif

@@ -1,15 +1,15 @@
-/* An emulator of the CUDA machine, for tests: runs the kernels of cuda/ on the host, thread by thread, and finds what a GPU would show
- * only sometimes. C++17, g++ alone, no CUDA toolkit.
+/* An emulator of the CUDA machine, for tests: runs the kernels of cuda/ on the host, thread by thread, and finds
+ * what a GPU would show only sometimes. C++17, g++ alone, no CUDA toolkit.
  *
- * A block's threads are fibers of one OS thread; they switch at barriers, warp operations and waits, in an order drawn from the seed. The
- * kernels are compiled with -fsanitize=thread, whose call-outs (__tsan_read4, ...) are this emulator's own: every access through a plain
- * pointer is seen. Memory is
+ * A block's threads are fibers of one OS thread; they switch at barriers, warp operations and waits, in an order
+ * drawn from the seed. The kernels are compiled with -fsanitize=thread, whose call-outs (__tsan_read4, ...) are this
+ * emulator's own: every access through a plain pointer is seen. Memory is
  *   shared    the running block's: NaN at start; per word the last writer, readers and the barrier epoch tell races
  *   device    what cudaMalloc gave: bounds by allocation, uninitialized bytes tracked, words written by one block of a launch and touched by
  *             another without atomics are races, and those within a block as in shared memory
  *   host      pinned memory that kernels may touch; anything else but the fiber's own stack and constants is out of bounds.
- * The first fault of a launch is kept with kernel, block, thread and address; the launch is abandoned, and from then on every call of the
- * runtime returns cudaErrorLaunchFailure, as on a real device, until nb_emulator_reset. */
+ * The first fault of a launch is kept with kernel, block, thread and address; the launch is abandoned, and from then
+ * on every call of the runtime returns cudaErrorLaunchFailure, as on a real device, until nb_emulator_reset. */
 #ifndef NB_TESTS_EMULATOR_H
 #define NB_TESTS_EMULATOR_H
 
@@ -31,14 +31,14 @@ enum nb_emulator_fault_kind {
 
 /* ---- for tests ---- */
 
-/* Order of fibers, blocks and streams, and of the sums of mma.sync (by seed / 8 alone: within a group of eight seeds bits may be compared)
- * and of the reference for cuBLASLt. Takes effect at the next launch. */
+/* Order of fibers, blocks and streams, and of the sums of mma.sync (by seed / 8 alone: within a group of eight seeds
+ * bits may be compared) and of the reference for cuBLASLt. Takes effect at the next launch. */
 void nb_emulator_seed(uint64_t seed);
 /* What it was set to last (0 at start). */
 uint64_t nb_emulator_seed_value(void);
 
-/* The first fault since the last reset, and its words ("race: kernel rmsnorm_kernel, block 3, thread 17: reads shared byte 128, which thread 4
- * wrote at epoch 2 ..."). "" without one. */
+/* The first fault since the last reset, and its words ("race: kernel rmsnorm_kernel, block 3, thread 17: reads
+ * shared byte 128, which thread 4 wrote at epoch 2 ..."). "" without one. */
 enum nb_emulator_fault_kind nb_emulator_fault(void);
 const char *nb_emulator_fault_message(void);
 void nb_emulator_reset(void);
@@ -55,12 +55,13 @@ struct nb_emulator_grid {
 /* Runs every block to its end, in an order drawn from the seed, several OS threads at a time. False after a fault. */
 bool nb_emulator_run(const struct nb_emulator_grid &grid);
 
-/* Device (or pinned host) memory comes and goes. A gap of at least 512 bytes of no allocation follows each. Device memory starts
- * uninitialized; host memory counts as initialized. */
+/* Device (or pinned host) memory comes and goes. A gap of at least 512 bytes of no allocation follows each. Device
+ * memory starts uninitialized; host memory counts as initialized. */
 void nb_emulator_memory_add(void *address, size_t bytes, bool device);
 void nb_emulator_memory_remove(void *address);
-/* A copy or fill by the runtime: within one allocation, or a fault. `written`: its bytes become initialized. A read of bytes that nobody
- * wrote is allowed here (whole slabs are copied); the copy carries their state along where both sides are device memory. */
+/* A copy or fill by the runtime: within one allocation, or a fault. `written`: its bytes become initialized. A read
+ * of bytes that nobody wrote is allowed here (whole slabs are copied); the copy carries their state along where both
+ * sides are device memory. */
 bool nb_emulator_memory_touch(const void *address, size_t bytes, bool written);
 bool nb_emulator_memory_copied(void *to, const void *from, size_t bytes);
 /* Marks bytes as uninitialized again: what an arena released. */

@@ -1,4 +1,4 @@
-#include "device/cpu/element.h"
+#include "device/cpu/gated.h"
 
 NB_CPU_NO_SCRATCH(geglu)
 
@@ -13,27 +13,13 @@ static inline float gelu(float g)
 NB_CLONES
 static void row_f32(const float *gate, const float *up, float *y, int width)
 {
-#pragma GCC ivdep /* y may be gate or up */
-    for (int i = 0; i < width; i++)
-        y[i] = gelu(gate[i]) * up[i];
+    nb_gated_row_f32(gelu, gate, up, y, width);
 }
 
-/* In pieces that pass through the first-level cache as fp32, as in swiglu.c. */
 NB_CLONES
 static void row_bf16(const nb_bf16 *gate, const nb_bf16 *up, nb_bf16 *y, int width)
 {
-    enum { PIECE = 512 };
-    float s[PIECE];
-    for (int begin = 0; begin < width; begin += PIECE) {
-        int count = width - begin < PIECE ? width - begin : PIECE;
-        for (int i = 0; i < count; i++)
-            s[i] = nb_bf16_to_float(gate[begin + i]);
-        for (int i = 0; i < count; i++)
-            s[i] = gelu(s[i]);
-#pragma GCC ivdep
-        for (int i = 0; i < count; i++)
-            y[begin + i] = nb_bf16_from_float(nb_cpu_round(NB_DTYPE_BF16, s[i]) * nb_bf16_to_float(up[begin + i]));
-    }
+    nb_gated_row_bf16(gelu, gate, up, y, width);
 }
 
 void nb_cpu_run_geglu(struct nb_cpu *cpu, const struct nb_geglu *a)

@@ -31,9 +31,9 @@ nb_status nb_bench_step(const struct nb_bench_options *options)
 {
     static const char *const all[] = {"true", "attention", "false", "auto"};
     struct nb_bench bench;
-    json_t *results = json_array();
     if (!options->model)
-        return json_decref(results), nb_fail(NB_USAGE, "nibble bench step needs --model, a checkpoint or a config.json");
+        return nb_fail(NB_USAGE, "nibble bench step needs --model, a checkpoint or a config.json");
+    json_t *results = json_array();
     nb_status status = nb_bench_open(options, &bench); /* for the rates alone: the run opens the device anew */
     int count = options->recompute ? 1 : 4;
     for (int i = 0; status == NB_OK && i < count; i++) {

@@ -58,7 +58,7 @@ static void print_device(const struct nb_run *run, const struct nb_plan *plan, F
 {
     const struct nb_device_profile *p = &run->profile;
     if (p->kind == NB_DEVICE_CPU)
-        fprintf(out, "device     %s, %d threads\n", p->name, p->multiprocessors);
+        fprintf(out, "device     %s, %d thread%s\n", p->name, p->multiprocessors, p->multiprocessors == 1 ? "" : "s");
     else
         fprintf(out, "device     %s (compute capability %d.%d), %s\n", p->name, p->compute_capability / 10,
             p->compute_capability % 10,

@@ -5,9 +5,10 @@
  * drawn from the seed. The kernels are compiled with -fsanitize=thread, whose call-outs (__tsan_read4, ...) are this
  * emulator's own: every access through a plain pointer is seen. Memory is
  *   shared    the running block's: NaN at start; per word the last writer, readers and the barrier epoch tell races
- *   device    what cudaMalloc gave: bounds by allocation, uninitialized bytes tracked, words written by one block of a launch and touched by
- *             another without atomics are races, and those within a block as in shared memory
- *   host      pinned memory that kernels may touch; anything else but the fiber's own stack and constants is out of bounds.
+ *   device    what cudaMalloc gave: bounds by allocation, uninitialized bytes tracked, words written by one block of a
+ *             launch and touched by another without atomics are races, and those within a block as in shared memory
+ *   host      pinned memory that kernels may touch; anything else but the fiber's own stack and constants is out of
+ *             bounds.
  * The first fault of a launch is kept with kernel, block, thread and address; the launch is abandoned, and from then
  * on every call of the runtime returns cudaErrorLaunchFailure, as on a real device, until nb_emulator_reset. */
 #ifndef NB_TESTS_EMULATOR_H

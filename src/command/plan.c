@@ -46,10 +46,11 @@ static nb_status print_plan(const struct nb_config *config, const struct wanted 
     NB_TRY(nb_run_open(
         &(struct nb_run_args){.config = config, .purpose = NB_PURPOSE_TRAIN, .profile = wanted->device ? &profile : NULL}, &opened));
     nb_status status = NB_OK;
+    int micro_batch_size = opened->micro_batch_size;
     if (wanted->longest_context)
         status = print_limit(opened, NB_PLAN_LONGEST_CONTEXT);
     if (status == NB_OK && wanted->largest_batch) {
-        nb_run_resize(opened, (int)config->sequence_len, (int)config->micro_batch_size);
+        nb_run_resize(opened, (int)config->sequence_len, micro_batch_size, opened->micro_batches);
         status = print_limit(opened, NB_PLAN_LARGEST_BATCH);
     }
     bool whole = !wanted->longest_context && !wanted->largest_batch;

@@ -22,6 +22,10 @@ enum nb_config_checkpointing {
     NB_CONFIG_CHECKPOINTING_AUTO,
 };
 
+enum nb_config_accumulation { NB_CONFIG_BATCH_MAJOR, NB_CONFIG_LAYER_MAJOR, NB_CONFIG_ACCUMULATION_AUTO };
+enum nb_config_embedding { NB_CONFIG_EMBEDDING_DEVICE, NB_CONFIG_EMBEDDING_HOST, NB_CONFIG_EMBEDDING_AUTO };
+enum nb_config_weights_from { NB_CONFIG_WEIGHTS_FROM_HOST, NB_CONFIG_WEIGHTS_FROM_FILE, NB_CONFIG_WEIGHTS_FROM_AUTO };
+enum nb_config_pinned { NB_CONFIG_PINNED_AUTO, NB_CONFIG_PINNED_TRUE, NB_CONFIG_PINNED_FALSE };
 enum nb_config_offloading { NB_CONFIG_OFFLOADING_TRUE, NB_CONFIG_OFFLOADING_FALSE, NB_CONFIG_OFFLOADING_AUTO };
 
 enum nb_config_optimizer {
@@ -77,6 +81,7 @@ struct nb_config {
     bool load_in_4bit;     /* ask nb_config_opens_in_4bit: its default depends on the verb */
     enum nb_config_quant_type bnb_4bit_quant_type;
     bool bnb_4bit_use_double_quant;
+    bool head_4bit;
     enum nb_config_bf16 bf16;
 
     /* Adapter */
@@ -95,12 +100,14 @@ struct nb_config {
     bool sample_packing, train_on_inputs, shuffle_merged_datasets;
 
     /* Training */
-    int64_t micro_batch_size, gradient_accumulation_steps;
+    int64_t micro_batch_size; /* -1: auto; what a run takes is in struct nb_run */
+    int64_t gradient_accumulation_steps;
+    enum nb_config_accumulation accumulation_order;
     double num_epochs;
     int64_t max_steps; /* 0: unset */
     enum nb_config_optimizer optimizer;
     double adam_beta1, adam_beta2, adam_epsilon;
-    int64_t resident_optimizer_bytes; /* of a paged optimizer; -1: none */
+    int64_t resident_optimizer_bytes; /* of a paged optimizer; -1: what there is room for */
     double learning_rate; /* 0: unset */
     enum nb_config_scheduler lr_scheduler;
     int64_t warmup_steps; /* -1: unset; ask nb_config_warmup_steps */
@@ -108,6 +115,8 @@ struct nb_config {
     double weight_decay, max_grad_norm; /* max_grad_norm 0: no clipping */
     enum nb_config_checkpointing gradient_checkpointing;
     enum nb_config_offloading activation_offloading;
+    int64_t mlp_chunk_tokens; /* a multiple of 256; 0: all; -1: auto */
+    int64_t loss_chunk_rows;  /* a multiple of 256; -1: auto */
     int64_t seed;
 
     /* Logging, evaluation, saving */
@@ -126,7 +135,12 @@ struct nb_config {
     enum nb_config_device device;
     int64_t threads; /* 0: all */
     int64_t memory_budget; /* bytes of the device that the run may take; -1: what it has free */
+    int64_t host_memory_budget; /* the same of the host; -1: what it has free */
+    enum nb_config_pinned pinned;
+    enum nb_config_embedding embedding_device;
+    char *quantized_cache;   /* NULL: none */
     int64_t resident_layers; /* whose weights stay on the device; -1: as many as fit */
+    enum nb_config_weights_from weights_from;
 
     /* Beside the table */
     struct nb_config_special_tokens special_tokens;

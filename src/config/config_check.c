@@ -106,6 +106,15 @@ static nb_status check_conflicts(const struct nb_config *config)
     return NB_OK;
 }
 
+static nb_status check_chunks(const struct nb_config *config)
+{
+    if (config->mlp_chunk_tokens > 0 && config->mlp_chunk_tokens % 256 != 0)
+        return fail(config, "mlp_chunk_tokens is a multiple of 256, the tile in which sums over tokens are made, or 0");
+    if (config->loss_chunk_rows > 0 && config->loss_chunk_rows % 256 != 0)
+        return fail(config, "loss_chunk_rows is a multiple of 256, the tile in which losses are added");
+    return NB_OK;
+}
+
 static nb_status check_evaluation(const struct nb_config *config)
 {
     if (has_evaluation(config))
@@ -124,6 +133,7 @@ nb_status nb_config_validate_train(struct nb_config *config)
     NB_TRY(check_needed(config));
     NB_TRY(check_adapter(config));
     NB_TRY(check_conflicts(config));
+    NB_TRY(check_chunks(config));
     NB_TRY(check_evaluation(config));
     config->load_in_4bit = nb_config_opens_in_4bit(config, true);
     mark_set(config, "load_in_4bit");

@@ -16,7 +16,7 @@ const struct nb_key *nb_key_find(const char *name)
 
 bool nb_key_may_be_auto(const struct nb_key *key)
 {
-    return key->type == NB_KEY_INTEGER && key->fallback && strcmp(key->fallback, "auto") == 0;
+    return key->type == NB_KEY_INTEGER && (key->or_auto || (key->fallback && strcmp(key->fallback, "auto") == 0));
 }
 
 struct nb_nearest nb_key_nearest(const char *name)
@@ -184,8 +184,8 @@ nb_status nb_key_reset(struct nb_config *config, const struct nb_key *key)
         break;
     case NB_KEY_INTEGER:
         *(int64_t *)field = nb_key_may_be_auto(key) ? -1 : (int64_t)key->unset;
-        if (key->fallback && !nb_key_may_be_auto(key))
-            nb_read_integer(key->fallback, field);
+        if (key->fallback)
+            nb_read_integer(key->fallback, field); /* which leaves it at "auto" */
         break;
     case NB_KEY_FLOAT:
         *(double *)field = key->unset;

@@ -11,7 +11,7 @@
 enum nb_key_type {
     NB_KEY_STRING,   /* char * */
     NB_KEY_BOOL,     /* bool */
-    NB_KEY_INTEGER,  /* int64_t; -1 for "auto", where that is the fallback */
+    NB_KEY_INTEGER,  /* int64_t; -1 for "auto", where that is the fallback or or_auto says so */
     NB_KEY_FLOAT,    /* double */
     NB_KEY_SIZE,     /* int64_t, bytes: "24GB" (10^9), "512 MiB" (2^20), ...; -1 for "auto", where that is the fallback */
     NB_KEY_CHOICE,   /* an enum: the index into choices */
@@ -35,6 +35,7 @@ struct nb_key {
     double minimum, maximum;    /* of a number, both included ... */
     bool above_minimum;         /* ... but the minimum itself, when true */
     bool whole_from_one;        /* a fraction below 1 or a whole number from 1 */
+    bool or_auto;               /* an integer that may be "auto", -1, though that is not its fallback */
     const char *const *choices; /* NULL-terminated; of a choice by enum value, of a string those it may be, or NULL */
 };
 
@@ -78,7 +79,7 @@ extern const size_t nb_foreign_dataset_field_count;
  * anything else, for less than one byte and for more than 2^62. */
 bool nb_read_size(const char *text, int64_t *bytes);
 
-/* Whether "auto" is a value of the number, and its default. */
+/* Whether "auto" is a value of the number. */
 bool nb_key_may_be_auto(const struct nb_key *key);
 
 /* NULL when there is none of that name. */

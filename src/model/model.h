@@ -37,6 +37,11 @@ struct nb_model_options {
                              the live set. Takes memory, saves time, changes no bit */
     int streamed_blocks;  /* of the blocks, how many lie in pinned host memory and are fetched for each use; 0 to all. They share
                              NB_UNIT_BUFFERS buffers on the device, so that as many or fewer save nothing */
+    enum nb_weight_format head_format; /* of the head's matrix: BF16, or as linear_format */
+    bool embedding_on_host;  /* the embedding's table lies in host memory; what a micro-batch needs of it is gathered there. Not where the
+                                head is that table in bf16 */
+    bool streams_from_file;  /* streamed blocks come from their file at each use, through two buffers of pinned host memory */
+    const char *cache_folder; /* of the model's units as they lie in memory, made at the first load; NULL: none. Must outlive the model */
 };
 
 struct nb_model;
@@ -73,6 +78,7 @@ nb_status nb_model_load(struct nb_model *model, struct nb_stream *stream, struct
 struct nb_batch_limits {
     int tokens, sequences, longest, trained_rows;
     int loss_rows; /* rows of logits at a time, a multiple of NB_TILE_TOKENS */
+    int mlp_chunk_tokens; /* tokens of a block's MLP at a time, a multiple of NB_TILE_TOKENS; 0: all */
 };
 
 /* A micro-batch on the host: sequences one after the other, unpadded. Labels are already shifted: trained row i says

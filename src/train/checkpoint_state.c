@@ -261,11 +261,19 @@ nb_status nb_checkpoint_state_check_config(const char *checkpoint_folder, const 
         stored.optimizer = config->optimizer;
     stored.activation_offloading = config->activation_offloading;
     stored.resident_layers = config->resident_layers;
+    stored.accumulation_order = config->accumulation_order;
+    stored.mlp_chunk_tokens = config->mlp_chunk_tokens;
+    stored.loss_chunk_rows = config->loss_chunk_rows;
+    stored.host_memory_budget = config->host_memory_budget;
+    stored.pinned = config->pinned;
+    stored.embedding_device = config->embedding_device;
+    stored.weights_from = config->weights_from;
     if (!depends_on_length(config)) {
         stored.num_epochs = config->num_epochs;
         stored.max_steps = config->max_steps;
     }
     if (status == NB_OK && (!replace(&stored.output_dir, config->output_dir) ||
+                               !replace(&stored.quantized_cache, config->quantized_cache) ||
                                !replace(&stored.base_model_name, config->base_model_name)))
         status = nb_fail(NB_MEMORY, "no memory to compare configurations");
     const char *key = status == NB_OK ? nb_config_first_difference(&stored, config) : NULL;

@@ -37,7 +37,7 @@ nb_status nb_checkpoint_state_load(struct nb_session *session, const char *check
 
 /* The configs of the checkpoint and of this run must agree; a key that changes neither data nor arithmetic may
  * differ: output_dir, base_model_name, logging_steps, save_steps, saves_per_epoch, save_total_limit, threads,
- * memory_budget, resident_optimizer_bytes, resident_layers, gradient_checkpointing, activation_offloading; the
+ * and every key that says what is kept where and in what pieces, head_4bit apart; the
  * optimizer where its moments stay in as many bits; and num_epochs and max_steps where the schedule does not depend
  * on the run's length. Errors: NB_USAGE naming the key. */
 nb_status nb_checkpoint_state_check_config(const char *checkpoint_folder, const struct nb_config *config);

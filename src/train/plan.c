@@ -61,7 +61,7 @@ static void note_offloading(const struct nb_session *session, struct nb_plan *pl
     const struct nb_device_profile *profile = &session->run->profile;
     const double rate = (double)profile->link_gb_per_s * 1e9, flops = (double)profile->bf16_tflops * 1e12;
     uint64_t kept = nb_arena_high_water_of(session->pinned, NB_CATEGORY_BLOCK_INPUTS);
-    double bytes = 2 * (double)kept * (double)session->run->config->gradient_accumulation_steps;
+    double bytes = 2 * (double)kept * (double)session->run->micro_batches;
     if (plan->offloaded == 0)
         return;
     char *time = rate > 0 && flops > 0
@@ -132,7 +132,7 @@ static void count_data(const struct nb_run *run, struct nb_plan *plan)
     plan->steps_per_epoch = run->length.steps_per_epoch;
     plan->steps = run->length.steps;
     plan->warmup_steps = run->length.warmup_steps;
-    plan->rows_per_step = (int)(run->config->micro_batch_size * run->config->gradient_accumulation_steps);
+    plan->rows_per_step = run->micro_batch_size * run->micro_batches;
 }
 
 static nb_status copy_sites(const struct nb_device *device, struct nb_plan *plan)

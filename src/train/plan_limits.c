@@ -10,7 +10,7 @@ static const double mebibyte = 1024.0 * 1024.0;
 static nb_status try_sizes(struct nb_run *run, int sequence_len, int micro_batch_size, struct nb_plan_limit_found *tried)
 {
     struct nb_plan plan;
-    nb_run_resize(run, sequence_len, micro_batch_size);
+    nb_run_resize(run, sequence_len, micro_batch_size, run->micro_batches);
     NB_TRY(nb_residency_choose(run));
     nb_status status = nb_plan_make(run, &plan);
     if (status == NB_OK)
@@ -38,7 +38,7 @@ static nb_status try_units(const struct search *s, int64_t units, struct nb_plan
 {
     const struct nb_config *config = s->run->config;
     return s->limit == NB_PLAN_LONGEST_CONTEXT
-               ? try_sizes(s->run, (int)(units * NB_TILE_TOKENS), (int)config->micro_batch_size, tried)
+               ? try_sizes(s->run, (int)(units * NB_TILE_TOKENS), s->run->micro_batch_size, tried)
                : try_sizes(s->run, (int)config->sequence_len, (int)units, tried);
 }
 
@@ -47,15 +47,15 @@ nb_status nb_plan_find_limit(struct nb_run *run, enum nb_plan_limit limit, struc
     const struct nb_config *config = run->config;
     const struct search search = {run, limit};
     struct nb_plan_limit_found tried;
-    NB_TRY(try_sizes(run, (int)config->sequence_len, (int)config->micro_batch_size, found));
+    NB_TRY(try_sizes(run, (int)config->sequence_len, run->micro_batch_size, found));
     if (found->peak_bytes > run->available_bytes)
         return nb_fail(NB_MEMORY,
             "not even sequence_len: %d with micro_batch_size: %d fits: it needs %.0f MiB, %.0f are there; %.0f too few",
             found->sequence_len, found->micro_batch_size, (double)found->peak_bytes / mebibyte,
             (double)run->available_bytes / mebibyte, (double)(found->peak_bytes - run->available_bytes) / mebibyte);
     bool context = limit == NB_PLAN_LONGEST_CONTEXT;
-    int64_t fits = context ? config->sequence_len / NB_TILE_TOKENS : config->micro_batch_size;
-    int64_t top = context ? TOKENS_MAX / NB_TILE_TOKENS / config->micro_batch_size : TOKENS_MAX / config->sequence_len;
+    int64_t fits = context ? config->sequence_len / NB_TILE_TOKENS : run->micro_batch_size;
+    int64_t top = context ? TOKENS_MAX / NB_TILE_TOKENS / run->micro_batch_size : TOKENS_MAX / config->sequence_len;
     int64_t fails = top + 1, step = 1;
     while (fails - fits > 1) {
         int64_t units = fails > top ? fits + step : fits + (fails - fits) / 2;
@@ -71,6 +71,6 @@ nb_status nb_plan_find_limit(struct nb_run *run, enum nb_plan_limit limit, struc
         if (fits == top)
             break;
     }
-    nb_run_resize(run, found->sequence_len, found->micro_batch_size);
+    nb_run_resize(run, found->sequence_len, found->micro_batch_size, run->micro_batches);
     return nb_residency_choose(run);
 }

@@ -64,7 +64,10 @@ struct nb_run {
     uint64_t available_bytes;           /* of the device, for the arena: all it has until it is opened, then what was left */
     enum nb_keep *keep;                 /* [blocks]: what each keeps in training; NULL outside of it */
     int offloaded;                      /* so many blocks, the first ones, have their inputs in pinned host memory (offload.h) */
+    bool layer_major;                   /* all micro-batches of a step go through a layer before the next */
+    int mlp_chunk_tokens, loss_rows;    /* as in struct nb_batch_limits; loss_rows 0: as many as the memory of logits makes sensible */
     int sequence_len;
+    int micro_batch_size, micro_batches; /* rows (bins with sample_packing) of a micro-batch; micro-batches of a step */
 
     struct nb_dataset *data;      /* what trains, or what is evaluated; NULL for NB_PURPOSE_GENERATE */
     struct nb_dataset *test_data; /* of test_datasets, or NULL */
@@ -84,8 +87,9 @@ nb_status nb_run_open(const struct nb_run_args *args, struct nb_run **run);
 /* Takes NULL; nulls the handle. */
 void nb_run_destroy(struct nb_run **run);
 
-/* Sizes a training run as if the config had said so, for plans: the data stays as it was read, so neither may be less than the config's. */
-void nb_run_resize(struct nb_run *run, int sequence_len, int micro_batch_size);
+/* Sizes a training run as if the config had said so: the data stays as it was read, so that no row may be longer. Also takes over
+ * run->mlp_chunk_tokens and loss_rows. */
+void nb_run_resize(struct nb_run *run, int sequence_len, int micro_batch_size, int micro_batches);
 
 /* Why a run of this config computes in the dtype it does, where the user may wonder ("bf16: auto is fp32 here ..."); NULL if not. */
 const char *nb_run_precision_note(const struct nb_run *run);

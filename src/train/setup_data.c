@@ -126,7 +126,8 @@ static struct nb_batch_limits limits_of(const struct nb_run *run, int tokens, in
         .sequences = sequences,
         .longest = longest,
         .trained_rows = tokens,
-        .loss_rows = loss_rows(run, tokens)};
+        .loss_rows = run->loss_rows ? run->loss_rows : loss_rows(run, tokens),
+        .mlp_chunk_tokens = run->mlp_chunk_tokens};
 }
 
 static int group_sequences(int tokens)
@@ -159,10 +160,12 @@ static nb_status measure_steps(struct nb_run *run)
     return NB_OK;
 }
 
-void nb_run_resize(struct nb_run *run, int sequence_len, int micro_batch_size)
+void nb_run_resize(struct nb_run *run, int sequence_len, int micro_batch_size, int micro_batches)
 {
     int tokens = sequence_len * micro_batch_size;
     run->sequence_len = sequence_len;
+    run->micro_batch_size = micro_batch_size;
+    run->micro_batches = micro_batches;
     run->limits = limits_of(run, tokens, micro_batch_size * (int)nb_batch_plan_bin_rows_max(run->batches), sequence_len);
     run->eval_limits = limits_of(run, tokens, group_sequences(tokens), sequence_len);
 }
@@ -171,11 +174,11 @@ nb_status nb_setup_training_data(struct nb_run *run)
 {
     const struct nb_config *config = run->config;
     NB_TRY(read_data(run));
-    int64_t tokens = config->micro_batch_size * run->sequence_len,
-            bins = config->micro_batch_size * config->gradient_accumulation_steps;
+    int64_t rows = config->micro_batch_size < 0 ? 1 : config->micro_batch_size;
+    int64_t tokens = rows * run->sequence_len, bins = rows * config->gradient_accumulation_steps;
     if (tokens > INT32_MAX / 2 || bins > INT32_MAX / 2)
         return nb_fail(NB_USAGE, "micro_batch_size: %" PRId64 " rows of %d tokens are more than a micro-batch can hold",
-            config->micro_batch_size, run->sequence_len);
+            rows, run->sequence_len);
     struct nb_batch_plan_options options = {
         .seed = (uint64_t)config->seed,
         .sequence_len = (uint32_t)run->sequence_len,
@@ -184,7 +187,7 @@ nb_status nb_setup_training_data(struct nb_run *run)
         .shuffle = config->shuffle_merged_datasets,
     };
     NB_TRY(nb_batch_plan_open(run->data, run->train_rows, run->train_count, &options, &run->batches));
-    nb_run_resize(run, run->sequence_len, (int)config->micro_batch_size);
+    nb_run_resize(run, run->sequence_len, (int)rows, (int)config->gradient_accumulation_steps);
     return measure_steps(run);
 }
 

@@ -47,8 +47,8 @@ struct nb_stepper_options nb_stepper_options_of(const struct nb_run *run)
 {
     const struct nb_config *config = run->config;
     return (struct nb_stepper_options){
-        .micro_batch_size = (int)config->micro_batch_size,
-        .micro_batches = (int)config->gradient_accumulation_steps,
+        .micro_batch_size = run->micro_batch_size,
+        .micro_batches = run->micro_batches,
         .beta1 = config->adam_beta1,
         .beta2 = config->adam_beta2,
         .epsilon = config->adam_epsilon,

@@ -67,6 +67,15 @@ void nb_batch_lay_out(const struct nb_batch_limits *limits, struct nb_batch_layo
 /* What block `index` keeps. */
 enum nb_keep nb_pass_keep_of(const struct nb_pass *pass, int index);
 
+static inline bool nb_pass_trains(const struct nb_pass *pass)
+{
+    return pass->options.keep != NB_KEEP_NOTHING;
+}
+
+/* Block `index` at work on a slot. `weights` may be NULL where only memory is taken. */
+void nb_pass_set_block(
+    const struct nb_pass *pass, int slot, int index, const struct nb_unit_view *weights, struct nb_block *block);
+
 /* Enqueues `enqueue(context)`, work on the slot that is the same at every call with the slot's tokens_max: at the
  * second call it is recorded as well, and later ones launch the recording. Directly where the device has no graphs, the
  * weights do not stay, or block inputs leave the device (another stream joins in). A pass has one such piece of work. */

@@ -26,6 +26,19 @@ static uint64_t within_budget(const struct nb_run *run, uint64_t bytes)
     return budget >= 0 && (uint64_t)budget < bytes ? (uint64_t)budget : bytes;
 }
 
+/* What may be taken of this machine's memory at the moment; of an assumed device's, all that the config allows. */
+static void measure_host(struct nb_run *run, bool is_here)
+{
+    int64_t budget = run->config->host_memory_budget;
+    uint64_t allowed = budget >= 0 ? (uint64_t)budget : UINT64_MAX;
+    run->host_limit = NB_HOST_LIMIT_NONE;
+    run->host_available_bytes = is_here ? nb_host_memory_available(&run->host_limit) : UINT64_MAX;
+    if (allowed <= run->host_available_bytes) {
+        run->host_available_bytes = allowed;
+        run->host_limit = NB_HOST_LIMIT_NONE;
+    }
+}
+
 /* For the GPU that run->profile describes. */
 static nb_status use_cuda(struct nb_run *run)
 {
@@ -47,6 +60,7 @@ static nb_status choose_cuda(struct nb_run *run)
 nb_status nb_run_assume_device(struct nb_run *run, const struct nb_device_profile *profile)
 {
     run->profile = *profile;
+    measure_host(run, false);
     return use_cuda(run);
 }
 
@@ -64,6 +78,7 @@ static void choose_cpu(struct nb_run *run)
 nb_status nb_run_choose_device(struct nb_run *run)
 {
     enum nb_config_device wanted = run->config->device;
+    measure_host(run, true);
     if (wanted == NB_CONFIG_DEVICE_CUDA)
         return choose_cuda(run);
     /* fp32 is what the CPU alone can do, so asking for it is asking for the CPU. */
@@ -90,8 +105,10 @@ nb_status nb_run_open_device(struct nb_run *run, const struct nb_product_site *s
 {
     if (run->device)
         return NB_OK;
-    if (run->profile.kind == NB_DEVICE_CPU)
+    if (run->profile.kind == NB_DEVICE_CPU) {
+        measure_host(run, true);
         return nb_cpu_device_create(&run->cpu, &run->device);
+    }
     nb_status status = open_cuda(run, false, sites, count);
     if (status == NB_UNSUPPORTED && run->device && run->profile.cublaslt_version != 0) {
         nb_warn("%s; products run on nibble's own kernels instead", nb_status_message());
@@ -100,6 +117,7 @@ nb_status nb_run_open_device(struct nb_run *run, const struct nb_product_site *s
         status = open_cuda(run, true, sites, count);
     }
     NB_TRY(status);
+    measure_host(run, true); /* the driver took some of it */
     uint64_t available;
     NB_TRY(run->device->memory_available(run->device, &available));
     /* The driver's own share, taken by now, counts as the run's. */

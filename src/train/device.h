@@ -12,8 +12,9 @@ nb_status nb_run_choose_device(struct nb_run *run);
 nb_status nb_run_assume_device(struct nb_run *run, const struct nb_device_profile *profile);
 
 /* Opens run->device and prepares it for the products that a dry run saw: context, kernels, algorithms; then measures what memory it has
- * left (run->available_bytes). Where the matrix library has no algorithm that gives a row the same bits at every number of rows, it is left
- * alone, with a warning, and run->profile says so: plans made before no longer hold. Once a run. */
+ * left (run->available_bytes), and the host (run->host_available_bytes). Where the matrix library has no algorithm that gives a row the
+ * same bits at every number of rows, it is left alone, with a warning, and run->profile says so: plans made before no longer hold. Once a
+ * run. */
 nb_status nb_run_open_device(struct nb_run *run, const struct nb_product_site *sites, int count);
 
 /* Replaces the table of products by the one that a checkpoint recorded, so that a resumed run takes the same ways. A recording of another

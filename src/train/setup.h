@@ -8,6 +8,7 @@
 
 #include "adapter/adapter.h"
 #include "adapter/peft.h"
+#include "base/host_memory.h"
 #include "base/status.h"
 #include "checkpoint/checkpoint.h"
 #include "config/config.h"
@@ -62,6 +63,10 @@ struct nb_run {
     struct nb_product_table *recorded;  /* what a training run's products take, for its checkpoints; NULL before it is planned */
     struct nb_device *device;           /* opened by nb_run_open_device; NULL before. Sessions borrow it */
     uint64_t available_bytes;           /* of the device, for the arena: all it has until it is opened, then what was left */
+    /* Of the host, for what is kept off the device (on a CPU for the arena as well): host_memory_budget, or what the
+     * process may take where that is less. UINT64_MAX: the device is of another machine, whose memory is unknown. */
+    uint64_t host_available_bytes;
+    enum nb_host_limit host_limit;      /* which limit that is; NB_HOST_LIMIT_NONE: host_memory_budget, or none */
     enum nb_keep *keep;                 /* [blocks]: what each keeps in training; NULL outside of it */
     int offloaded;                      /* so many blocks, the first ones, have their inputs in pinned host memory (offload.h) */
     bool layer_major;                   /* all micro-batches of a step go through a layer before the next */

@@ -7,6 +7,7 @@
 
 #include "cuda/cublaslt.cuh"
 #include "cuda/probe.cuh"
+#include "device/cuda/driver_share.h"
 
 struct nb_event {
     cudaEvent_t event;
@@ -99,16 +100,12 @@ static void host_give_back(struct nb_device *device, void *memory)
     (void)cudaFreeHost(memory);
 }
 
-/* What the driver takes later, which a plan that fills the rest must leave: graphs, some 20 KB a kernel in them, and
- * the pages of a slab. */
-enum { KEPT_BACK_BYTES = 256 << 20 };
-
 static nb_status memory_available(struct nb_device *device, uint64_t *bytes)
 {
     size_t available = 0, total = 0;
     (void)device;
     NB_TRY(nb_cuda_status(cudaMemGetInfo(&available, &total), "asking for the GPU's free memory"));
-    *bytes = available > KEPT_BACK_BYTES ? available - KEPT_BACK_BYTES : 0;
+    *bytes = available > NB_CUDA_KEPT_BACK_BYTES ? available - NB_CUDA_KEPT_BACK_BYTES : 0;
     return NB_OK;
 }
 

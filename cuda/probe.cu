@@ -5,6 +5,7 @@
 #include <string.h>
 
 #include "cuda/cublaslt.cuh"
+#include "device/cuda/driver_share.h"
 
 /* The virtual architectures that the kernels were compiled for, times ten: nvcc's own list. */
 static const int architecture[] = {__CUDA_ARCH_LIST__};
@@ -142,7 +143,8 @@ nb_status nb_cuda_examine(struct nb_cuda *cuda, const struct nb_cuda_options *op
     memset(profile, 0, sizeof *profile);
     snprintf(profile->name, sizeof profile->name, "%.*s", (int)sizeof profile->name - 1, properties.name);
     profile->kind = NB_DEVICE_CUDA;
-    profile->memory_bytes = properties.totalGlobalMem;
+    profile->memory_bytes = properties.totalGlobalMem; /* without what the driver keeps from all */
+    profile->driver_bytes = nb_cuda_driver_bytes(a.multiprocessors);
     profile->compute_capability = a.major * 10 + a.minor;
     profile->multiprocessors = a.multiprocessors;
     profile->bf16 = profile->compute_capability >= 80;

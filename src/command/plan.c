@@ -26,7 +26,8 @@ static nb_status print_limit(struct nb_run *run, enum nb_plan_limit limit)
     struct nb_plan_limit_found found;
     NB_TRY(nb_plan_find_limit(run, limit, &found));
     printf("sequence_len: %d with micro_batch_size: %d: %.1f MiB of %.0f MiB on %s", found.sequence_len, found.micro_batch_size,
-        (double)found.peak_bytes / mebibyte, (double)run->available_bytes / mebibyte, run->profile.name);
+        (double)found.peak_bytes / mebibyte,
+        (double)(run->available_bytes + run->driver_bytes) / mebibyte, run->profile.name);
     if (found.pinned_bytes)
         printf(", %.1f MiB of pinned host memory", (double)found.pinned_bytes / mebibyte);
     printf("; %d of %d blocks computed again", found.blocks - found.kept_everything, found.blocks);

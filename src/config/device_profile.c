@@ -8,13 +8,14 @@
 #include "base/shipped.h"
 #include "config/config_keys.h"
 #include "config/config_yaml.h"
+#include "device/cuda/driver_share.h"
 
 enum { TEXT, WHOLE, NUMBER, CAPABILITY };
 
 /* What a file says, as read; a key's value goes to its place here. */
 struct device_file {
     const char *name;
-    double memory_mib, compute_capability, multiprocessors, bf16_tflops, memory_gb_per_s, link_gb_per_s,
+    double memory_mib, reserved_mib, driver_mib, compute_capability, multiprocessors, bf16_tflops, memory_gb_per_s, link_gb_per_s,
         cublaslt_version;
 };
 
@@ -27,6 +28,8 @@ static const struct device_key {
 } keys[] = {
     {"name", TEXT, false, 1, sizeof((struct nb_device_profile *)0)->name - 1, offsetof(struct device_file, name)},
     {"memory_mib", WHOLE, false, 64, 1 << 24, offsetof(struct device_file, memory_mib)},
+    {"reserved_mib", WHOLE, true, 0, 1 << 24, offsetof(struct device_file, reserved_mib)},
+    {"driver_mib", WHOLE, true, 0, 1 << 24, offsetof(struct device_file, driver_mib)},
     {"compute_capability", CAPABILITY, false, 8.0, 99.9, offsetof(struct device_file, compute_capability)},
     {"multiprocessors", WHOLE, false, 1, 4096, offsetof(struct device_file, multiprocessors)},
     {"bf16_tflops", NUMBER, false, 0.1, 1e6, offsetof(struct device_file, bf16_tflops)},
@@ -105,14 +108,18 @@ static nb_status read_keys(
 nb_status nb_device_profile_parse(const char *text, size_t bytes, const char *name, struct nb_device_profile *profile)
 {
     struct nb_yaml_source source = {.name = name};
-    struct device_file file = {.cublaslt_version = NB_DEVICE_PROFILE_CUBLASLT};
+    struct device_file file = {.reserved_mib = -1, .driver_mib = -1, .cublaslt_version = NB_DEVICE_PROFILE_CUBLASLT};
     struct nb_yaml_node *root;
     NB_TRY(nb_yaml_parse(&source, text, bytes, &root));
     nb_status status = read_keys(&source, root, &file);
     if (status == NB_OK) {
+        uint64_t memory = (uint64_t)file.memory_mib << 20;
         *profile = (struct nb_device_profile){
             .kind = NB_DEVICE_CUDA,
-            .memory_bytes = (uint64_t)file.memory_mib << 20,
+            .memory_bytes = memory,
+            .reserved_bytes = file.reserved_mib < 0 ? nb_cuda_reserved_bytes(memory) : (uint64_t)file.reserved_mib << 20,
+            .driver_bytes = file.driver_mib < 0 ? nb_cuda_driver_bytes((int)file.multiprocessors)
+                                                : (uint64_t)file.driver_mib << 20,
             .compute_capability = (int)(file.compute_capability * 10 + 0.5),
             .multiprocessors = (int)file.multiprocessors,
             .bf16 = true, /* since 8.0 */

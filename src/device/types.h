@@ -48,7 +48,9 @@ struct nb_product_site;
 struct nb_device_profile {
     char name[64];
     enum nb_device_kind kind;
-    uint64_t memory_bytes;
+    uint64_t memory_bytes;   /* all of it; where the runtime was asked, what it shows to programs */
+    uint64_t reserved_bytes; /* of that, what the driver keeps from every program */
+    uint64_t driver_bytes;   /* and what it takes for this one: context, code, libraries, graphs. Both are 0 on a CPU */
     int compute_capability; /* 80, 86, 89, 90, 120; 0 on a CPU */
     int multiprocessors;    /* threads on a CPU: the scratch of some ops grows with it */
     bool bf16;              /* multiplies bf16 in hardware */

@@ -39,6 +39,15 @@ static void measure_host(struct nb_run *run, bool is_here)
     }
 }
 
+/* The arena's and the driver's parts of what a run may take of a device from which `own` bytes are the driver's for it. `free` is what is
+ * left beside them. */
+static void share_memory(struct nb_run *run, uint64_t own, uint64_t free)
+{
+    uint64_t allowed = within_budget(run, own + free);
+    run->available_bytes = allowed > own ? allowed - own : 0;
+    run->driver_bytes = within_budget(run, run->profile.reserved_bytes + own + free) - run->available_bytes;
+}
+
 /* For the GPU that run->profile describes. */
 static nb_status use_cuda(struct nb_run *run)
 {
@@ -46,7 +55,9 @@ static nb_status use_cuda(struct nb_run *run)
         return nb_fail(NB_USAGE,
             "bf16: false: %s computes in bf16 alone; remove the key, or set device: cpu for fp32", run->profile.name);
     run->model.activation = NB_DTYPE_BF16;
-    run->available_bytes = within_budget(run, run->profile.memory_bytes);
+    const struct nb_device_profile *p = &run->profile;
+    uint64_t lost = p->reserved_bytes + p->driver_bytes;
+    share_memory(run, p->driver_bytes, p->memory_bytes > lost ? p->memory_bytes - lost : 0);
     return read_user_table(run);
 }
 
@@ -72,7 +83,7 @@ static void choose_cpu(struct nb_run *run)
     bool bf16 =
         run->config->bf16 == NB_CONFIG_BF16_TRUE || (run->config->bf16 == NB_CONFIG_BF16_AUTO && run->profile.bf16);
     run->model.activation = bf16 ? NB_DTYPE_BF16 : NB_DTYPE_F32;
-    run->available_bytes = within_budget(run, run->profile.memory_bytes);
+    share_memory(run, 0, run->profile.memory_bytes);
 }
 
 nb_status nb_run_choose_device(struct nb_run *run)
@@ -120,10 +131,9 @@ nb_status nb_run_open_device(struct nb_run *run, const struct nb_product_site *s
     measure_host(run, true); /* the driver took some of it */
     uint64_t available;
     NB_TRY(run->device->memory_available(run->device, &available));
-    /* The driver's own share, taken by now, counts as the run's. */
+    /* The driver's own share, taken by now, counts as the run's; what is gone beyond that share is other programs'. */
     uint64_t taken = run->profile.memory_bytes > available ? run->profile.memory_bytes - available : 0;
-    uint64_t allowed = within_budget(run, run->profile.memory_bytes);
-    run->available_bytes = allowed > taken ? allowed - taken : 0;
+    share_memory(run, taken < run->profile.driver_bytes ? taken : run->profile.driver_bytes, available);
     return NB_OK;
 }
 

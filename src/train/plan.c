@@ -179,6 +179,7 @@ nb_status nb_plan_make(const struct nb_run *run, struct nb_plan *plan)
         for (int c = 0; c < NB_CATEGORY_COUNT; c++)
             plan->category_bytes[c] = nb_arena_high_water_of(session->arena, (enum nb_category)c);
         plan->available_bytes = run->available_bytes;
+        plan->driver_bytes = run->driver_bytes;
         plan->trainable_parameters = nb_adapter_parameters(session->adapter);
         plan->parameters = (uint64_t)nb_model_config_parameters(nb_model_config_of(session->model));
         count_data(run, plan);

@@ -15,7 +15,8 @@ struct nb_plan {
     uint64_t category_bytes[NB_CATEGORY_COUNT]; /* at the peak; they add up to it */
     uint64_t pinned_bytes;                   /* high-water mark of the pinned host arena: what is kept off the device */
     uint64_t host_bytes;                     /* staging and batches beside them */
-    uint64_t available_bytes;                /* what the device has in all */
+    uint64_t available_bytes;                /* of the device, for the arena */
+    uint64_t driver_bytes;                   /* beside it: the driver's own share; with it, the memory_budget or the card */
     uint64_t trainable_parameters, parameters; /* of the adapter; of the base model */
     uint64_t rows, eval_rows;
     uint64_t epoch_tokens, epoch_trained_tokens; /* one epoch's */
@@ -42,7 +43,7 @@ void nb_plan_destroy(struct nb_plan *plan);
 /* A table for people. */
 void nb_plan_print(const struct nb_run *run, const struct nb_plan *plan, FILE *out);
 
-/* One JSON object and a newline: "peak_bytes", "categories" {name: bytes}, "host_bytes", "available_bytes", "trainable_parameters",
+/* One JSON object and a newline: "peak_bytes", "categories" {name: bytes}, "host_bytes", "available_bytes", "driver_bytes", "trainable_parameters",
  * "parameters", "rows", "eval_rows", "epoch_tokens", "epoch_trained_tokens", "steps_per_epoch", "steps", "warmup_steps",
  * "rows_per_step", "step_flops", "fits", "device", "blocks", "blocks_keeping_everything", "blocks_keeping_attention",
  * "blocks_offloaded", "blocks_streamed", "streamed_bytes", "products" [{"out", "in", "tokens", "backward", "path"}], "notes" [text]. */

@@ -86,6 +86,17 @@ static void print_bar(double share, FILE *out)
     fprintf(out, "%s  ", bar);
 }
 
+/* A row of the table; a bar beside it on a terminal. */
+static void print_part(const struct nb_plan *plan, uint64_t bytes, const char *name, FILE *out)
+{
+    if (bytes == 0)
+        return;
+    fprintf(out, "  %10.1f MiB  ", (double)bytes / mebibyte);
+    if (isatty(fileno(out)))
+        print_bar((double)bytes / (double)(plan->peak_bytes + plan->driver_bytes), out);
+    fprintf(out, "%s\n", name);
+}
+
 static void print_run(const struct nb_run *run, const struct nb_plan *plan, FILE *out)
 {
     const struct nb_config *config = run->config;
@@ -112,15 +123,11 @@ void nb_plan_print(const struct nb_run *run, const struct nb_plan *plan, FILE *o
     print_run(run, plan, out);
     print_device(run, plan, out);
     fprintf(out, "memory     %.1f MiB at the peak, of %.0f MiB%s\n", (double)plan->peak_bytes / mebibyte,
-        (double)plan->available_bytes / mebibyte, run->config->memory_budget >= 0 ? " within memory_budget" : "");
-    bool draws = isatty(fileno(out));
+        (double)(plan->available_bytes + plan->driver_bytes) / mebibyte,
+        run->config->memory_budget >= 0 ? " within memory_budget" : "");
     for (int c = 0; c < NB_CATEGORY_COUNT; c++)
-        if (plan->category_bytes[c]) {
-            fprintf(out, "  %10.1f MiB  ", (double)plan->category_bytes[c] / mebibyte);
-            if (draws)
-                print_bar((double)plan->category_bytes[c] / (double)plan->peak_bytes, out);
-            fprintf(out, "%s\n", nb_category_name((enum nb_category)c));
-        }
+        print_part(plan, plan->category_bytes[c], nb_category_name((enum nb_category)c), out);
+    print_part(plan, plan->driver_bytes, "the driver's own share, beside them", out);
     if (plan->pinned_bytes)
         fprintf(out, "  %10.1f MiB  of pinned host memory beside it\n", (double)plan->pinned_bytes / mebibyte);
     fprintf(out, "  %10.1f MiB  on the host beside it, for copies\n", (double)plan->host_bytes / mebibyte);
@@ -162,6 +169,7 @@ nb_status nb_plan_print_json(const struct nb_run *run, const struct nb_plan *pla
     json_object_set_new(root, "pinned_bytes", json_integer((json_int_t)plan->pinned_bytes));
     json_object_set_new(root, "host_bytes", json_integer((json_int_t)plan->host_bytes));
     json_object_set_new(root, "available_bytes", json_integer((json_int_t)plan->available_bytes));
+    json_object_set_new(root, "driver_bytes", json_integer((json_int_t)plan->driver_bytes));
     json_object_set_new(root, "fits", json_boolean(plan->peak_bytes <= plan->available_bytes));
     json_object_set_new(root, "trainable_parameters", json_integer((json_int_t)plan->trainable_parameters));
     json_object_set_new(root, "parameters", json_integer((json_int_t)plan->parameters));

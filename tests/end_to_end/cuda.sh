@@ -17,6 +17,14 @@ equal "steps" "$(losses "$work/cuda" | wc -l)" 6
 paste <(losses "$work/cpu") <(losses "$work/cuda") >"$work/both"
 while read -r cpu cuda; do close "a step's loss" "$cuda" "$cpu" 5e-3; done <"$work/both"
 
+# A plan leaves the driver its share: 256 MiB and 4 for each of the emulated GPU's 4 multiprocessors. Once the GPU is open, so does the run.
+succeeds plan "$work/config.yml" $gpu --set memory_budget=320MiB --json
+equal "the driver's share" "$("$probe" json "$work/out" driver_bytes)" $((272 << 20))
+equal "the arena's share" "$("$probe" json "$work/out" available_bytes)" $((48 << 20))
+succeeds train "$work/config.yml" --set output_dir="$work/budget" $gpu --set memory_budget=320MiB
+says err "^ +2[0-9]{2}\.[0-9] MiB  the driver's own share, beside them$"
+refuses 1 'within memory_budget, this needs' -- train "$work/config.yml" --set output_dir="$work/none" $gpu --set memory_budget=256MiB
+
 adapter=$(cksum <"$work/cuda/adapter_model.safetensors")
 succeeds train "$work/config.yml" --set output_dir="$work/again" $gpu
 equal "again, the same adapter" "$(cksum <"$work/again/adapter_model.safetensors")" "$adapter"

@@ -32,6 +32,8 @@ static void a_file_becomes_a_profile(void **state)
     assert_string_equal(p.name, "NVIDIA GeForce RTX 4090");
     assert_int_equal(p.kind, NB_DEVICE_CUDA);
     assert_int_equal(p.memory_bytes, 24564ull << 20);
+    assert_int_equal(p.reserved_bytes, (300ull << 20) + (24564ull << 20) / 128);
+    assert_int_equal(p.driver_bytes, (4ull * 128 + 256) << 20);
     assert_int_equal(p.compute_capability, 89);
     assert_int_equal(p.multiprocessors, 128);
     assert_true(p.bf16);
@@ -41,6 +43,8 @@ static void a_file_becomes_a_profile(void **state)
 
     assert_int_equal(parse(WHOLE_FILE "cublaslt_version: 0\n", &p), NB_OK);
     assert_int_equal(p.cublaslt_version, 0);
+    assert_int_equal(parse(WHOLE_FILE "reserved_mib: 484\ndriver_mib: 0\n", &p), NB_OK);
+    assert_true(p.reserved_bytes == 484ull << 20 && p.driver_bytes == 0);
     assert_int_equal(parse("{name: g, memory_mib: 1000, compute_capability: 12.0, multiprocessors: 1, bf16_tflops: 1e1,"
                            " memory_gb_per_s: 1, link_gb_per_s: 1}",
                          &p),
@@ -66,6 +70,8 @@ static void a_wrong_file_is_refused_with_its_line(void **state)
             "name: 1 to 63 bytes are expected"},
         {"memory_mib: 24GB\n", "gpu.yml:1:13: memory_mib: \"24GB\" is not a whole number"},
         {"memory_mib: 24564.5\n", "is not a whole number"},
+        {"driver_mib: -1\n", "driver_mib: -1 is out of range: it must be at least 0"},
+        {"reserved_mib: few\n", "reserved_mib: \"few\" is not a whole number"},
         {"memory_mib: 63\n", "memory_mib: 63 is out of range: it must be at least 64 and at most 16777216"},
         {"memory_mib: 99999999999999999999\n", "memory_mib"},
         {"compute_capability: 89\n", "compute_capability: \"89\" is not of the form 8.9"},
@@ -115,8 +121,9 @@ static void every_shipped_file_is_read(void **state)
         assert_int_equal(strncmp(p.name, "NVIDIA ", 7), 0);
         assert_true(p.compute_capability == 80 || p.compute_capability == 86 || p.compute_capability == 89 ||
                     p.compute_capability == 90 || p.compute_capability == 120);
-        assert_in_range(p.memory_bytes >> 20, 8 << 10, 256 << 10);
+        assert_in_range(p.memory_bytes >> 20, 8000, 256 << 10);
         assert_in_range(p.multiprocessors, 20, 200);
+        assert_in_range((p.reserved_bytes + p.driver_bytes) >> 20, 500, 2500);
         /* 0.8 to 8 TFLOP/s a multiprocessor, PCIe 4.0 x8 to 5.0 x16 */
         assert_true(
             p.bf16_tflops >= 0.8f * (float)p.multiprocessors && p.bf16_tflops <= 8.0f * (float)p.multiprocessors);

@@ -1,4 +1,5 @@
 #include "train/plan_limits.h"
+#include "train/plan_table.h"
 
 #include "command/open.h"
 #include "config/device_profile.h"
@@ -9,6 +10,8 @@ static const struct nb_option options[] = {
         .help = "plan for this GPU, which need not be here: a name of configs/devices (rtx-4090), or a file"},
     {.name = "longest-context", .type = NB_OPTION_FLAG, .help = "the longest rows that fit, in place of the plan"},
     {.name = "largest-batch", .type = NB_OPTION_FLAG, .help = "the most rows at a time that fit, in place of the plan"},
+    {.name = "table", .type = NB_OPTION_FLAG,
+        .help = "without CONFIG: the longest rows that fit, models by cards; with --device, on that card"},
     {.name = "json", .type = NB_OPTION_FLAG, .help = "one JSON object instead of a table"},
     {.name = "allocations", .type = NB_OPTION_FLAG, .help = "also every allocation that stands at the peak, largest first"},
     {0},
@@ -70,16 +73,42 @@ static nb_status print_plan(const struct nb_config *config, const struct wanted 
     return status;
 }
 
+static bool is_given(const struct nb_arguments *arguments, const char *name)
+{
+    return arguments->given[nb_option_index(&nb_command_plan, name)];
+}
+
+static nb_status print_table(const struct nb_arguments *arguments)
+{
+    static const char *const others[] = {"longest-context", "largest-batch", "allocations"};
+    if (arguments->positional)
+        return nb_fail(NB_USAGE, "nibble plan --table plans models of its own: leave out %s, or leave out --table", arguments->positional);
+    for (size_t i = 0; i < sizeof others / sizeof *others; i++)
+        if (is_given(arguments, others[i]))
+            return nb_fail(NB_USAGE, "nibble plan --table: leave out --%s: it asks about one CONFIG", others[i]);
+    const struct nb_plan_table_options table = {
+        .device = arguments->text[nb_option_index(&nb_command_plan, "device")],
+        .settings = arguments->settings,
+        .setting_count = arguments->setting_count,
+        .json = is_given(arguments, "json"),
+    };
+    return nb_plan_table_print(&table, stdout);
+}
+
 static nb_status run(const struct nb_arguments *arguments)
 {
     struct nb_config config;
+    if (is_given(arguments, "table"))
+        return print_table(arguments);
+    if (!arguments->positional || !*arguments->positional)
+        return nb_fail(NB_USAGE, "nibble plan needs CONFIG, or --table; for example: %s", nb_command_plan.example);
     NB_TRY(nb_open_training_config(arguments, &config));
     const struct wanted wanted = {
         .device = arguments->text[nb_option_index(&nb_command_plan, "device")],
-        .json = arguments->given[nb_option_index(&nb_command_plan, "json")],
-        .allocations = arguments->given[nb_option_index(&nb_command_plan, "allocations")],
-        .longest_context = arguments->given[nb_option_index(&nb_command_plan, "longest-context")],
-        .largest_batch = arguments->given[nb_option_index(&nb_command_plan, "largest-batch")],
+        .json = is_given(arguments, "json"),
+        .allocations = is_given(arguments, "allocations"),
+        .longest_context = is_given(arguments, "longest-context"),
+        .largest_batch = is_given(arguments, "largest-batch"),
     };
     nb_status status = print_plan(&config, &wanted);
     nb_config_destroy(&config);
@@ -89,6 +118,7 @@ static nb_status run(const struct nb_arguments *arguments)
 const struct nb_command nb_command_plan = {
     .name = "plan",
     .argument = "CONFIG",
+    .argument_optional = true,
     .summary = "what a training run needs, before it starts",
     .description = "Runs the real set-up and one real step on a device that only counts, and prints the peak memory by category, the\n"
                    "trainable and total parameters and the number of steps. The peak is what train takes, to the byte.",

@@ -1,6 +1,5 @@
 /* What the args of linear and attention, forward and backward, must be on any device. */
 #include <math.h>
-#include <stdio.h>
 
 #include "device/check.h"
 
@@ -33,17 +32,10 @@ struct linear {
         .backward = is_backward,                      \
     }
 
-/* "part[1].name" */
-struct member {
-    char text[48];
-};
-
-static struct member member(int part, const char *name)
-{
-    struct member m;
-    snprintf(m.text, sizeof m.text, "part[%d].%s", part, name);
-    return m;
-}
+/* "part[1].name": a literal, for every op of every step is checked and hardly ever found wrong. */
+#define MEMBER(part, name) \
+    ((const char *const[NB_LINEAR_PARTS]){"part[0]." name, "part[1]." name, "part[2]." name}[part])
+_Static_assert(NB_LINEAR_PARTS == 3, "MEMBER names as many parts as there are");
 
 static nb_status check_finite(const char *op, const char *name, float value)
 {
@@ -55,35 +47,35 @@ static nb_status check_lora(const struct linear *l, int p)
     const struct nb_lora *lora = &l->part[p].lora;
     if (nb_dptr_is_null(lora->a))
         return NB_OK;
-    NB_TRY(nb_check_range(l->op, member(p, "lora.rank").text, lora->rank, 1, RANK_MAX));
-    NB_TRY(nb_check_pointer(l->op, member(p, "lora.a").text, lora->a, 4));
-    NB_TRY(nb_check_pointer(l->op, member(p, "lora.b").text, lora->b, 4));
-    NB_TRY(nb_check_pointer(l->op, member(p, "lora.t").text, lora->t, 4));
+    NB_TRY(nb_check_range(l->op, MEMBER(p, "lora.rank"), lora->rank, 1, RANK_MAX));
+    NB_TRY(nb_check_pointer(l->op, MEMBER(p, "lora.a"), lora->a, 4));
+    NB_TRY(nb_check_pointer(l->op, MEMBER(p, "lora.b"), lora->b, 4));
+    NB_TRY(nb_check_pointer(l->op, MEMBER(p, "lora.t"), lora->t, 4));
     if (l->backward) {
-        NB_TRY(nb_check_pointer(l->op, member(p, "lora.da").text, lora->da, 4));
-        NB_TRY(nb_check_pointer(l->op, member(p, "lora.db").text, lora->db, 4));
+        NB_TRY(nb_check_pointer(l->op, MEMBER(p, "lora.da"), lora->da, 4));
+        NB_TRY(nb_check_pointer(l->op, MEMBER(p, "lora.db"), lora->db, 4));
     }
-    NB_TRY(check_finite(l->op, member(p, "lora.scale").text, lora->scale));
+    NB_TRY(check_finite(l->op, MEMBER(p, "lora.scale"), lora->scale));
     if (!(lora->dropout >= 0 && lora->dropout < 1))
         return nb_fail(
-            NB_UNSUPPORTED, "%s: %s %g is not in [0, 1)", l->op, member(p, "lora.dropout").text, (double)lora->dropout);
+            NB_UNSUPPORTED, "%s: %s %g is not in [0, 1)", l->op, MEMBER(p, "lora.dropout"), (double)lora->dropout);
     return lora->dropout > 0 ? nb_check_pointer(l->op, "step", l->step, 16) : NB_OK;
 }
 
 static nb_status check_part(const struct linear *l, int p)
 {
     const struct nb_linear_part *part = &l->part[p];
-    NB_TRY(nb_check_weight(l->op, member(p, "weight").text, &part->weight));
+    NB_TRY(nb_check_weight(l->op, MEMBER(p, "weight"), &part->weight));
     if (part->weight.columns != l->in)
-        return nb_fail(NB_UNSUPPORTED, "%s: %s %d is not `in`, %d", l->op, member(p, "weight.columns").text,
+        return nb_fail(NB_UNSUPPORTED, "%s: %s %d is not `in`, %d", l->op, MEMBER(p, "weight.columns"),
             part->weight.columns, l->in);
-    NB_TRY(nb_check_range(l->op, member(p, "row_begin").text, part->row_begin, 0, part->weight.rows - 1));
-    NB_TRY(nb_check_range(l->op, member(p, "out").text, part->out, 1, part->weight.rows - part->row_begin));
-    NB_TRY(nb_check_pointer(l->op, member(p, "y").text, part->y, 16));
-    NB_TRY(nb_check_stride(l->op, member(p, "y_stride").text, part->y_stride, part->out));
+    NB_TRY(nb_check_range(l->op, MEMBER(p, "row_begin"), part->row_begin, 0, part->weight.rows - 1));
+    NB_TRY(nb_check_range(l->op, MEMBER(p, "out"), part->out, 1, part->weight.rows - part->row_begin));
+    NB_TRY(nb_check_pointer(l->op, MEMBER(p, "y"), part->y, 16));
+    NB_TRY(nb_check_stride(l->op, MEMBER(p, "y_stride"), part->y_stride, part->out));
     if (!nb_dptr_is_null(part->bias))
-        NB_TRY(nb_check_pointer(l->op, member(p, "bias").text, part->bias, 2));
-    NB_TRY(check_finite(l->op, member(p, "output_scale").text, part->output_scale));
+        NB_TRY(nb_check_pointer(l->op, MEMBER(p, "bias"), part->bias, 2));
+    NB_TRY(check_finite(l->op, MEMBER(p, "output_scale"), part->output_scale));
     return check_lora(l, p);
 }
 
@@ -110,7 +102,7 @@ nb_status nb_check_linear(const struct nb_linear *a)
     NB_TRY(check_linear(&l));
     NB_TRY(nb_check_pointer(l.op, "x", a->x, 16));
     for (int p = 0; p < a->parts; p++)
-        NB_TRY(nb_check_apart(l.op, "x", a->x, member(p, "y").text, a->part[p].y));
+        NB_TRY(nb_check_apart(l.op, "x", a->x, MEMBER(p, "y"), a->part[p].y));
     return NB_OK;
 }
 
@@ -130,7 +122,7 @@ nb_status nb_check_linear_backward(const struct nb_linear_backward *a)
     if (adapters)
         NB_TRY(nb_check_apart(l.op, "x", a->x, "dx", a->dx));
     for (int p = 0; p < a->parts; p++)
-        NB_TRY(nb_check_apart(l.op, member(p, "y").text, a->part[p].y, "dx", a->dx));
+        NB_TRY(nb_check_apart(l.op, MEMBER(p, "y"), a->part[p].y, "dx", a->dx));
     return NB_OK;
 }
 

@@ -160,7 +160,7 @@ bool nb_read_size(const char *text, int64_t *bytes)
         end++;
     for (size_t i = 0; i < sizeof units / sizeof *units; i++) {
         double size = number * units[i].bytes;
-        if (strcmp(end, units[i].name) == 0 && size >= 1 && size <= 0x1p62) {
+        if (strcmp(end, units[i].name) == 0 && (size >= 1 || number == 0) && size <= 0x1p62) {
             *bytes = (int64_t)size;
             return true;
         }

@@ -76,7 +76,7 @@ extern const struct nb_foreign_key nb_foreign_dataset_fields[];
 extern const size_t nb_foreign_dataset_field_count;
 
 /* "24GB" as 24 * 10^9, "512MiB" as 512 * 2^20, with or without a space before the unit, and fractions; a number alone is bytes. False for
- * anything else, for less than one byte and for more than 2^62. */
+ * anything else, for a part of a byte and for more than 2^62. */
 bool nb_read_size(const char *text, int64_t *bytes);
 
 /* Whether "auto" is a value of the number. */

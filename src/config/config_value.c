@@ -112,7 +112,9 @@ static nb_status set_scalar(void *field, const struct nb_key *key, const struct 
         return NB_OK;
     case NB_KEY_SIZE:
         *(int64_t *)field = -1;
-        if (strcmp(node->text, "auto") != 0 && !nb_read_size(node->text, field))
+        if (strcmp(node->text, "auto") == 0)
+            return NB_OK;
+        if (!nb_read_size(node->text, field) || (double)*(int64_t *)field < key->minimum)
             return wrong(source, node, key->name, "a size as 24GB (10^9 bytes each) or 24GiB (2^30), or auto");
         return NB_OK;
     case NB_KEY_CHOICE:

@@ -77,7 +77,7 @@ static const struct {
     {"adam_beta1", {"0.8", "0"}},
     {"adam_beta2", {"0.95", ".99"}},
     {"adam_epsilon", {"1e-6", "1.E-10"}},
-    {"resident_optimizer_bytes", {"512 MiB", "1GB"}},
+    {"resident_optimizer_bytes", {"512 MiB", "0"}},
     {"learning_rate", {"2e-4", "0.1"}},
     {"lr_scheduler", {"constant", "linear"}},
     {"warmup_steps", {"0", "10"}},

@@ -8,8 +8,7 @@
 #include "base/progress.h"
 #include "base/random.h"
 #include "train/device.h"
-#include "train/plan.h"
-#include "train/residency.h"
+#include "train/fit.h"
 #include "train/step.h"
 
 enum { WARM_UP_STEPS = 2, TIMED_STEPS = 5, ROWS = 16 };
@@ -137,7 +136,7 @@ static nb_status measure_steps(const struct nb_bench_options *o, struct nb_run *
         status = nb_run_open_device(run, plan.site, plan.sites);
     nb_plan_destroy(&plan);
     if (status == NB_OK)
-        status = nb_residency_choose(run);
+        status = nb_fit_choose(run);
     NB_TRY(status);
     status = nb_plan_make(run, &plan);
     if (status == NB_OK)

@@ -91,6 +91,19 @@ static void note_streaming(const struct nb_session *session, struct nb_plan *pla
     free(time);
 }
 
+static nb_status rehearse_evaluation(struct nb_session *session)
+{
+    const struct nb_run *run = session->run;
+    struct nb_evaluation evaluation;
+    struct nb_evaluate_args args = {
+        .session = session, .dataset = run->eval_data, .rows = run->eval_rows, .row_count = run->eval_count};
+    if (run->eval_count == 0)
+        return NB_OK;
+    NB_TRY(nb_evaluate(&args, &evaluation));
+    nb_evaluation_free(&evaluation);
+    return NB_OK;
+}
+
 /* One step, one evaluation, and what saving takes, in the order of the trainer. */
 static nb_status rehearse(struct nb_session *session, struct nb_plan *plan)
 {
@@ -112,16 +125,86 @@ static nb_status rehearse(struct nb_session *session, struct nb_plan *plan)
     plan->streamed_bytes = nb_model_fetched_bytes(session->model) - fetched;
     nb_stepper_destroy(&stepper);
     plan->step_flops = nb_dry_device_counts(session->device)->flops - before;
-    if (status != NB_OK || run->eval_count == 0)
-        return status;
-    struct nb_evaluation evaluation;
-    struct nb_evaluate_args args = {
-        .session = session, .dataset = run->eval_data, .rows = run->eval_rows, .row_count = run->eval_count};
-    status = nb_evaluate(&args, &evaluation);
+    return status == NB_OK ? rehearse_evaluation(session) : status;
+}
+
+/* ---- the numbers alone ---- */
+
+/* What the device counts in a step. */
+struct counts {
+    double flops;
+};
+
+static nb_status count_step(struct nb_session *session, struct nb_stepper *stepper, const struct nb_step_rows *rows,
+    uint32_t bins, struct counts *counts)
+{
+    struct nb_step_rows some = *rows;
+    struct nb_step_result result;
+    double before = nb_dry_device_counts(session->device)->flops;
+    some.bin_count = bins < rows->bin_count ? bins : rows->bin_count;
+    NB_TRY(nb_stepper_run(stepper, session->run->data, &some, 1, session->run->config->learning_rate, &result));
+    counts->flops = nb_dry_device_counts(session->device)->flops - before;
+    return NB_OK;
+}
+
+/* Micro-batches are alike: a step of one and a step of two of them tell what all take. */
+static nb_status measure_step(struct nb_session *session, struct nb_stepper *stepper, struct nb_measure *measured)
+{
+    const struct nb_run *run = session->run;
+    struct nb_step_rows rows;
+    struct counts one, two;
+    NB_TRY(nb_batch_plan_step(run->batches, 0, 0, &rows));
+    uint32_t bins = (uint32_t)run->micro_batch_size, batches = (rows.bin_count + bins - 1) / bins;
+    NB_TRY(count_step(session, stepper, &rows, bins, &one));
+    if (batches > 1)
+        NB_TRY(count_step(session, stepper, &rows, 2 * bins, &two));
+    measured->flops = batches > 1 ? one.flops + (batches - 1) * (two.flops - one.flops) : one.flops;
+    return NB_OK;
+}
+
+static nb_status measure(struct nb_session *session, struct nb_measure *measured)
+{
+    struct nb_stepper_options options = nb_stepper_options_of(session->run);
+    struct nb_stepper *stepper = NULL;
+    NB_TRY(nb_stepper_create(session, &options, &stepper));
+    measured->host_bytes = nb_dry_device_counts(session->device)->host_bytes;
+    nb_status status = measure_step(session, stepper, measured);
+    nb_stepper_destroy(&stepper);
     if (status == NB_OK)
-        nb_evaluation_free(&evaluation);
+        status = rehearse_evaluation(session);
     return status;
 }
+
+static bool is_fused(const struct nb_run *run, const struct nb_product_site *site)
+{
+    return site->format != NB_WEIGHT_BF16 && nb_product_path_of(&run->profile, site) == NB_PRODUCT_FUSED;
+}
+
+void nb_measure_session(const struct nb_session *session, struct nb_measure *measured)
+{
+    int sites;
+    const struct nb_product_site *site = nb_dry_device_sites(session->device, &sites);
+    measured->peak_bytes = nb_arena_high_water(session->arena);
+    measured->pinned_bytes = nb_arena_high_water(session->pinned);
+    measured->fuses = false;
+    for (int i = 0; i < sites; i++)
+        measured->fuses = measured->fuses || is_fused(session->run, &site[i]);
+}
+
+nb_status nb_plan_measure(const struct nb_run *run, struct nb_measure *measured)
+{
+    struct nb_session_args args = {.dry = true, .positions_max = run->sequence_len};
+    struct nb_session *session = NULL;
+    *measured = (struct nb_measure){0};
+    NB_TRY(nb_session_open(run, &args, &session));
+    nb_status status = measure(session, measured);
+    if (status == NB_OK)
+        nb_measure_session(session, measured);
+    nb_session_close(&session);
+    return status;
+}
+
+/* ---- the whole ---- */
 
 static void count_data(const struct nb_run *run, struct nb_plan *plan)
 {

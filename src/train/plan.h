@@ -6,7 +6,7 @@
 
 #include "base/arena.h"
 #include "device/cuda/plan.h"
-#include "train/setup.h"
+#include "train/session.h"
 
 enum { NB_PLAN_NOTES_MAX = 8 };
 
@@ -33,6 +33,19 @@ struct nb_plan {
     int kept_everything, kept_attention, blocks; /* blocks that compute nothing again, all but attention; all there are */
     int offloaded;                           /* blocks whose inputs stand in pinned host memory */
 };
+
+/* The numbers that a choice goes by. */
+struct nb_measure {
+    uint64_t peak_bytes, pinned_bytes, host_bytes; /* as in struct nb_plan */
+    double flops;                                  /* of a step, at most */
+    bool fuses;                                    /* some product with 4-bit weights dequantizes inside its kernel */
+};
+
+/* The same run as nb_plan_make's, without what is told of it alone. */
+nb_status nb_plan_measure(const struct nb_run *run, struct nb_measure *measured);
+
+/* What a dry session took and counted so far. */
+void nb_measure_session(const struct nb_session *session, struct nb_measure *measured);
 
 /* Measures. Errors: those of a step that cannot be run on this device; NB_MEMORY. Destroy with nb_plan_destroy. */
 nb_status nb_plan_make(const struct nb_run *run, struct nb_plan *plan);

@@ -1,6 +1,6 @@
 #include "train/plan_limits.h"
 
-#include "train/residency.h"
+#include "train/fit.h"
 
 /* Beyond this the token counts of a micro-batch leave 32 bits. */
 enum { TOKENS_MAX = 1 << 29 };
@@ -11,7 +11,7 @@ static nb_status try_sizes(struct nb_run *run, int sequence_len, int micro_batch
 {
     struct nb_plan plan;
     nb_run_resize(run, sequence_len, micro_batch_size, run->micro_batches);
-    NB_TRY(nb_residency_choose(run));
+    NB_TRY(nb_fit_choose(run));
     nb_status status = nb_plan_make(run, &plan);
     if (status == NB_OK)
         *tried = (struct nb_plan_limit_found){
@@ -72,5 +72,5 @@ nb_status nb_plan_find_limit(struct nb_run *run, enum nb_plan_limit limit, struc
             break;
     }
     nb_run_resize(run, found->sequence_len, found->micro_batch_size, run->micro_batches);
-    return nb_residency_choose(run);
+    return nb_fit_choose(run);
 }

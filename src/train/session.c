@@ -8,7 +8,7 @@
 
 #include "base/progress.h"
 #include "train/device.h"
-#include "train/residency.h"
+#include "train/fit.h"
 
 /* The dry device invents addresses; an arena over it only has to begin at one that is not null. */
 static const uint64_t dry_base = 1u << 20;
@@ -172,21 +172,21 @@ void nb_session_close(struct nb_session **session)
     *session = NULL;
 }
 
-/* A body on a dry session, and what it took there. */
+/* A body on a dry session. */
 struct rehearsal {
     int positions_max;
     nb_session_body *body;
     void *context;
-    uint64_t device_bytes, pinned_bytes;
 };
 
 /* The first time, the run's device is opened for the products that came up. */
-static nb_status rehearse(struct nb_run *run, void *context, uint64_t *bytes)
+static nb_status rehearse(struct nb_run *run, void *context, struct nb_measure *measured)
 {
-    struct rehearsal *r = context;
+    const struct rehearsal *r = context;
     const struct nb_session_args args = {.dry = true, .positions_max = r->positions_max};
     struct nb_session *session = NULL;
     int library = run->profile.cublaslt_version;
+    *measured = (struct nb_measure){0};
     NB_TRY(nb_session_open(run, &args, &session));
     nb_status status = r->body(session, r->context);
     if (status == NB_OK) {
@@ -196,10 +196,9 @@ static nb_status rehearse(struct nb_run *run, void *context, uint64_t *bytes)
     }
     if (status == NB_OK && run->profile.cublaslt_version != library) {
         nb_session_close(&session);
-        return rehearse(run, context, bytes); /* this one was for another way to multiply */
+        return rehearse(run, context, measured); /* this one was for another way to multiply */
     }
-    *bytes = r->device_bytes = nb_arena_high_water(session->arena);
-    r->pinned_bytes = nb_arena_high_water(session->pinned);
+    nb_measure_session(session, measured);
     nb_session_close(&session);
     return status;
 }
@@ -209,13 +208,10 @@ nb_status nb_session_run(
 {
     struct rehearsal r = {.positions_max = positions_max, .body = body, .context = context};
     struct nb_session *session = NULL;
-    uint64_t bytes;
-    bool changed;
-    NB_TRY(rehearse(run, &r, &bytes));
-    NB_TRY(nb_residency_search(run, rehearse, &r, &changed));
-    if (changed)
-        NB_TRY(rehearse(run, &r, &bytes));
-    const struct nb_session_args args = {.capacity = r.device_bytes, .pinned_capacity = r.pinned_bytes,
+    struct nb_measure measured;
+    NB_TRY(nb_fit_search(run, rehearse, &r));
+    NB_TRY(rehearse(run, &r, &measured));
+    const struct nb_session_args args = {.capacity = measured.peak_bytes, .pinned_capacity = measured.pinned_bytes,
         .positions_max = positions_max, .shows_progress = true};
     if (planned)
         *planned = args.capacity;

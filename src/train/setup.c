@@ -6,8 +6,8 @@
 #include "base/file.h"
 #include "base/log.h"
 #include "train/device.h"
+#include "train/fit.h"
 #include "train/product_table.h"
-#include "train/residency.h"
 #include "train/setup_data.h"
 
 /* ---- model and device ---- */
@@ -222,7 +222,6 @@ static nb_status open_run(struct nb_run *run, const struct nb_run_args *args)
     run->model.random_weights = args->random_weights && !nb_checkpoint_has_weights(run->checkpoint);
     NB_TRY(args->profile ? nb_run_assume_device(run, args->profile) : nb_run_choose_device(run));
     NB_TRY(choose_weights(run));
-    nb_residency_begin(run);
     choose_length(run);
     NB_TRY(choose_adapter(run, trains ? config->lora_model_dir : args->adapter));
     NB_TRY(check_adapter(run));
@@ -233,8 +232,9 @@ static nb_status open_run(struct nb_run *run, const struct nb_run_args *args)
         if (!(run->keep = calloc((size_t)nb_checkpoint_config(run->checkpoint)->layers, sizeof *run->keep)))
             return nb_fail(NB_MEMORY, "no memory to set up a run");
         NB_TRY(nb_setup_training_data(run));
-        return nb_residency_choose(run);
+        return nb_fit_choose(run);
     }
+    nb_fit_begin(run);
     return args->purpose == NB_PURPOSE_EVALUATE ? nb_setup_evaluation_data(run, args->data) : NB_OK;
 }
 

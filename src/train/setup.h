@@ -36,6 +36,17 @@ struct nb_run_args {
     bool random_weights; /* for benchmarks: a checkpoint without weights gets random ones */
 };
 
+/* What may be chosen for a run, from what costs the most time to what costs the least (fit.h). */
+enum nb_knob_name {
+    NB_KNOB_STREAMING,    /* how many blocks' weights stream in */
+    NB_KNOB_OFFLOADING,   /* how many blocks' inputs leave the device */
+    NB_KNOB_DEQUANTIZING, /* model.dequantize_once */
+    NB_KNOB_EVERYTHING,   /* how many blocks, the first ones, do not keep everything */
+    NB_KNOB_ATTENTION,    /* and how many of them not even attention's output */
+    NB_KNOB_RESIDENCY,    /* how much of a paged optimizer is on the device */
+    NB_KNOBS
+};
+
 /* How long a training run is. */
 struct nb_run_length {
     int64_t steps_per_epoch, steps, warmup_steps;
@@ -70,9 +81,12 @@ struct nb_run {
     uint64_t host_available_bytes;
     enum nb_host_limit host_limit;      /* which limit that is; NB_HOST_LIMIT_NONE: host_memory_budget, or none */
     enum nb_keep *keep;                 /* [blocks]: what each keeps in training; NULL outside of it */
-    int offloaded;                      /* so many blocks, the first ones, have their inputs in pinned host memory (offload.h) */
+    int offloaded;                      /* so many blocks, the first ones, have their inputs in pinned host memory */
     bool layer_major;                   /* all micro-batches of a step go through a layer before the next */
     int mlp_chunk_tokens, loss_rows;    /* as in struct nb_batch_limits; loss_rows 0: as many as the memory of logits makes sensible */
+    int notch[NB_KNOBS];                /* what was chosen, 0 the fastest; of knobs that the config leaves open (fit_knobs.h) */
+    bool may_dequantize_once;           /* it would change no bit */
+    uint64_t paged_bytes;               /* masters and moments of a paged optimizer */
     int sequence_len;
     int micro_batch_size, micro_batches; /* rows (bins with sample_packing) of a micro-batch; micro-batches of a step */
 

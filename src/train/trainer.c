@@ -11,10 +11,10 @@
 #include "train/checkpoint_state.h"
 #include "train/device.h"
 #include "train/evaluate.h"
+#include "train/fit.h"
 #include "train/metrics.h"
 #include "train/plan.h"
 #include "train/product_table.h"
-#include "train/residency.h"
 #include "train/run_folder.h"
 #include "train/schedule.h"
 #include "train/step.h"
@@ -332,7 +332,7 @@ static nb_status plan_memory(struct trainer *t, struct capacity *capacity)
         status = nb_run_open_device(t->run, plan.site, plan.sites);
     nb_plan_destroy(&plan);
     if (status == NB_OK)
-        status = nb_residency_choose(t->run);
+        status = nb_fit_choose(t->run);
     if (status == NB_OK)
         status = nb_plan_make(t->run, &plan);
     if (status == NB_OK) {

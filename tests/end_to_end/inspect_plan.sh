@@ -83,7 +83,7 @@ peak=$("$probe" json "$work/out" peak_bytes)
 # Paged, masters and moments leave the card, and what they pass through adds nothing to the peak: 160 + 81 MiB less.
 succeeds plan "$work/8b.yml" --device rtx-4090 --json
 resident=$("$probe" json "$work/out" peak_bytes)
-succeeds plan "$work/8b.yml" --device rtx-4090 --set optimizer=paged_adamw_8bit --json
+succeeds plan "$work/8b.yml" --device rtx-4090 --set optimizer=paged_adamw_8bit --set resident_optimizer_bytes=0 --json
 paged=$("$probe" json "$work/out" peak_bytes) pinned=$("$probe" json "$work/out" pinned_bytes)
 [ $((resident - paged)) -ge 252000000 ] || problem "paging saves $((resident - paged)) bytes alone"
 [ $((pinned - (resident - paged))) -le 1048576 ] || problem "$pinned bytes of host memory for $((resident - paged)) of the card's"
@@ -110,6 +110,7 @@ succeeds plan "$work/8b.yml" --device h200 --set memory_budget=2GB
 says out 'does not fit'
 refuses 2 'resident_layers' 'whole number, or auto' -- plan "$work/8b.yml" --device h200 --set resident_layers=most
 refuses 2 'memory_budget' '24GB' -- plan "$work/8b.yml" --device h200 --set memory_budget=lots
+refuses 2 'memory_budget' '24GB' -- plan "$work/8b.yml" --device h200 --set memory_budget=0
 sed -e "s|configs/models/llama-3-8b.json|$models/llama|" -e "s|long.jsonl|short.jsonl|" "$work/8b.yml" >"$work/small.yml"
 printf '{"input_ids": [%s]}\n' "$(seq -s, 3 40)" >"$work/short.jsonl"
 refuses 1 'within memory_budget, this needs' -- train "$work/small.yml" --set memory_budget=64kB --set output_dir="$work/small"

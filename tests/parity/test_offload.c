@@ -16,8 +16,7 @@
 #include "checkpoint/safetensors.h"
 #include "rig.h"
 #include "train/device.h"
-#include "train/offload.h"
-#include "train/recompute.h"
+#include "train/fit.h"
 #include "train/trainer.h"
 #include "training.h"
 
@@ -397,12 +396,12 @@ static void as_little_leaves_as_fits(void **state)
     struct nb_config config;
     uint64_t peak[MOST + 1];
     char *yaml = yaml_of(
-        d, "out", "bf16: true\nmicro_batch_size: 2\ngradient_checkpointing: auto\nmemory_budget: 1GB\n");
+        d, "out", "bf16: true\nmicro_batch_size: 2\ngradient_checkpointing: auto\nmemory_budget: 1GB\nresident_layers: 8\n");
     struct nb_run *run = open_run(yaml, &config);
     assert_int_equal(run->offloaded, 0);
     assert_int_equal(run->keep[0], NB_KEEP_EVERYTHING);
     run->available_bytes = 1; /* computing again comes first */
-    training_check(nb_recompute_choose(run));
+    training_check(nb_fit_choose(run));
     assert_int_equal(run->offloaded, MOST);
     for (int i = 0; i < BLOCKS; i++)
         assert_int_equal(run->keep[i], NB_KEEP_INPUT);
@@ -416,7 +415,7 @@ static void as_little_leaves_as_fits(void **state)
     for (int n = 0; n <= MOST; n++)
         for (uint64_t less = 0; less < 2; less++) { /* just enough, and a byte too little */
             run->available_bytes = peak[n] - less;
-            training_check(nb_recompute_choose(run));
+            training_check(nb_fit_choose(run));
             assert_int_equal(run->offloaded, n + (int)less > MOST ? MOST : n + (int)less);
         }
     nb_run_destroy(&run);
@@ -453,7 +452,7 @@ static void what_is_said_is_done(void **state)
         nb_plan_destroy(&plan);
         if (i == 4) { /* the CPU's memory is the host's: nothing is gained */
             run->available_bytes = 1;
-            training_check(nb_recompute_choose(run));
+            training_check(nb_fit_choose(run));
             assert_int_equal(run->offloaded, 0);
         }
         nb_run_destroy(&run);

@@ -9,7 +9,7 @@
 #include <cmocka.h>
 
 #include "base/file.h"
-#include "train/recompute.h"
+#include "train/fit.h"
 #include "train/trainer.h"
 #include "training.h"
 
@@ -147,7 +147,7 @@ static uint64_t peak_within(struct nb_run *run, uint64_t bytes, int *kept)
 {
     struct nb_plan plan;
     run->available_bytes = bytes;
-    training_check(nb_recompute_choose(run));
+    training_check(nb_fit_choose(run));
     training_check(nb_plan_make(run, &plan));
     uint64_t peak = plan.peak_bytes;
     *kept = 2 * plan.kept_everything + plan.kept_attention;

@@ -12,7 +12,7 @@
 #include "base/file.h"
 #include "model/generate.h"
 #include "support/deep_model.h"
-#include "train/residency.h"
+#include "train/fit.h"
 #include "train/trainer.h"
 #include "training.h"
 
@@ -343,12 +343,12 @@ static void as_many_stay_as_fit(void **state)
     uint64_t high = peak_of(run);
     int before = 0;
     run->available_bytes = 1;
-    training_check(nb_residency_choose(run));
+    training_check(nb_fit_choose(run));
     assert_int_equal(run->model.streamed_blocks, LAYERS);
     uint64_t low = peak_of(run);
     for (uint64_t bytes = high; bytes >= low; bytes -= (high - low) / 24) {
         run->available_bytes = bytes;
-        training_check(nb_residency_choose(run));
+        training_check(nb_fit_choose(run));
         assert_true(peak_of(run) <= bytes);
         int streamed = run->model.streamed_blocks;
         assert_true(streamed >= before && (streamed == 0 || streamed > NB_UNIT_BUFFERS));
@@ -364,7 +364,7 @@ static void as_many_stay_as_fit(void **state)
     /* Without a budget, the CPU's device memory is the host's: what does not fit is not streamed. */
     config.memory_budget = -1;
     run->available_bytes = low;
-    training_check(nb_residency_choose(run));
+    training_check(nb_fit_choose(run));
     assert_int_equal(run->model.streamed_blocks, 0);
     nb_run_destroy(&run);
     nb_config_destroy(&config);

@@ -452,6 +452,7 @@ void nb_cpu_memory_mark(void *context, uint64_t address, uint64_t bytes, bool us
 /* What the dry device counted. */
 struct nb_dry_counts {
     uint64_t memory_bytes, host_bytes; /* taken now */
+    uint64_t host_bytes_max;           /* taken at once, at most */
     uint64_t ops;
     double flops;                      /* of the linear and attention ops, for the time estimate */
     uint64_t copied_bytes;

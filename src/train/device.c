@@ -7,6 +7,7 @@
 #include "base/log.h"
 #include "base/threads.h"
 #include "device/cuda/cuda.h"
+#include "train/host_slab.h"
 #include "train/product_table.h"
 
 /* What the user measured on this machine, if anything. */
@@ -55,6 +56,8 @@ static nb_status use_cuda(struct nb_run *run)
         return nb_fail(NB_USAGE,
             "bf16: false: %s computes in bf16 alone; remove the key, or set device: cpu for fp32", run->profile.name);
     run->model.activation = NB_DTYPE_BF16;
+    if (run->config->pinned == NB_CONFIG_PINNED_FALSE && run->profile.link_gb_per_s > nb_host_pageable_rate())
+        run->profile.link_gb_per_s = nb_host_pageable_rate();
     const struct nb_device_profile *p = &run->profile;
     uint64_t lost = p->reserved_bytes + p->driver_bytes;
     share_memory(run, p->driver_bytes, p->memory_bytes > lost ? p->memory_bytes - lost : 0);
@@ -131,6 +134,7 @@ nb_status nb_run_open_device(struct nb_run *run, const struct nb_product_site *s
     measure_host(run, true); /* the driver took some of it */
     uint64_t available;
     NB_TRY(run->device->memory_available(run->device, &available));
+    run->free_bytes = available;
     /* The driver's own share, taken by now, counts as the run's; what is gone beyond that share is other programs'. */
     uint64_t taken = run->profile.memory_bytes > available ? run->profile.memory_bytes - available : 0;
     share_memory(run, taken < run->profile.driver_bytes ? taken : run->profile.driver_bytes, available);

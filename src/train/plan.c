@@ -16,6 +16,15 @@ static void note(struct nb_plan *plan, char *text)
         free(text);
 }
 
+static void note_host(const struct nb_run *run, struct nb_plan *plan)
+{
+    char *pageable = nb_host_slab_note(run, plan->pinned_bytes);
+    if (pageable)
+        note(plan, pageable);
+    if (nb_host_need_check(run, &plan->host, plan->peak_bytes) != NB_OK)
+        note(plan, nb_format("%s", nb_status_message()));
+}
+
 static void collect_notes(const struct nb_run *run, struct nb_plan *plan)
 {
     const struct nb_config *config = run->config;
@@ -30,6 +39,7 @@ static void collect_notes(const struct nb_run *run, struct nb_plan *plan)
     if (!nb_checkpoint_has_weights(run->checkpoint))
         note(plan, nb_format("%s holds no weights: this model can be planned, not trained",
                        nb_checkpoint_path(run->checkpoint)));
+    note_host(run, plan);
     if (plan->peak_bytes > plan->available_bytes)
         note(plan,
             nb_format(
@@ -114,7 +124,6 @@ static nb_status rehearse(struct nb_session *session, struct nb_plan *plan)
     struct nb_step_result result;
     double before = nb_dry_device_counts(session->device)->flops;
     NB_TRY(nb_stepper_create(session, &options, &stepper));
-    plan->host_bytes = nb_dry_device_counts(session->device)->host_bytes;
     uint64_t fetched = nb_model_fetched_bytes(session->model);
     nb_status status = nb_batch_plan_step(run->batches, 0, 0, &rows);
     if (status == NB_OK)
@@ -167,7 +176,6 @@ static nb_status measure(struct nb_session *session, struct nb_measure *measured
     struct nb_stepper_options options = nb_stepper_options_of(session->run);
     struct nb_stepper *stepper = NULL;
     NB_TRY(nb_stepper_create(session, &options, &stepper));
-    measured->host_bytes = nb_dry_device_counts(session->device)->host_bytes;
     nb_status status = measure_step(session, stepper, measured);
     nb_stepper_destroy(&stepper);
     if (status == NB_OK)
@@ -186,6 +194,7 @@ void nb_measure_session(const struct nb_session *session, struct nb_measure *mea
     const struct nb_product_site *site = nb_dry_device_sites(session->device, &sites);
     measured->peak_bytes = nb_arena_high_water(session->arena);
     measured->pinned_bytes = nb_arena_high_water(session->pinned);
+    nb_host_need_of(session->pinned, session->device, &measured->host);
     measured->fuses = false;
     for (int i = 0; i < sites; i++)
         measured->fuses = measured->fuses || is_fused(session->run, &site[i]);
@@ -259,6 +268,7 @@ nb_status nb_plan_make(const struct nb_run *run, struct nb_plan *plan)
     if (status == NB_OK) {
         plan->peak_bytes = nb_arena_high_water(session->arena);
         plan->pinned_bytes = nb_arena_high_water(session->pinned);
+        nb_host_need_of(session->pinned, session->device, &plan->host);
         for (int c = 0; c < NB_CATEGORY_COUNT; c++)
             plan->category_bytes[c] = nb_arena_high_water_of(session->arena, (enum nb_category)c);
         plan->available_bytes = run->available_bytes;

@@ -130,7 +130,7 @@ void nb_plan_print(const struct nb_run *run, const struct nb_plan *plan, FILE *o
     print_part(plan, plan->driver_bytes, "the driver's own share, beside them", out);
     if (plan->pinned_bytes)
         fprintf(out, "  %10.1f MiB  of pinned host memory beside it\n", (double)plan->pinned_bytes / mebibyte);
-    fprintf(out, "  %10.1f MiB  on the host beside it, for copies\n", (double)plan->host_bytes / mebibyte);
+    fprintf(out, "  %10.1f MiB  on the host beside it, for copies\n", (double)plan->host.staging_bytes / mebibyte);
     for (int i = 0; i < plan->notes; i++)
         fprintf(out, "note: %s\n", plan->note[i]);
 }
@@ -148,9 +148,15 @@ static json_t *products_json(const struct nb_run *run, const struct nb_plan *pla
     return list;
 }
 
+static bool fits(const struct nb_run *run, const struct nb_plan *plan)
+{
+    return plan->peak_bytes <= plan->available_bytes &&
+           nb_host_need_fits(run, &plan->host, plan->peak_bytes);
+}
+
 nb_status nb_plan_print_json(const struct nb_run *run, const struct nb_plan *plan, FILE *out)
 {
-    json_t *root = json_object(), *categories = json_object(), *notes = json_array();
+    json_t *root = json_object(), *categories = json_object(), *pinned = json_object(), *notes = json_array();
     json_object_set_new(root, "device", json_string(run->profile.name));
     json_object_set_new(root, "blocks", json_integer(plan->blocks));
     json_object_set_new(root, "blocks_keeping_everything", json_integer(plan->kept_everything));
@@ -159,18 +165,21 @@ nb_status nb_plan_print_json(const struct nb_run *run, const struct nb_plan *pla
     json_object_set_new(root, "blocks_streamed", json_integer(plan->streamed));
     json_object_set_new(root, "streamed_bytes", json_integer((json_int_t)plan->streamed_bytes));
     json_object_set_new(root, "products", products_json(run, plan));
-    for (int c = 0; c < NB_CATEGORY_COUNT; c++)
-        json_object_set_new(
-            categories, nb_category_name((enum nb_category)c), json_integer((json_int_t)plan->category_bytes[c]));
+    for (int c = 0; c < NB_CATEGORY_COUNT; c++) {
+        const char *name = nb_category_name((enum nb_category)c);
+        json_object_set_new(categories, name, json_integer((json_int_t)plan->category_bytes[c]));
+        json_object_set_new(pinned, name, json_integer((json_int_t)plan->host.kept_bytes[c]));
+    }
     for (int i = 0; i < plan->notes; i++)
         json_array_append_new(notes, json_string(plan->note[i]));
     json_object_set_new(root, "peak_bytes", json_integer((json_int_t)plan->peak_bytes));
     json_object_set_new(root, "categories", categories);
     json_object_set_new(root, "pinned_bytes", json_integer((json_int_t)plan->pinned_bytes));
-    json_object_set_new(root, "host_bytes", json_integer((json_int_t)plan->host_bytes));
+    json_object_set_new(root, "pinned_categories", pinned);
+    json_object_set_new(root, "host_bytes", json_integer((json_int_t)plan->host.staging_bytes));
     json_object_set_new(root, "available_bytes", json_integer((json_int_t)plan->available_bytes));
     json_object_set_new(root, "driver_bytes", json_integer((json_int_t)plan->driver_bytes));
-    json_object_set_new(root, "fits", json_boolean(plan->peak_bytes <= plan->available_bytes));
+    json_object_set_new(root, "fits", json_boolean(fits(run, plan)));
     json_object_set_new(root, "trainable_parameters", json_integer((json_int_t)plan->trainable_parameters));
     json_object_set_new(root, "parameters", json_integer((json_int_t)plan->parameters));
     json_object_set_new(root, "rows", json_integer((json_int_t)plan->rows));

@@ -4,7 +4,6 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/resource.h>
 
 #include "base/progress.h"
 #include "train/device.h"
@@ -31,6 +30,18 @@ static void watch_memory(struct nb_session *s, uint64_t capacity, bool watched)
 #endif
 }
 
+/* The plan fits what was free when the device was opened: somebody else has taken some of it since. */
+static nb_status explain_lack(const struct nb_session *s, uint64_t capacity)
+{
+    uint64_t now = 0;
+    NB_TRY(s->device->memory_available(s->device, &now));
+    return nb_fail(NB_MEMORY,
+        "%s: the plan of %.1f MiB was made when %.1f MiB could be taken; now it is %.1f: another process has taken memory "
+        "in between. End it (`nvidia-smi` lists them), start again when it needs no more, or set memory_budget to what it "
+        "leaves",
+        s->device->profile.name, (double)capacity / mebibyte, (double)s->run->free_bytes / mebibyte, (double)now / mebibyte);
+}
+
 static nb_status take_memory(struct nb_session *s, uint64_t capacity)
 {
     if (s->dry)
@@ -44,43 +55,24 @@ static nb_status take_memory(struct nb_session *s, uint64_t capacity)
             : s->run->available_bytes < s->device->profile.memory_bytes ? " free"
                                                                         : "",
             (double)capacity / mebibyte);
-    NB_TRY(s->device->memory_take(s->device, capacity, &s->slab));
+    nb_status status = s->device->memory_take(s->device, capacity, &s->slab);
+    if (status == NB_MEMORY && s->device->memory_available)
+        return explain_lack(s, capacity);
+    NB_TRY(status);
     NB_TRY(nb_arena_create("device", s->slab.address, capacity, &s->arena));
     s->capacity = capacity;
     watch_memory(s, capacity, true);
     return NB_OK;
 }
 
-/* Says how much was asked for, why it was refused, where limits may lie, and what does without. */
-static nb_status explain_refusal(const struct nb_session *s, uint64_t capacity)
-{
-    struct rlimit locked = {RLIM_INFINITY, RLIM_INFINITY};
-    char limit[32] = "unlimited", *why = strdup(nb_status_message());
-    if (getrlimit(RLIMIT_MEMLOCK, &locked) == 0 && locked.rlim_cur != RLIM_INFINITY)
-        snprintf(limit, sizeof limit, "%.1f MiB", (double)locked.rlim_cur / mebibyte);
-    nb_fail(NB_MEMORY,
-        "%.1f MiB of pinned host memory, for what the plan keeps off the device, were refused: %s. The limit may be "
-        "the machine's memory, that of locked memory (`ulimit -l`: %s) or a container's (its cgroup's memory.max)%s",
-        (double)capacity / mebibyte, why ? why : "", limit,
-        s->run->model.streamed_blocks ? "; a higher resident_layers takes less"
-        : s->run->offloaded           ? "; activation_offloading: false takes less"
-        : s->run->adapter.paging.on   ? "; an optimizer that is not paged takes less"
-                                      : "");
-    free(why);
-    return NB_MEMORY;
-}
-
 /* Copies run at the link's full rate only from and to pinned memory, and only then beside the device's work. */
-static nb_status take_pinned_memory(struct nb_session *s, uint64_t capacity)
+static nb_status take_host_slab(struct nb_session *s, uint64_t capacity)
 {
     if (s->dry)
         return nb_arena_create("pinned host memory", dry_base, UINT64_MAX, &s->pinned);
-    if (capacity == 0)
-        return nb_arena_create("pinned host memory", dry_base, 0, &s->pinned);
-    nb_status status = s->device->host_take(s->device, capacity, &s->pinned_slab);
-    if (status != NB_OK)
-        return status == NB_MEMORY ? explain_refusal(s, capacity) : status;
-    return nb_arena_create("pinned host memory", (uintptr_t)s->pinned_slab, capacity, &s->pinned);
+    NB_TRY(nb_host_slab_take(s->run, s->device, capacity, &s->host));
+    uint64_t base = capacity ? (uintptr_t)s->host.memory : dry_base;
+    return nb_arena_create(s->host.pageable ? "pageable host memory" : "pinned host memory", base, capacity, &s->pinned);
 }
 
 static nb_status make_adapter(struct nb_session *s)
@@ -116,8 +108,10 @@ static nb_status open_session(struct nb_session *s, const struct nb_session_args
         return nb_fail(NB_UNSUPPORTED, "a session needs its run's device opened");
     NB_TRY(nb_device_require_all(s->device));
     NB_TRY(s->device->stream_create(s->device, &s->stream));
+    if (!s->dry && args->host)
+        NB_TRY(nb_host_need_check(run, args->host, args->capacity));
     NB_TRY(take_memory(s, args->capacity));
-    NB_TRY(take_pinned_memory(s, args->pinned_capacity));
+    NB_TRY(take_host_slab(s, args->pinned_capacity));
     NB_TRY(nb_arena_take(s->arena, NB_CATEGORY_BATCH, "step", sizeof(struct nb_step), &s->step.address));
     NB_TRY(s->device->fill_zero(s->device, s->stream, s->step, sizeof(struct nb_step)));
     NB_TRY(nb_model_create(s->device, run->checkpoint, &run->model, &s->model));
@@ -159,8 +153,7 @@ void nb_session_close(struct nb_session **session)
             s->device->stream_destroy(s->device, &s->stream);
         if (s->staging)
             s->device->host_give_back(s->device, s->staging);
-        if (s->pinned_slab)
-            s->device->host_give_back(s->device, s->pinned_slab);
+        nb_host_slab_give_back(s->device, &s->host);
         if (!nb_dptr_is_null(s->slab)) {
             watch_memory(s, s->capacity, false);
             s->device->memory_give_back(s->device, s->slab);
@@ -212,7 +205,7 @@ nb_status nb_session_run(
     NB_TRY(nb_fit_search(run, rehearse, &r));
     NB_TRY(rehearse(run, &r, &measured));
     const struct nb_session_args args = {.capacity = measured.peak_bytes, .pinned_capacity = measured.pinned_bytes,
-        .positions_max = positions_max, .shows_progress = true};
+        .host = &measured.host, .positions_max = positions_max, .shows_progress = true};
     if (planned)
         *planned = args.capacity;
     NB_TRY(nb_session_open(run, &args, &session));

@@ -76,6 +76,7 @@ struct nb_run {
     struct nb_device *device;           /* opened by nb_run_open_device; NULL before. Sessions borrow it */
     uint64_t available_bytes;           /* of the device, for the arena: estimated until it is opened, then measured */
     uint64_t driver_bytes;              /* beside it: the driver's own share of what the run may take */
+    uint64_t free_bytes;                /* of the device when it was opened, whatever memory_budget allows; 0 on a CPU */
     /* Of the host, for what is kept off the device (on a CPU for the arena as well): host_memory_budget, or what the
      * process may take where that is less. UINT64_MAX: the device is of another machine, whose memory is unknown. */
     uint64_t host_available_bytes;

@@ -39,6 +39,7 @@ struct trainer {
 /* Of the session's arenas, in bytes. */
 struct capacity {
     uint64_t device, pinned;
+    struct nb_host_need host;
 };
 
 static bool is_stopped(const struct trainer *t)
@@ -308,7 +309,12 @@ static nb_status open_metrics(struct trainer *t)
 static nb_status open_session(struct trainer *t, const struct capacity *capacity)
 {
     struct nb_session_args args = {
-        .capacity = capacity->device, .pinned_capacity = capacity->pinned, .positions_max = t->run->sequence_len, .shows_progress = true};
+        .capacity = capacity->device,
+        .pinned_capacity = capacity->pinned,
+        .host = &capacity->host,
+        .positions_max = t->run->sequence_len,
+        .shows_progress = true,
+    };
     struct nb_stepper_options options = nb_stepper_options_of(t->run);
     NB_TRY(nb_session_open(t->run, &args, &t->session));
     return nb_stepper_create(t->session, &options, &t->stepper);
@@ -337,7 +343,7 @@ static nb_status plan_memory(struct trainer *t, struct capacity *capacity)
         status = nb_plan_make(t->run, &plan);
     if (status == NB_OK) {
         nb_plan_print(t->run, &plan, stderr);
-        *capacity = (struct capacity){plan.peak_bytes, plan.pinned_bytes};
+        *capacity = (struct capacity){plan.peak_bytes, plan.pinned_bytes, plan.host};
         status = nb_product_table_record(&t->run->profile, plan.site, plan.sites, &t->run->recorded);
     }
     nb_plan_destroy(&plan);

@@ -538,7 +538,7 @@ static void refused_memory_is_explained(void **state)
     struct nb_config config;
     struct nb_plan plan;
     struct nb_session *session = NULL;
-    char *yaml = yaml_of(d, "out", "activation_offloading: true\nmicro_batch_size: 2\nbf16: true\n");
+    char *yaml = yaml_of(d, "out", "activation_offloading: true\nmicro_batch_size: 2\nbf16: true\npinned: true\n");
     struct nb_run *run = open_run(yaml, &config);
     training_check(nb_plan_make(run, &plan));
     training_check(nb_run_open_device(run, plan.site, plan.sites));
@@ -549,8 +549,8 @@ static void refused_memory_is_explained(void **state)
         .capacity = plan.peak_bytes, .pinned_capacity = plan.pinned_bytes, .positions_max = run->sequence_len};
     assert_int_equal(nb_session_open(run, &args, &session), NB_MEMORY);
     assert_null(session);
-    const char *said = nb_status_message(), *const wanted[] = {"0.1 MiB", "the limit is reached", "ulimit -l", "cgroup",
-        "activation_offloading: false"};
+    const char *said = nb_status_message(), *const wanted[] = {"0.1 MiB", "the limit is reached", " leaves ", "container",
+        "activation_offloading: false", "pinned: auto"};
     for (size_t i = 0; i < sizeof wanted / sizeof *wanted; i++)
         if (!strstr(said, wanted[i]))
             fail_msg("\"%s\" does not say %s", said, wanted[i]);

@@ -89,6 +89,8 @@ static nb_status host_take(struct nb_device *device, uint64_t bytes, void **memo
     nb_status status = enter_slab(&dry->host_slabs, &dry->counts.host_bytes, bytes, (uintptr_t)map);
     if (status != NB_OK)
         munmap(map, bytes ? bytes : 1);
+    if (dry->counts.host_bytes > dry->counts.host_bytes_max)
+        dry->counts.host_bytes_max = dry->counts.host_bytes;
     *memory = map;
     return status;
 }

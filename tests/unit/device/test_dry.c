@@ -50,6 +50,7 @@ static void host_memory_is_counted_and_usable(void **state)
     memset(memory, 1, 12345);
     d->host_give_back(d, memory);
     assert_int_equal(counts->host_bytes, 0);
+    assert_int_equal(counts->host_bytes_max, 12345);
     nb_device_destroy(&d);
 }
 

@@ -34,8 +34,8 @@ void bench_open(struct bench *bench, const struct nb_adapter_options *options)
     bench_ok(nb_arena_create("test", s->slab.address, ARENA_BYTES, &s->arena));
     bench_ok(nb_adapter_create(nb_checkpoint_config(bench->checkpoint), options, &s->adapter));
     uint64_t paged = nb_adapter_paged_bytes(s->adapter) + NB_ALIGNMENT; /* a checked build's red zone */
-    bench_ok(s->device->host_take(s->device, paged, &s->pinned_slab));
-    bench_ok(nb_arena_create("pinned", (uintptr_t)s->pinned_slab, paged, &s->pinned));
+    bench_ok(s->device->host_take(s->device, paged, &s->host.memory));
+    bench_ok(nb_arena_create("pinned", (uintptr_t)s->host.memory, paged, &s->pinned));
     bench_ok(nb_adapter_allocate(s->adapter, s->device, s->arena, s->pinned));
     bench_ok(s->device->host_take(s->device, nb_adapter_staging_bytes(s->adapter), &s->staging));
     bench_ok(nb_adapter_initialize(s->adapter, s->stream, s->staging));
@@ -47,7 +47,7 @@ void bench_close(struct bench *bench)
     nb_adapter_destroy(&s->adapter);
     nb_arena_destroy(&s->arena);
     nb_arena_destroy(&s->pinned);
-    s->device->host_give_back(s->device, s->pinned_slab);
+    s->device->host_give_back(s->device, s->host.memory);
     s->device->stream_destroy(s->device, &s->stream);
     s->device->host_give_back(s->device, s->staging);
     s->device->memory_give_back(s->device, s->slab);

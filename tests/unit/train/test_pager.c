@@ -108,7 +108,7 @@ static void check_pages(uint64_t resident_bytes)
     bench_open(&bench, &options);
     const struct nb_adapter *adapter = bench.session.adapter;
     int count = nb_adapter_trainable_count(adapter), resident = nb_adapter_resident(adapter);
-    const unsigned char *end = bench.session.pinned_slab;
+    const unsigned char *end = bench.session.host.memory;
     assert_true(bytes_before(adapter, resident) <= resident_bytes);
     assert_true(resident == count || bytes_before(adapter, resident + 1) > resident_bytes);
     assert_int_equal(nb_adapter_paged_bytes(adapter), bytes_before(adapter, count) - bytes_before(adapter, resident));

@@ -87,8 +87,8 @@ static nb_status host_take(struct nb_device *device, uint64_t bytes, void **memo
     if (error == cudaErrorMemoryAllocation) {
         (void)cudaGetLastError();
         return nb_fail(NB_MEMORY,
-                       "the machine cannot pin %.1f MiB of its memory for copies to the GPU: free memory, or raise the limit of "
-                       "locked memory (`ulimit -l`; in a container --ulimit memlock=-1)",
+                       "the machine cannot pin %.1f MiB of its memory for copies to the GPU: free some, or raise what a container "
+                       "or virtual machine sets",
                        0x1p-20 * (double)bytes);
     }
     return nb_cuda_status(error, "pinning host memory");

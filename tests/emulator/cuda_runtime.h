@@ -127,15 +127,20 @@ struct nb_emulator_gpu {
     int shared_bytes_max;       /* dynamic, of a block */
     size_t memory_bytes;
     bool cublaslt;              /* whether the library can be opened */
+    size_t others_bytes;        /* of memory_bytes that other processes have taken */
+    size_t pinned_bytes;        /* of host memory that may be pinned in all */
 };
 /* "emulated GPU", one, driver 13.0, capability 8.9, 4 multiprocessors (so few that persistent loops go round), 99 KiB, 2 GiB, with
- * cuBLASLt. */
+ * cuBLASLt, no other process on it, and any memory may be pinned. */
 struct nb_emulator_gpu nb_emulator_gpu_default(void);
 /* Counts from the next call on; memory that is taken stays. */
 void nb_emulator_gpu_set(const struct nb_emulator_gpu *gpu);
 
 /* The next call of the runtime function named so returns `error` and does nothing else. `call`: static, NULL: none. */
 void nb_emulator_refuse(const char *call, cudaError_t error);
+
+/* How often the runtime function of this name has been called. */
+int nb_emulator_calls(const char *call);
 
 /* Device allocations, pinned ones, streams and events that nobody gave back. */
 struct nb_emulator_left {

@@ -3,7 +3,7 @@
  * A stream is a queue. Nothing of it runs when it is queued, not even a copy; work runs in a call that waits (a stream's or an event's
  * synchronization, cudaFree, a stream's end), item by item, the stream drawn by the seed among those whose head may run, until what is
  * waited for has passed. So what nothing orders runs in every order, and what nothing waits for has not run. The copies from pageable
- * memory alone are taken when they are queued, as the real runtime stages them.
+ * memory alone are taken when they are queued, as the real runtime stages them, and a copy to it has been done when its call returns.
  *
  * One host thread calls, as nibble does. */
 #include "emulator/runtime.h"
@@ -38,6 +38,7 @@ cudaError_t fail(cudaError_t error)
 cudaError_t enter(const char *call)
 {
     machine &m = the_machine();
+    m.calls[call]++;
     if (m.refused == call) {
         m.refused.clear();
         return fail(m.refused_with);

@@ -81,11 +81,12 @@ struct machine {
     std::map<uintptr_t, allocation> device, pinned;
     std::vector<CUstream_st *> streams;
     std::map<const void *, int> shared_bytes; /* of the kernels that were loaded with more than 48 KiB */
-    size_t used_bytes = 0;
+    size_t used_bytes = 0, pinned_bytes = 0;
     int events = 0, graphs = 0;
     uint64_t draws = 0;
     cudaError_t last = cudaSuccess;
     std::string refused;
+    std::map<std::string, int> calls;
     cudaError_t refused_with = cudaSuccess;
 };
 

@@ -8,7 +8,7 @@ using namespace nb_runtime;
 
 struct nb_emulator_gpu nb_emulator_gpu_default(void)
 {
-    return {"emulated GPU", 1, CUDART_VERSION, 89, 4, 99 * 1024, (size_t)2 << 30, true};
+    return {"emulated GPU", 1, CUDART_VERSION, 89, 4, 99 * 1024, (size_t)2 << 30, true, 0, SIZE_MAX};
 }
 
 void nb_emulator_gpu_set(const struct nb_emulator_gpu *gpu)
@@ -20,6 +20,13 @@ void nb_emulator_refuse(const char *call, cudaError_t error)
 {
     the_machine().refused = call ? call : "";
     the_machine().refused_with = error;
+}
+
+int nb_emulator_calls(const char *call)
+{
+    const auto &calls = the_machine().calls;
+    auto at = calls.find(call);
+    return at == calls.end() ? 0 : at->second;
 }
 
 struct nb_emulator_left nb_emulator_left(void)

@@ -16,6 +16,14 @@ void nb_runtime::set_access(bool open)
         mprotect(a.map + PAGE, a.map_bytes - 2 * PAGE, open ? PROT_READ | PROT_WRITE : PROT_NONE);
 }
 
+/* What neither this process nor another has taken. */
+static size_t free_bytes()
+{
+    const machine &m = the_machine();
+    size_t taken = m.used_bytes + m.gpu.others_bytes;
+    return m.gpu.memory_bytes - std::min(taken, m.gpu.memory_bytes);
+}
+
 /* Aligned to 256 bytes and, on the device, to no more, so that nobody counts on more. */
 static bool map_memory(size_t bytes, bool device, allocation *a, uintptr_t *address)
 {
@@ -53,7 +61,7 @@ cudaError_t cudaMalloc(void **memory, size_t bytes)
     *memory = nullptr;
     if (bytes == 0)
         return cudaSuccess;
-    if (bytes > m.gpu.memory_bytes - std::min(m.used_bytes, m.gpu.memory_bytes) || !map_memory(bytes, true, &a, &address))
+    if (bytes > free_bytes() || !map_memory(bytes, true, &a, &address))
         return fail(cudaErrorMemoryAllocation);
     m.device[address] = a;
     m.used_bytes += bytes;
@@ -86,9 +94,11 @@ cudaError_t cudaHostAlloc(void **memory, size_t bytes, unsigned)
     *memory = nullptr;
     if (bytes == 0)
         return cudaSuccess;
-    if (!map_memory(bytes, false, &a, &address))
+    machine &m = the_machine();
+    if (bytes > m.gpu.pinned_bytes - std::min(m.pinned_bytes, m.gpu.pinned_bytes) || !map_memory(bytes, false, &a, &address))
         return fail(cudaErrorMemoryAllocation);
-    the_machine().pinned[address] = a;
+    m.pinned[address] = a;
+    m.pinned_bytes += bytes;
     *memory = (void *)address;
     return cudaSuccess;
 }
@@ -104,6 +114,7 @@ cudaError_t cudaFreeHost(void *memory)
     auto at = m.pinned.find((uintptr_t)memory);
     if (at == m.pinned.end())
         return fail(cudaErrorInvalidValue);
+    m.pinned_bytes -= at->second.bytes;
     unmap_memory(m.pinned, at);
     return error;
 }
@@ -129,7 +140,7 @@ cudaError_t cudaMemGetInfo(size_t *available, size_t *total)
     ENTER();
     const machine &m = the_machine();
     *total = m.gpu.memory_bytes;
-    *available = m.gpu.memory_bytes - std::min(m.used_bytes, m.gpu.memory_bytes);
+    *available = free_bytes();
     return cudaSuccess;
 }
 
@@ -154,12 +165,15 @@ static cudaError_t enqueue_download(void *to, const void *from, size_t bytes, cu
     bool pinned = is_within(the_machine().pinned, to);
     if (!pinned && stream->capture)
         return stream->capture->invalid = true, fail(cudaErrorStreamCaptureUnsupported);
-    return nb_emulator_enqueue(stream, [=] {
+    auto done = std::make_shared<bool>(false);
+    cudaError_t error = nb_emulator_enqueue(stream, [=] {
         if (!nb_emulator_memory_touch(from, bytes, false) || (pinned && !nb_emulator_memory_touch(to, bytes, true)))
             return false;
         memcpy(to, from, bytes);
+        *done = true;
         return true;
     });
+    return error != cudaSuccess || pinned ? error : run_until([=] { return *done; });
 }
 
 cudaError_t cudaMemcpyAsync(void *to, const void *from, size_t bytes, enum cudaMemcpyKind kind, cudaStream_t stream)

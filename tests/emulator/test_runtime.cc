@@ -136,6 +136,22 @@ void work_runs_at_a_wait_alone()
     CHECK(t.pinned[0] == 5 && t.pinned[WORDS - 1] == 5);
 }
 
+/* What the copy waits for runs before, on another stream too, and what comes behind it does not. */
+void a_download_to_pageable_memory_is_done_when_it_returns()
+{
+    for (uint64_t seed = 1; seed <= 5; seed++) {
+        bench t(seed);
+        std::vector<uint32_t> pageable(WORDS, 77);
+        CHECK(t.fill(t.a, t.x, 5) == NB_OK && t.d->event_record(t.d, t.a, t.event) == NB_OK);
+        CHECK(t.d->stream_wait_event(t.d, t.b, t.event) == NB_OK);
+        CHECK(t.d->download(t.d, t.b, pageable.data(), t.x, sizeof(uint32_t) * WORDS) == NB_OK);
+        CHECK(pageable[0] == 5 && pageable[WORDS - 1] == 5);
+        CHECK(t.fill(t.b, t.x, 6) == NB_OK);
+        CHECK(pageable[0] == 5);
+        CHECK(t.read(t.b, t.x) == 6);
+    }
+}
+
 void pinned_memory_is_read_late_and_pageable_at_once()
 {
     bench t(2);
@@ -397,10 +413,23 @@ void full_memory_is_told_with_its_numbers()
     CHECK(t.d->memory_take(t.d, 1 << 20, &slab) == NB_OK && slab.address % NB_ALIGNMENT == 0);
     CHECK(t.d->memory_available(t.d, &after) == NB_OK && before - after == 1 << 20);
     t.d->memory_give_back(t.d, slab);
-    nb_emulator_refuse("cudaHostAlloc", cudaErrorMemoryAllocation);
-    void *host = nullptr;
+    struct nb_emulator_gpu gpu = nb_emulator_gpu_default();
+    gpu.others_bytes = (size_t)1 << 30;
+    nb_emulator_gpu_set(&gpu);
+    CHECK(t.d->memory_available(t.d, &after) == NB_OK && before - after == 1 << 30);
+    CHECK(t.d->memory_take(t.d, (uint64_t)1 << 30, &slab) == NB_MEMORY);
+    gpu = nb_emulator_gpu_default();
+    gpu.pinned_bytes = 4 << 20;
+    nb_emulator_gpu_set(&gpu);
+    void *host = nullptr, *less = nullptr;
     CHECK(t.d->host_take(t.d, 5 << 20, &host) == NB_MEMORY);
-    CHECK(strstr(nb_status_message(), "cannot pin 5.0 MiB") && strstr(nb_status_message(), "ulimit -l"));
+    CHECK(strstr(nb_status_message(), "cannot pin 5.0 MiB") && strstr(nb_status_message(), "container"));
+    CHECK(t.d->host_take(t.d, 3 << 20, &host) == NB_OK && t.d->host_take(t.d, 2 << 20, &less) == NB_MEMORY);
+    t.d->host_give_back(t.d, host);
+    CHECK(t.d->host_take(t.d, 2 << 20, &less) == NB_OK);
+    t.d->host_give_back(t.d, less);
+    gpu = nb_emulator_gpu_default();
+    nb_emulator_gpu_set(&gpu);
 }
 
 void a_probe_reads_the_profile()
@@ -565,7 +594,8 @@ int main()
         void (*run)();
     } tests[] = {
 #define TEST(name) {#name, name}
-        TEST(work_runs_at_a_wait_alone), TEST(pinned_memory_is_read_late_and_pageable_at_once), TEST(a_forgotten_event_shows),
+        TEST(work_runs_at_a_wait_alone), TEST(pinned_memory_is_read_late_and_pageable_at_once),
+        TEST(a_download_to_pageable_memory_is_done_when_it_returns), TEST(a_forgotten_event_shows),
         TEST(an_event_means_its_last_record_before_the_wait), TEST(the_host_cannot_touch_device_memory), TEST(arguments_arrive_whole),
         TEST(timers_time), TEST(a_graph_replays_what_two_streams_did), TEST(a_capture_refuses_what_a_graph_cannot_hold),
         TEST(what_a_kernel_found_is_told_once), TEST(after_a_fault_nothing_works), TEST(copies_stay_within_their_buffers),

@@ -35,8 +35,8 @@ static void name_share(char text[TEXT_BYTES], size_t *used, uint64_t bytes, cons
 {
     if (bytes == 0 || *used >= TEXT_BYTES)
         return;
-    *used += (size_t)snprintf(text + *used, TEXT_BYTES - *used, "%s%.1f MiB for %s", *used ? ", " : "",
-        (double)bytes / mebibyte, what);
+    *used += (size_t)snprintf(
+        text + *used, TEXT_BYTES - *used, "%s%.1f MiB for %s", *used ? ", " : "", (double)bytes / mebibyte, what);
 }
 
 static void name_shares(const struct nb_host_need *need, uint64_t device_bytes, char text[TEXT_BYTES])
@@ -110,8 +110,9 @@ char *nb_host_slab_note(const struct nb_run *run, uint64_t bytes)
 {
     if (run->config->pinned != NB_CONFIG_PINNED_FALSE || bytes == 0 || run->profile.kind == NB_DEVICE_CPU)
         return NULL;
-    return nb_format("pinned: false: %.1f MiB stand in pageable host memory: copies of it run at some %.3g GB/s, and not "
-                     "beside the arithmetic",
+    return nb_format(
+        "pinned: false: %.1f MiB stand in pageable host memory: copies of it run at some %.3g GB/s, and not "
+        "beside the arithmetic",
         (double)bytes / mebibyte, (double)nb_host_pageable_rate());
 }
 
@@ -131,7 +132,8 @@ static void touch(char *memory, uint64_t bytes)
 
 static nb_status take_pageable(uint64_t bytes, struct nb_host_slab *slab)
 {
-    void *map = bytes <= SIZE_MAX ? mmap(NULL, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0) : MAP_FAILED;
+    void *map =
+        bytes <= SIZE_MAX ? mmap(NULL, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0) : MAP_FAILED;
     if (map == MAP_FAILED)
         return nb_fail(NB_MEMORY, "the machine has no %.1f MiB of memory for what the plan keeps off the device",
             (double)bytes / mebibyte);
@@ -143,9 +145,9 @@ static nb_status take_pageable(uint64_t bytes, struct nb_host_slab *slab)
 
 /* ---- pinned memory ---- */
 
-/* Of a refusal, for both messages: how much was refused, why, and where the limit may lie. Locked memory's limit is named
- * where it is the smaller one, though NVIDIA's driver for Linux pins pages without asking for it (os_lock_user_pages in
- * its open kernel modules): others may. The reason stands as this thread's message. */
+/* Of a refusal, for both messages: how much was refused, why, and where the limit may lie. Locked memory's limit is
+ * named where it is the smaller one, though NVIDIA's driver for Linux pins pages without asking for it
+ * (os_lock_user_pages in its open kernel modules): others may. The reason stands as this thread's message. */
 static char *describe_refusal(uint64_t bytes)
 {
     enum nb_host_limit limit;
@@ -153,9 +155,10 @@ static char *describe_refusal(uint64_t bytes)
     uint64_t available = nb_host_memory_available(&limit), lockable = nb_host_memory_lockable();
     if (lockable < bytes)
         snprintf(locked, sizeof locked, ", `ulimit -l` %.1f MiB", (double)lockable / mebibyte);
-    char *text = nb_format("%.1f MiB of pinned host memory, for what the plan keeps off the device, were refused: %s (%s "
-                           "leaves %.1f MiB%s; driver and container may set less)",
-        (double)bytes / mebibyte, why, nb_host_limit_name(limit), (double)available / mebibyte, locked);
+    char *text =
+        nb_format("%.1f MiB of pinned host memory, for what the plan keeps off the device, were refused: %s (%s "
+                  "leaves %.1f MiB%s; driver and container may set less)",
+            (double)bytes / mebibyte, why, nb_host_limit_name(limit), (double)available / mebibyte, locked);
     free(why);
     return text;
 }
@@ -175,7 +178,8 @@ static nb_status fall_back(uint64_t bytes, struct nb_host_slab *slab)
     char *refusal = describe_refusal(bytes);
     nb_status status = take_pageable(bytes, slab);
     if (status == NB_OK)
-        nb_warn("%s; pageable memory serves instead: copies run at some %.3g GB/s, however fast the link, and not beside the "
+        nb_warn("%s; pageable memory serves instead: copies run at some %.3g GB/s, however fast the link, and not "
+                "beside the "
                 "arithmetic",
             refusal, (double)nb_host_pageable_rate());
     free(refusal);

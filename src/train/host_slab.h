@@ -19,7 +19,7 @@ void nb_host_need_of(const struct nb_arena *pinned, const struct nb_device *dry,
 /* Whether run->host_available_bytes are enough. `device_bytes`: the arena's, which on a CPU are the host's as well. */
 bool nb_host_need_fits(const struct nb_run *run, const struct nb_host_need *need, uint64_t device_bytes);
 
-/* The same as an error, NB_MEMORY: how much is needed for what, how much there is by which limit, and what takes less. */
+/* The same as an error, NB_MEMORY: how much is needed for what, how much there is by which limit, what takes less. */
 nb_status nb_host_need_check(const struct nb_run *run, const struct nb_host_need *need, uint64_t device_bytes);
 
 /* Bytes a second, in units of 10^9, at which copies run between the device and memory that is not page-locked, if the

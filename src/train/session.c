@@ -36,10 +36,11 @@ static nb_status explain_lack(const struct nb_session *s, uint64_t capacity)
     uint64_t now = 0;
     NB_TRY(s->device->memory_available(s->device, &now));
     return nb_fail(NB_MEMORY,
-        "%s: the plan of %.1f MiB was made when %.1f MiB could be taken; now it is %.1f: another process has taken memory "
-        "in between. End it (`nvidia-smi` lists them), start again when it needs no more, or set memory_budget to what it "
-        "leaves",
-        s->device->profile.name, (double)capacity / mebibyte, (double)s->run->free_bytes / mebibyte, (double)now / mebibyte);
+        "%s: the plan of %.1f MiB was made when %.1f MiB could be taken; now it is %.1f: another process has taken "
+        "memory in between. End it (`nvidia-smi` lists them), start again when it needs no more, or set memory_budget "
+        "to what it leaves",
+        s->device->profile.name, (double)capacity / mebibyte, (double)s->run->free_bytes / mebibyte,
+        (double)now / mebibyte);
 }
 
 static nb_status take_memory(struct nb_session *s, uint64_t capacity)
@@ -72,7 +73,8 @@ static nb_status take_host_slab(struct nb_session *s, uint64_t capacity)
         return nb_arena_create("pinned host memory", dry_base, UINT64_MAX, &s->pinned);
     NB_TRY(nb_host_slab_take(s->run, s->device, capacity, &s->host));
     uint64_t base = capacity ? (uintptr_t)s->host.memory : dry_base;
-    return nb_arena_create(s->host.pageable ? "pageable host memory" : "pinned host memory", base, capacity, &s->pinned);
+    const char *name = s->host.pageable ? "pageable host memory" : "pinned host memory";
+    return nb_arena_create(name, base, capacity, &s->pinned);
 }
 
 static nb_status make_adapter(struct nb_session *s)

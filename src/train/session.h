@@ -15,8 +15,8 @@ struct nb_session {
     struct nb_arena *arena;
     nb_dptr slab;
     uint64_t capacity; /* of the slab */
-    struct nb_arena *pinned;  /* host memory that copies reach: what is kept off the device. Its addresses are the host's */
-    struct nb_host_slab host; /* under it; empty on a dry session, where addresses are invented, and where nothing is kept */
+    struct nb_arena *pinned;  /* host memory that copies reach: what is kept off the device. Host addresses */
+    struct nb_host_slab host; /* under it; empty on a dry session, whose addresses are invented */
     struct nb_model *model;
     struct nb_adapter *adapter; /* NULL without one */
     void *staging;              /* nb_adapter_staging_bytes of host memory; NULL without an adapter */
@@ -27,14 +27,14 @@ struct nb_session_args {
     bool dry;
     uint64_t capacity;    /* of the arena, to the byte; ignored when dry */
     uint64_t pinned_capacity; /* the same of the host's; 0: nothing is kept there */
-    const struct nb_host_need *host; /* what the plan takes of the host, checked before anything is taken; NULL: it is not */
+    const struct nb_host_need *host; /* what the plan takes of it, checked before anything is taken; NULL: unchecked */
     int positions_max;    /* rows of the rope tables */
     bool shows_progress;  /* of loading */
 };
 
 /* On the run's device, which must be open (nb_run_open_device), or on a dry one. Takes the memory, loads the model,
  * makes or loads the adapter (run->start_folder), sets the step struct to zero. The stream has passed everything on
- * return. Errors: NB_MEMORY when device or host have less than is asked for, or the plan does not hold; those of loading.
+ * return. Errors: NB_MEMORY when device or host have less than is asked for, or the plan does not hold; loading's.
  * On an error *session is NULL. */
 nb_status nb_session_open(const struct nb_run *run, const struct nb_session_args *args, struct nb_session **session);
 

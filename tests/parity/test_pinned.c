@@ -49,13 +49,13 @@ static int close_fixture(void **state)
     return 0;
 }
 
-/* The keys come in any order, and the later of two wins nothing: each is given once. */
 static char *yaml_of(const struct fixture *f, const char *more)
 {
-    return nb_format("base_model: %s\nadapter: qlora\nlora_r: 8\nlora_target_linear: true\ndatasets: [{path: %s/rows.jsonl, "
-                     "type: tokens}]\nlearning_rate: 1e-3\nsequence_len: %d\nmicro_batch_size: 2\n"
-                     "gradient_accumulation_steps: 2\ngradient_checkpointing: true\ndevice: cpu\nthreads: 2\n"
-                     "output_dir: %s/out\n%s",
+    return nb_format(
+        "base_model: %s\nadapter: qlora\nlora_r: 8\nlora_target_linear: true\ndatasets: [{path: %s/rows.jsonl, "
+        "type: tokens}]\nlearning_rate: 1e-3\nsequence_len: %d\nmicro_batch_size: 2\n"
+        "gradient_accumulation_steps: 2\ngradient_checkpointing: true\ndevice: cpu\nthreads: 2\n"
+        "output_dir: %s/out\n%s",
         f->model, f->folder, LENGTH, f->folder, more);
 }
 
@@ -132,7 +132,8 @@ static void no_bit_depends_on_it(void **state)
         training_change *change;
         uint64_t seeds; /* 0: immediately; others: deferred */
         bool pageable;
-    } ways[] = {{"auto", defer, 1, false}, {"true", defer, 1, false}, {"false", defer, 3, true}, {"auto", open_refusing, 2, true}};
+    } ways[] = {{"auto", defer, 1, false}, {"true", defer, 1, false}, {"false", defer, 3, true},
+        {"auto", open_refusing, 2, true}};
     for (size_t d = 0; d < 2; d++) {
         struct outcome reference, outcome;
         char *resident = yaml_of(f, dtypes[d]);
@@ -163,10 +164,10 @@ static void assert_says(const char *said, const char *const *wanted, size_t coun
             fail_msg("\"%s\" does not say %s", said, wanted[i]);
 }
 
-#define ASSERT_SAYS(said, ...)                                                     \
-    do {                                                                           \
-        static const char *const wanted_[] = {__VA_ARGS__};                        \
-        assert_says(said, wanted_, sizeof wanted_ / sizeof *wanted_);              \
+#define ASSERT_SAYS(said, ...)                                        \
+    do {                                                              \
+        static const char *const wanted_[] = {__VA_ARGS__};           \
+        assert_says(said, wanted_, sizeof wanted_ / sizeof *wanted_); \
     } while (0)
 
 /* What the body writes to stderr; the caller frees. */
@@ -201,8 +202,8 @@ static void open_and_close(void *yaml)
 static void falling_back_warns_once(void **state)
 {
     char *yaml = yaml_of(*state, everything_leaves), *said = stderr_of(open_and_close, yaml);
-    ASSERT_SAYS(said, "warning: ", "MiB of pinned host memory", "the driver pins no more", "leaves", "pageable memory serves",
-        "GB/s");
+    ASSERT_SAYS(said, "warning: ", "MiB of pinned host memory", "the driver pins no more", "leaves",
+        "pageable memory serves", "GB/s");
     assert_null(strstr(strstr(said, "warning: ") + 1, "warning: "));
     free(said);
     free(yaml);
@@ -221,7 +222,9 @@ static const char *refusal_of(const char *yaml, training_change *change, uint64_
     change(opened, number);
     training_check(nb_plan_make(opened, &plan));
     training_check(nb_run_open_device(opened, plan.site, plan.sites));
-    struct nb_session_args with = {.capacity = plan.peak_bytes, .pinned_capacity = plan.pinned_bytes, .host = &plan.host,
+    struct nb_session_args with = {.capacity = plan.peak_bytes,
+        .pinned_capacity = plan.pinned_bytes,
+        .host = &plan.host,
         .positions_max = opened->sequence_len};
     assert_int_equal(nb_session_open(opened, &with, &session), NB_MEMORY);
     assert_null(session);
@@ -235,7 +238,8 @@ static void asking_for_it_makes_a_refusal_an_error(void **state)
 {
     char *more = nb_format("%spinned: true\n", everything_leaves), *yaml = yaml_of(*state, more);
     const char *said = refusal_of(yaml, open_refusing, 0);
-    ASSERT_SAYS(said, "MiB of pinned host memory", "the driver pins no more", "leaves", "pinned: auto", "a higher resident_layers");
+    ASSERT_SAYS(said, "MiB of pinned host memory", "the driver pins no more", "leaves", "pinned: auto",
+        "a higher resident_layers");
     free(yaml);
     free(more);
 }
@@ -257,9 +261,9 @@ static void a_lack_is_told_before_anything_is_taken(void **state)
     const struct fixture *f = *state;
     char *yaml = yaml_of(f, everything_leaves), *paged = yaml_of(f, "optimizer: paged_adamw_32bit\n");
     const char *said = refusal_of(yaml, open_with, 300 << 10);
-    ASSERT_SAYS(said, "MiB of the host's memory", "linear weights", "optimizer moments", "block inputs", "batches and copies",
-        "the CPU device", "memory.max", "leaves 0.3 MiB", "a higher resident_layers", "activation_offloading: false",
-        "resident_optimizer_bytes");
+    ASSERT_SAYS(said, "MiB of the host's memory", "linear weights", "optimizer moments", "block inputs",
+        "batches and copies", "the CPU device", "memory.max", "leaves 0.3 MiB", "a higher resident_layers",
+        "activation_offloading: false", "resident_optimizer_bytes");
     assert_false(refused);
     said = refusal_of(paged, open_with, 300 << 10);
     ASSERT_SAYS(said, "optimizer moments", "resident_optimizer_bytes", "lower sequence_len");
@@ -293,7 +297,8 @@ static void the_budget_counts_to_the_byte(void **state)
     training_close(&training);
     free(yaml);
     for (int less = 0; less < 2; less++) {
-        char *more = nb_format("%shost_memory_budget: %llu\n", everything_leaves, (unsigned long long)needed - (unsigned)less);
+        char *more =
+            nb_format("%shost_memory_budget: %llu\n", everything_leaves, (unsigned long long)needed - (unsigned)less);
         yaml = yaml_of(f, more);
         if (less) {
             ASSERT_SAYS(refusal_of(yaml, nothing_more, 0), "host_memory_budget leaves");

@@ -96,8 +96,8 @@ nb_status nb_bench_attention(const struct nb_bench_options *options)
     struct nb_bench bench;
     json_t *results = json_array();
     nb_status status = nb_bench_open(options, &bench);
-    const int *length = options->tokens ? &options->tokens : options->quick ? quick : bench.cuda ? lengths : cpu;
-    int count = options->tokens || options->quick ? 1 : bench.cuda ? 3 : 2;
+    const int *length = options->tokens[0] ? options->tokens : options->quick ? quick : bench.cuda ? lengths : cpu;
+    int count = options->tokens[0] || options->quick ? 1 : bench.cuda ? 3 : 2;
     if (status == NB_OK && !options->json)
         nb_bench_print_head(&bench, "attention, causal, 32 query and 8 key heads of 128");
     for (int i = 0; status == NB_OK && i < count; i++)

@@ -10,6 +10,8 @@
 #include "base/status.h"
 #include "config/config.h"
 
+enum { NB_BENCH_LENGTHS_MAX = 9 };
+
 struct nb_bench_options {
     enum nb_config_device device;
     bool json;         /* print JSON in place of the table */
@@ -18,7 +20,8 @@ struct nb_bench_options {
     bool write;        /* matmul: leave the fastest ways in the user's configuration folder */
     const char *csv, *svg; /* memory: write its numbers, its picture there; NULL: nowhere */
     const char *model; /* step, generate: a checkpoint, or a config.json alone, whose weights are then random */
-    int tokens;        /* of a row; 0: the benchmark's own list */
+    const char *config; /* memory: the run to measure, but on random rows; NULL: rank 16 on every linear of the model */
+    int tokens[NB_BENCH_LENGTHS_MAX]; /* of a row, ended by 0; none: the benchmark's own. memory takes several, the others one */
     int micro_batch;   /* step: rows; 0: 1 */
     const char *recompute; /* step: as gradient_checkpointing; NULL: true, attention, false and auto in turn */
     int steps;         /* step: timed steps; generate: timed tokens; 0: the benchmark's own */
@@ -36,9 +39,9 @@ nb_status nb_bench_attention(const struct nb_bench_options *options);
 /* Training steps on random tokens: tokens a second, share of the device's product rate, real peak beside the plan's. */
 nb_status nb_bench_step(const struct nb_bench_options *options);
 
-/* Steps of `model` (the shape of Llama 3 8B on a GPU, of SmolLM2 on a CPU) under a ladder of settings that each save memory, at several
- * lengths of rows: planned and real peak of the device, pinned host memory, tokens a second. Errors: NB_NUMERIC if a setting changes
- * the loss, which none may. */
+/* Steps of `config`, of `model`, or of the usual shapes (Llama 3 8B and 70B on a GPU, SmolLM2 on a CPU) under a ladder of settings that
+ * each save memory, at several lengths of rows: planned and real peak of the device, host memory, tokens a second. Errors: NB_NUMERIC if
+ * a setting changes the loss, which none may. */
 nb_status nb_bench_memory(const struct nb_bench_options *options);
 
 /* Tokens a second of one sequence, and the share of what the weights' bytes allow. */

@@ -61,7 +61,7 @@ nb_status nb_bench_generate(const struct nb_bench_options *options)
     if (!options->model)
         return nb_fail(NB_USAGE, "nibble bench generate needs --model, a checkpoint or a config.json");
     nb_status status = nb_bench_open(options, &bench);
-    struct generation g = {.prompt = options->tokens ? options->tokens : options->quick ? 8 : PROMPT,
+    struct generation g = {.prompt = options->tokens[0] ? options->tokens[0] : options->quick ? 8 : PROMPT,
         .timed = options->steps ? options->steps : options->quick ? 4 : TIMED_TOKENS};
     char *set = nb_format("device=%s", nb_bench_device_name(options->device));
     const char *overrides[] = {set};

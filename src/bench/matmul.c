@@ -348,8 +348,8 @@ static nb_status measure_all(struct matmul *m)
 {
     static const int gpu_tokens[] = {1, 16, 64, 512, 2048, 4096, 8192}, cpu_tokens[] = {1, 16, 512}, quick_tokens[] = {16, 128};
     const struct nb_bench_options *o = m->bench->options;
-    const int *tokens = o->tokens ? &o->tokens : o->quick ? quick_tokens : m->bench->cuda ? gpu_tokens : cpu_tokens;
-    int count = o->tokens ? 1 : o->quick ? 2 : m->bench->cuda ? 7 : 3;
+    const int *tokens = o->tokens[0] ? o->tokens : o->quick ? quick_tokens : m->bench->cuda ? gpu_tokens : cpu_tokens;
+    int count = o->tokens[0] ? 1 : o->quick ? 2 : m->bench->cuda ? 7 : 3;
     if (o->quick)
         return measure_model(m, &tiny, tokens, count);
     if (!m->bench->cuda)

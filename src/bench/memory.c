@@ -4,56 +4,77 @@
 
 #include "base/file.h"
 #include "base/shipped.h"
+#include "bench/memory_picture.h"
 #include "bench/steps.h"
 
-enum { RUNS_MAX = 64 };
+enum { RUNS_MAX = 256, MODELS_MAX = 2, RUNG_SETTINGS_MAX = 3, ACCUMULATION = 2 };
 
 static const double mebibyte = 1024.0 * 1024.0;
 
-/* All of it, though there is room. */
-#define PAGED "optimizer: paged_adamw_8bit\nresident_optimizer_bytes: 0\n"
+/* From most memory to least: each rung keeps what those above it set. OPTIMIZER stands for the kind of moments. */
+#define OPTIMIZER "OPTIMIZER"
 
-/* From most memory to least. */
 static const struct rung {
-    const char *name, *settings;
+    const char *name;
+    const char *setting[RUNG_SETTINGS_MAX + 1];
 } ladder[] = {
-    {"resident", "optimizer: adamw_8bit\ngradient_checkpointing: false\n"},
-    {"attention kept", "optimizer: adamw_8bit\ngradient_checkpointing: attention\n"},
-    {"recomputed", "optimizer: adamw_8bit\ngradient_checkpointing: true\n"},
-    {"+ paged", PAGED "gradient_checkpointing: true\n"},
-    {"+ offloaded", PAGED "gradient_checkpointing: true\nactivation_offloading: true\n"},
-    {"+ streamed", PAGED "gradient_checkpointing: true\nactivation_offloading: true\nresident_layers: 0\n"},
+    {"resident", {"gradient_checkpointing=false", "optimizer=" OPTIMIZER}},
+    {"attention kept", {"gradient_checkpointing=attention"}},
+    {"recomputed", {"gradient_checkpointing=true"}},
+    {"+ paged", {"optimizer=paged_" OPTIMIZER, "resident_optimizer_bytes=0"}},
+    {"+ offloaded", {"activation_offloading=true"}},
+    {"+ streamed", {"resident_layers=0"}},
 };
-
 enum { RUNGS = sizeof ladder / sizeof *ladder };
 
+/* Under the first rung: nothing is left to nibble. */
+static const char *const floor_settings[] = {"activation_offloading=false", "resident_layers=65536"};
+enum { FLOOR_SETTINGS = sizeof floor_settings / sizeof *floor_settings };
+
 struct run {
-    int rung;
+    int model, rung;
     struct nb_bench_steps steps;
 };
 
 struct memory {
+    const char *model[MODELS_MAX]; /* paths */
+    int models;
+    int length[NB_BENCH_LENGTHS_MAX]; /* ended by 0 */
+    bool moments_8bit, accumulates;   /* what a config says; accumulates: the steps are those of a config */
     struct run run[RUNS_MAX];
     int runs;
 };
 
 /* ---- what is printed and written ---- */
 
+/* "llama-3-8b.json" of its path. */
+static const char *model_name(const struct memory *m, int model)
+{
+    const char *slash = strrchr(m->model[model], '/');
+    return slash && slash[1] ? slash + 1 : m->model[model];
+}
+
+static double rate(const struct nb_bench_steps *s)
+{
+    return s->tokens_a_step / s->seconds;
+}
+
 static void print_run(FILE *out, const struct run *r)
 {
     const struct nb_bench_steps *s = &r->steps;
-    fprintf(out, "%8d  %-15s %10.1f %10.1f %10.1f %10.1f  %9.1f\n", s->tokens, ladder[r->rung].name,
+    fprintf(out, "%8d  %-15s %10.1f %10.1f %10.1f %10.1f %10.1f  %9.1f\n", s->tokens, ladder[r->rung].name,
         (double)s->planned_bytes / mebibyte, (double)s->high_water_bytes / mebibyte, (double)s->taken_bytes / mebibyte,
-        (double)s->pinned_bytes / mebibyte, s->tokens_a_step / s->seconds);
+        (double)s->pinned_bytes / mebibyte, (double)s->host_peak_bytes / mebibyte, rate(s));
     fflush(out);
 }
 
-static json_t *run_json(const struct run *r)
+static json_t *run_json(const struct memory *m, const struct run *r)
 {
     const struct nb_bench_steps *s = &r->steps;
-    return json_pack("{s:i, s:s, s:I, s:I, s:I, s:I, s:f, s:f}", "tokens", s->tokens, "settings", ladder[r->rung].name, "planned_bytes",
-        (json_int_t)s->planned_bytes, "peak_bytes", (json_int_t)s->high_water_bytes, "driver_bytes", (json_int_t)s->taken_bytes,
-        "pinned_bytes", (json_int_t)s->pinned_bytes, "tokens_per_second", s->tokens_a_step / s->seconds, "loss", s->loss);
+    return json_pack("{s:s, s:i, s:s, s:I, s:I, s:I, s:I, s:I, s:f, s:f}", "model", model_name(m, r->model), "tokens", s->tokens,
+        "settings", ladder[r->rung].name, "planned_bytes", (json_int_t)s->planned_bytes, "peak_bytes", (json_int_t)s->high_water_bytes,
+        "driver_bytes", (json_int_t)s->taken_bytes, "pinned_bytes", (json_int_t)s->pinned_bytes, "host_peak_bytes",
+        (json_int_t)s->host_peak_bytes, "tokens_per_second", rate(s), "loss", s->loss);
 }
 
 static nb_status write_csv(const struct memory *m, const char *path)
@@ -63,78 +84,34 @@ static nb_status write_csv(const struct memory *m, const char *path)
     FILE *out = open_memstream(&text, &bytes);
     if (!out)
         return nb_fail_errno("%s", path);
-    fputs("tokens,settings,planned_bytes,peak_bytes,driver_bytes,pinned_bytes,tokens_per_second\n", out);
+    fputs("model,tokens,settings,planned_bytes,peak_bytes,driver_bytes,pinned_bytes,host_peak_bytes,tokens_per_second\n", out);
     for (int i = 0; i < m->runs; i++) {
-        const struct nb_bench_steps *s = &m->run[i].steps;
-        fprintf(out, "%d,%s,%llu,%llu,%llu,%llu,%.1f\n", s->tokens, ladder[m->run[i].rung].name, (unsigned long long)s->planned_bytes,
-            (unsigned long long)s->high_water_bytes, (unsigned long long)s->taken_bytes, (unsigned long long)s->pinned_bytes,
-            s->tokens_a_step / s->seconds);
+        const struct run *r = &m->run[i];
+        const struct nb_bench_steps *s = &r->steps;
+        fprintf(out, "%s,%d,%s,%llu,%llu,%llu,%llu,%llu,%.1f\n", model_name(m, r->model), s->tokens, ladder[r->rung].name,
+            (unsigned long long)s->planned_bytes, (unsigned long long)s->high_water_bytes, (unsigned long long)s->taken_bytes,
+            (unsigned long long)s->pinned_bytes, (unsigned long long)s->host_peak_bytes, rate(s));
     }
     nb_status status = fclose(out) == 0 ? nb_file_write(path, text, bytes) : nb_fail_errno("%s", path);
     free(text);
     return status;
 }
 
-/* ---- the picture: memory against context, a line a setting ---- */
-
-enum { WIDTH = 760, HEIGHT = 460, LEFT = 80, RIGHT = 170, TOP = 30, BOTTOM = 50 };
-
-static double scaled(double value, double limit, int length)
+static nb_status draw(const struct memory *m, const char *device, const char *path)
 {
-    return limit > 0 ? value / limit * length : 0;
-}
-
-static void draw_line(FILE *out, const struct memory *m, int rung, double most_tokens, double most_bytes)
-{
-    static const char *const colors[] = {"#222222", "#1b6ca8", "#2e8b57", "#c77d0a", "#b03060", "#6a4ca3"};
-    const char *color = colors[rung % (int)(sizeof colors / sizeof *colors)];
-    double x = 0, y = 0;
-    fprintf(out, "<polyline fill=\"none\" stroke=\"%s\" stroke-width=\"2\" points=\"", color);
+    struct nb_picture_point point[RUNS_MAX];
     for (int i = 0; i < m->runs; i++) {
-        if (m->run[i].rung != rung)
-            continue;
-        x = LEFT + scaled(m->run[i].steps.tokens, most_tokens, WIDTH - LEFT - RIGHT);
-        y = HEIGHT - BOTTOM - scaled((double)m->run[i].steps.high_water_bytes, most_bytes, HEIGHT - TOP - BOTTOM);
-        fprintf(out, "%.1f,%.1f ", x, y);
+        const struct run *r = &m->run[i];
+        point[i] = (struct nb_picture_point){.model = model_name(m, r->model),
+            .setting = ladder[r->rung].name,
+            .line = r->rung,
+            .tokens = r->steps.tokens,
+            .bytes = (double)r->steps.high_water_bytes,
+            .tokens_per_second = rate(&r->steps)};
     }
-    fprintf(out, "\"/>\n<circle cx=\"%.1f\" cy=\"%.1f\" r=\"3\" fill=\"%s\"/>\n", x, y, color);
-    fprintf(out, "<text x=\"%.1f\" y=\"%.1f\" fill=\"%s\">%s</text>\n", x + 8, y + 4, color, ladder[rung].name);
-}
-
-static void draw_axes(FILE *out, double most_tokens, double most_bytes)
-{
-    for (int i = 0; i <= 4; i++) {
-        double x = LEFT + (WIDTH - LEFT - RIGHT) * i / 4.0, y = HEIGHT - BOTTOM - (HEIGHT - TOP - BOTTOM) * i / 4.0;
-        fprintf(out, "<line x1=\"%d\" y1=\"%.1f\" x2=\"%d\" y2=\"%.1f\" stroke=\"#dddddd\"/>\n", LEFT, y, WIDTH - RIGHT, y);
-        fprintf(out, "<text x=\"%d\" y=\"%.1f\" text-anchor=\"end\">%.0f</text>\n", LEFT - 8, y + 4, most_bytes / mebibyte * i / 4);
-        fprintf(out, "<text x=\"%.1f\" y=\"%d\" text-anchor=\"middle\">%.0f</text>\n", x, HEIGHT - BOTTOM + 18, most_tokens * i / 4);
-    }
-    fprintf(out, "<text x=\"%d\" y=\"18\">device memory, MiB</text>\n", LEFT);
-    fprintf(out, "<text x=\"%d\" y=\"%d\" text-anchor=\"middle\">tokens of a row</text>\n", (LEFT + WIDTH - RIGHT) / 2,
-        HEIGHT - 10);
-}
-
-static nb_status write_svg(const struct memory *m, const char *path)
-{
-    char *text = NULL;
-    size_t bytes;
-    double most_tokens = 0, most_bytes = 0;
-    FILE *out = open_memstream(&text, &bytes);
-    if (!out)
-        return nb_fail_errno("%s", path);
-    for (int i = 0; i < m->runs; i++) {
-        const struct nb_bench_steps *s = &m->run[i].steps;
-        most_tokens = s->tokens > most_tokens ? s->tokens : most_tokens;
-        most_bytes = (double)s->high_water_bytes > most_bytes ? (double)s->high_water_bytes : most_bytes;
-    }
-    fprintf(out, "<svg xmlns=\"http://www.w3.org/2000/svg\" width=\"%d\" height=\"%d\" font-family=\"sans-serif\" font-size=\"12\">\n",
-        WIDTH, HEIGHT);
-    draw_axes(out, most_tokens, most_bytes);
-    for (int rung = 0; rung < RUNGS; rung++)
-        draw_line(out, m, rung, most_tokens, most_bytes);
-    fputs("</svg>\n", out);
-    nb_status status = fclose(out) == 0 ? nb_file_write(path, text, bytes) : nb_fail_errno("%s", path);
-    free(text);
+    char *title = nb_format("Memory and speed of training steps on %s", device);
+    nb_status status = nb_picture_write(title, point, m->runs, path);
+    free(title);
     return status;
 }
 
@@ -146,28 +123,63 @@ static nb_status check_loss(const struct memory *m)
     const struct run *last = &m->run[m->runs - 1];
     for (int i = 0; i < m->runs; i++) {
         const struct run *r = &m->run[i];
-        if (r->steps.tokens == last->steps.tokens && memcmp(&r->steps.loss, &last->steps.loss, sizeof r->steps.loss) != 0)
+        bool same = r->model == last->model && r->steps.tokens == last->steps.tokens;
+        if (same && memcmp(&r->steps.loss, &last->steps.loss, sizeof r->steps.loss) != 0)
             return nb_fail(NB_NUMERIC, "%d tokens: the loss with \"%s\" is %.9g, with \"%s\" %.9g: this is a defect of nibble",
                 r->steps.tokens, ladder[last->rung].name, last->steps.loss, ladder[r->rung].name, r->steps.loss);
     }
     return NB_OK;
 }
 
-static nb_status climb(const struct nb_bench_options *o, int tokens, struct memory *m, json_t *results)
+/* The caller frees each. */
+static int list_settings(const struct memory *m, int rung, char *settings[NB_BENCH_SETTINGS_MAX])
+{
+    int count = 0;
+    for (int i = 0; i < FLOOR_SETTINGS; i++)
+        settings[count++] = nb_format("%s", floor_settings[i]);
+    if (!m->accumulates)
+        settings[count++] = nb_format("gradient_accumulation_steps=%d", ACCUMULATION);
+    for (int r = 0; r <= rung; r++)
+        for (const char *const *s = ladder[r].setting; *s; s++) {
+            const char *at = strstr(*s, OPTIMIZER);
+            settings[count++] = at ? nb_format("%.*sadamw_%s", (int)(at - *s), *s,
+                                         m->moments_8bit           ? "8bit"
+                                         : strstr(*s, "paged_")    ? "32bit"
+                                                                   : "torch")
+                                   : nb_format("%s", *s);
+        }
+    return count;
+}
+
+static nb_status measure(const struct nb_bench_options *o, struct memory *m, int model, int tokens, int rung)
+{
+    struct run *run = &m->run[m->runs];
+    struct nb_bench_options one = *o;
+    char *settings[NB_BENCH_SETTINGS_MAX];
+    one.model = m->model[model];
+    *run = (struct run){.model = model, .rung = rung};
+    int count = list_settings(m, rung, settings);
+    struct nb_bench_steps_args args = {.tokens = tokens, .settings = (const char *const *)settings, .setting_count = count};
+    nb_status status = nb_bench_run_steps(&one, &args, &run->steps);
+    for (int i = 0; i < count; i++)
+        free(settings[i]);
+    return status;
+}
+
+static nb_status climb(const struct nb_bench_options *o, int model, int tokens, struct memory *m, json_t *results)
 {
     for (int rung = 0; rung < RUNGS && m->runs < RUNS_MAX; rung++) {
         struct run *run = &m->run[m->runs];
-        run->rung = rung;
-        nb_status status = nb_bench_run_steps(o, tokens, ladder[rung].settings, &run->steps);
+        nb_status status = measure(o, m, model, tokens, rung);
         if (status == NB_MEMORY) {
-            fprintf(stderr, "%d tokens, %s: %s\n", tokens, ladder[rung].name, nb_status_message());
+            fprintf(stderr, "%s, %d tokens, %s: %s\n", model_name(m, model), tokens, ladder[rung].name, nb_status_message());
             continue;
         }
         NB_TRY(status);
         m->runs++;
         if (!o->json)
             print_run(o->out, run);
-        json_array_append_new(results, run_json(run));
+        json_array_append_new(results, run_json(m, run));
         NB_TRY(check_loss(m));
     }
     return NB_OK;
@@ -175,39 +187,95 @@ static nb_status climb(const struct nb_bench_options *o, int tokens, struct memo
 
 static nb_status run_ladder(const struct nb_bench *bench, const struct nb_bench_options *o, struct memory *m, json_t *results)
 {
-    static const int gpu[] = {2048, 4096, 8192}, cpu[] = {128, 256, 512}, quick[] = {32, 64};
-    const int *tokens = o->tokens ? &o->tokens : o->quick ? quick : bench->cuda ? gpu : cpu;
-    int count = o->tokens ? 1 : o->quick ? 2 : 3;
     if (!o->json) {
-        nb_bench_print_head(bench, "memory and time of training steps, rank 16 on every linear");
-        fprintf(o->out, "%8s  %-15s %10s %10s %10s %10s  %9s\n", "tokens", "settings", "planned", "peak", "driver", "pinned", "tokens/s");
+        char *head = o->config ? nb_format("memory in MiB and time of training steps of %s", o->config)
+                               : nb_format("memory in MiB and time of training steps, rank 16 on every linear, two micro-batches");
+        nb_bench_print_head(bench, head);
+        free(head);
     }
-    for (int i = 0; i < count; i++)
-        NB_TRY(climb(o, tokens[i], m, results));
+    for (int model = 0; model < m->models; model++) {
+        if (!o->json)
+            fprintf(o->out, "%s%s\n%8s  %-15s %10s %10s %10s %10s %10s  %9s\n", model ? "\n" : "", model_name(m, model), "tokens",
+                "settings", "planned", "peak", "driver", "pinned", "host peak", "tokens/s");
+        for (int i = 0; m->length[i]; i++)
+            NB_TRY(climb(o, model, m->length[i], m, results));
+    }
     NB_TRY(nb_bench_report(bench, "memory", json_incref(results)));
     if (o->csv)
         NB_TRY(write_csv(m, o->csv));
-    return o->svg ? write_svg(m, o->svg) : NB_OK;
+    return o->svg && m->runs ? draw(m, bench->device->profile.name, o->svg) : NB_OK;
+}
+
+/* ---- what is run ---- */
+
+/* Of a config: its model, its kind of moments, rows of a quarter, half and all of its length, and its device, unless those are given. */
+static nb_status follow_config(struct nb_bench_options *o, struct memory *m)
+{
+    struct nb_config config;
+    NB_TRY(nb_config_read(o->config, NULL, 0, &config));
+    nb_status status = nb_config_validate_train(&config);
+    if (status == NB_OK) {
+        m->moments_8bit = nb_config_moments_8bit(&config);
+        m->accumulates = true;
+        if (o->device == NB_CONFIG_DEVICE_AUTO)
+            o->device = config.device;
+        int length = (int)config.sequence_len;
+        for (int i = 0; i < 3; i++)
+            m->length[i] = length >= 64 ? length >> (2 - i) : i == 0 ? length : 0;
+        m->models = 1;
+        m->model[0] = o->model ? o->model : nb_format("%s", config.base_model);
+    }
+    nb_config_destroy(&config);
+    return status;
+}
+
+static nb_status choose_shapes(const struct nb_bench_options *o, bool cuda, struct memory *m)
+{
+    static const char *const gpu[MODELS_MAX] = {"llama-3-8b", "llama-3-70b"}, *const cpu[MODELS_MAX] = {"smollm2-135m", NULL};
+    const char *const *names = cuda ? gpu : cpu;
+    if (o->model) {
+        m->model[m->models++] = o->model;
+        return NB_OK;
+    }
+    for (int i = 0; i < MODELS_MAX && names[i]; i++) {
+        char *path;
+        NB_TRY(nb_shipped_file("models", names[i], ".json", &path));
+        m->model[m->models++] = path;
+    }
+    return NB_OK;
+}
+
+static void choose_lengths(const struct nb_bench_options *o, bool cuda, struct memory *m)
+{
+    static const int gpu[] = {2048, 4096, 8192, 0}, cpu[] = {128, 256, 512, 0}, quick[] = {32, 64, 0};
+    const int *length = o->tokens[0] ? o->tokens : m->length[0] ? m->length : o->quick ? quick : cuda ? gpu : cpu;
+    if (length != m->length)
+        for (int i = 0; i == 0 || length[i - 1]; i++)
+            m->length[i] = length[i];
 }
 
 nb_status nb_bench_memory(const struct nb_bench_options *options)
 {
-    struct nb_bench bench;
+    struct nb_bench bench = {0};
     struct nb_bench_options o = *options;
     struct memory *m = calloc(1, sizeof *m);
-    char *shape = NULL;
     if (!m)
         return nb_fail(NB_MEMORY, "no memory for a benchmark");
+    m->moments_8bit = true;
     json_t *results = json_array();
-    nb_status status = nb_bench_open(options, &bench);
-    if (status == NB_OK && !o.model)
-        status = nb_shipped_file("models", bench.cuda ? "llama-3-8b" : "smollm2-135m", ".json", &shape);
-    if (!o.model)
-        o.model = shape;
+    nb_status status = o.config ? follow_config(&o, m) : NB_OK;
     if (status == NB_OK)
+        status = nb_bench_open(&o, &bench);
+    if (status == NB_OK && !o.config)
+        status = choose_shapes(&o, bench.cuda, m);
+    if (status == NB_OK) {
+        choose_lengths(&o, bench.cuda, m);
         status = run_ladder(&bench, &o, m, results);
+    }
     json_decref(results);
-    free(shape);
+    for (int i = 0; i < m->models; i++)
+        if (m->model[i] != o.model)
+            free((char *)m->model[i]);
     free(m);
     nb_bench_close(&bench);
     return status;

@@ -38,11 +38,15 @@ nb_status nb_bench_step(const struct nb_bench_options *options)
     int count = options->recompute ? 1 : 4;
     for (int i = 0; status == NB_OK && i < count; i++) {
         const char *recompute = options->recompute ? options->recompute : all[i];
-        char *settings = nb_format("optimizer: adamw_8bit\ngradient_checkpointing: %s\n", recompute);
+        char *recomputed = nb_format("gradient_checkpointing=%s", recompute);
+        const char *const settings[] = {"optimizer=adamw_8bit", recomputed};
         struct nb_bench_steps steps;
-        status = nb_bench_run_steps(
-            options, options->tokens ? options->tokens : options->quick ? 64 : bench.cuda ? 2048 : 256, settings, &steps);
-        free(settings);
+        struct nb_bench_steps_args args = {
+            .tokens = options->tokens[0] ? options->tokens[0] : options->quick ? 64 : bench.cuda ? 2048 : 256,
+            .settings = settings,
+            .setting_count = 2};
+        status = nb_bench_run_steps(options, &args, &steps);
+        free(recomputed);
         if (status == NB_MEMORY && count > 1) {
             fprintf(stderr, "gradient_checkpointing: %s: %s\n", recompute, nb_status_message());
             status = NB_OK;

@@ -2,11 +2,9 @@
 
 #include <stdlib.h>
 #include <string.h>
-#include <unistd.h>
 
 #include "base/file.h"
 #include "base/progress.h"
-#include "base/random.h"
 #include "train/device.h"
 #include "train/fit.h"
 #include "train/step.h"
@@ -14,22 +12,6 @@
 enum { WARM_UP_STEPS = 2, TIMED_STEPS = 5, ROWS = 16 };
 
 /* ---- a run on random tokens ---- */
-
-/* FOLDER/rows.jsonl, rows of `length` ids below `vocabulary`. */
-static nb_status write_rows(const char *path, int length, int vocabulary)
-{
-    FILE *file = fopen(path, "w");
-    if (!file)
-        return nb_fail_errno("%s: cannot write it", path);
-    for (int row = 0; row < ROWS; row++) {
-        fputs("{\"input_ids\": [", file);
-        for (int i = 0; i < length; i++)
-            fprintf(file, "%s%u", i ? "," : "",
-                nb_random_below(1, NB_RANDOM_SHUFFLE, (uint64_t)row, (uint64_t)i, (uint32_t)vocabulary));
-        fputs("]}\n", file);
-    }
-    return fclose(file) == 0 ? NB_OK : nb_fail_errno("%s: cannot write it", path);
-}
 
 const char *nb_bench_device_name(enum nb_config_device device)
 {
@@ -39,57 +21,88 @@ const char *nb_bench_device_name(enum nb_config_device device)
 struct setup {
     struct nb_config config;
     struct nb_run *run;
-    char *folder;
 };
 
 static void close_setup(struct setup *s)
 {
     nb_run_destroy(&s->run);
     nb_config_destroy(&s->config);
-    if (s->folder)
-        nb_remove_folder(s->folder);
-    free(s->folder);
-    s->folder = NULL;
 }
 
-static nb_status make_folder(struct setup *s)
+/* What a config cannot decide here, or what there is to say without one; the caller frees each. */
+static int list_settings(const struct nb_bench_options *o, int tokens, char *settings[])
 {
-    const char *base = getenv("TMPDIR");
-    s->folder = nb_format("%s/nibble-bench-XXXXXX", base && *base ? base : "/tmp");
-    return mkdtemp(s->folder) ? NB_OK : nb_fail_errno("%s: cannot make a folder for random rows", s->folder);
+    int count = 0;
+    settings[count++] = nb_format("datasets=[{path: random rows, type: tokens}]");
+    settings[count++] = nb_format("sequence_len=%d", tokens);
+    settings[count++] = nb_format("device=%s", nb_bench_device_name(o->device));
+    settings[count++] = nb_format("max_steps=1000");
+    if (o->model)
+        settings[count++] = nb_format("base_model=\"%s\"", o->model);
+    if (o->micro_batch)
+        settings[count++] = nb_format("micro_batch_size=%d", o->micro_batch);
+    if (o->config) {
+        settings[count++] = nb_format("test_datasets=[]");
+        settings[count++] = nb_format("val_set_size=0");
+    }
+    return count;
 }
 
-static nb_status vocabulary_of(const char *model, int *vocabulary)
+static nb_status read_config(const struct nb_bench_options *o, const struct nb_bench_steps_args *args, struct nb_config *config)
 {
-    struct nb_checkpoint *checkpoint = NULL;
-    NB_TRY(nb_checkpoint_open(model, &checkpoint));
-    *vocabulary = nb_checkpoint_config(checkpoint)->vocab;
-    nb_checkpoint_close(&checkpoint);
-    return NB_OK;
+    static const char usual[] = "adapter: qlora\nlora_r: 16\nlora_alpha: 32\nlora_target_linear: true\nmicro_batch_size: 1\n"
+                                "learning_rate: 1e-5\nlr_scheduler: constant\nwarmup_steps: 0\n";
+    enum { OWN = 8 };
+    char *own[OWN];
+    const char *all[OWN + NB_BENCH_SETTINGS_MAX];
+    size_t count = 0;
+    int owned = list_settings(o, args->tokens, own);
+    for (int i = 0; i < owned; i++)
+        all[count++] = own[i];
+    for (int i = 0; i < args->setting_count; i++)
+        all[count++] = args->settings[i];
+    nb_status status = o->config ? nb_config_read(o->config, all, count, config)
+                                 : nb_config_parse(usual, sizeof usual - 1, "bench", all, count, config);
+    for (int i = 0; i < owned; i++)
+        free(own[i]);
+    return status == NB_OK ? nb_config_validate_train(config) : status;
 }
 
-static nb_status open_training(const struct nb_bench_options *o, int tokens, const char *settings, struct setup *s)
+static nb_status open_training(const struct nb_bench_options *o, const struct nb_bench_steps_args *args, struct setup *s)
 {
-    int vocabulary = 0;
     *s = (struct setup){0};
-    NB_TRY(vocabulary_of(o->model, &vocabulary));
-    NB_TRY(make_folder(s));
-    char *rows = nb_path_join(s->folder, "rows.jsonl");
-    nb_status status = write_rows(rows, tokens, vocabulary);
-    char *yaml = nb_format("base_model: %s\nadapter: qlora\nlora_r: 16\nlora_alpha: 32\nlora_target_linear: true\n"
-                           "datasets:\n  - path: %s\n    type: tokens\nsequence_len: %d\nmicro_batch_size: %d\n"
-                           "learning_rate: 1e-5\nlr_scheduler: constant\nwarmup_steps: 0\nmax_steps: 1000\ndevice: %s\n%s",
-        o->model, rows, tokens, o->micro_batch ? o->micro_batch : 1, nb_bench_device_name(o->device), settings);
-    if (status == NB_OK)
-        status = nb_config_parse(yaml, strlen(yaml), "bench", NULL, 0, &s->config);
-    free(yaml);
-    free(rows);
-    if (status == NB_OK)
-        status = nb_config_validate_train(&s->config);
-    if (status != NB_OK)
-        return status;
-    return nb_run_open(
-        &(struct nb_run_args){.config = &s->config, .purpose = NB_PURPOSE_TRAIN, .random_weights = true}, &s->run);
+    NB_TRY(read_config(o, args, &s->config));
+    int64_t step = (s->config.micro_batch_size < 0 ? 1 : s->config.micro_batch_size) * s->config.gradient_accumulation_steps;
+    struct nb_run_args run = {.config = &s->config,
+        .purpose = NB_PURPOSE_TRAIN,
+        .random_rows = step > ROWS ? (int)step : ROWS,
+        .random_tokens = args->tokens,
+        .random_weights = true};
+    return nb_run_open(&run, &s->run);
+}
+
+/* ---- what lies in host memory ---- */
+
+/* False where the kernel keeps no mark that can be set back. */
+static bool forget_host_peak(void)
+{
+    FILE *file = fopen("/proc/self/clear_refs", "w");
+    if (!file)
+        return false;
+    bool written = fputs("5", file) >= 0;
+    return fclose(file) == 0 && written;
+}
+
+static uint64_t host_peak(void)
+{
+    char line[128];
+    unsigned long long kilobytes = 0;
+    FILE *file = fopen("/proc/self/status", "r");
+    while (file && fgets(line, sizeof line, file) && sscanf(line, "VmHWM: %llu kB", &kilobytes) != 1) {
+    }
+    if (file)
+        fclose(file);
+    return kilobytes << 10;
 }
 
 /* ---- steps ---- */
@@ -165,14 +178,18 @@ static nb_status measure_steps(const struct nb_bench_options *o, struct nb_run *
 }
 
 nb_status nb_bench_run_steps(
-    const struct nb_bench_options *options, int tokens, const char *settings, struct nb_bench_steps *steps)
+    const struct nb_bench_options *options, const struct nb_bench_steps_args *args, struct nb_bench_steps *steps)
 {
     struct setup setup;
-    *steps = (struct nb_bench_steps){
-        .tokens = tokens, .micro_batch = options->micro_batch ? options->micro_batch : 1};
-    nb_status status = open_training(options, tokens, settings, &setup);
+    bool knows_peak = forget_host_peak();
+    *steps = (struct nb_bench_steps){.tokens = args->tokens};
+    nb_status status = open_training(options, args, &setup);
     if (status == NB_OK)
         status = measure_steps(options, setup.run, steps);
+    if (status == NB_OK) {
+        steps->micro_batch = setup.run->micro_batch_size;
+        steps->host_peak_bytes = knows_peak ? host_peak() : 0;
+    }
     close_setup(&setup);
     return status;
 }

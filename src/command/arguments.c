@@ -124,6 +124,9 @@ nb_status nb_arguments_parse(const struct nb_command *command, int argc, char **
             NB_TRY(parse_option(command, argc, argv, &at, arguments));
         } else if (!command->argument) {
             return nb_fail(NB_USAGE, "nibble %s takes no argument, but got \"%s\"", command->name, word);
+        } else if (arguments->positional && command->second && !arguments->second) {
+            arguments->second = word;
+            at++;
         } else if (arguments->positional) {
             return nb_fail(NB_USAGE, "nibble %s takes one %s, but got \"%s\" and \"%s\"", command->name, command->argument,
                            arguments->positional, word);

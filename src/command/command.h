@@ -30,7 +30,7 @@ enum { NB_OPTIONS_MAX = 16, NB_SETTINGS_MAX = 256 };
 
 /* What the command line said. Strings belong to argv. */
 struct nb_arguments {
-    const char *positional;           /* the verb's one argument; NULL if not given */
+    const char *positional, *second;  /* the verb's argument or two; NULL if not given */
     bool given[NB_OPTIONS_MAX];       /* by the option's place in the verb's list */
     const char *text[NB_OPTIONS_MAX]; /* NULL where not given or without a value */
     double number[NB_OPTIONS_MAX];
@@ -42,6 +42,7 @@ struct nb_command {
     const char *name;
     const char *argument;    /* "CONFIG", "MODEL", ...; NULL for none */
     bool argument_optional;
+    const char *second;      /* one more, always optional; NULL for none */
     const char *summary;     /* one line */
     const char *description; /* paragraphs for --help and the manual page */
     const char *example;     /* a command line that works */

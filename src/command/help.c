@@ -42,6 +42,8 @@ static void print_usage(const struct nb_command *command, FILE *out)
     fprintf(out, "nibble %s", command->name);
     if (command->argument)
         fprintf(out, command->argument_optional ? " [%s]" : " %s", command->argument);
+    if (command->second)
+        fprintf(out, " [%s]", command->second);
     for (int i = 0; command->options && command->options[i].name; i++) {
         const struct nb_option *option = &command->options[i];
         if (option->type == NB_OPTION_FLAG)
@@ -88,7 +90,10 @@ static void roff_text(const char *text, FILE *out)
 
 static void roff_command(const struct nb_command *command, FILE *out)
 {
-    fprintf(out, ".SS nibble %s %s\n", command->name, command->argument ? command->argument : "");
+    fprintf(out, ".SS nibble %s", command->name);
+    if (command->argument)
+        fprintf(out, command->argument_optional ? " [%s]" : " %s", command->argument);
+    fprintf(out, command->second ? " [%s]\n" : "\n", command->second);
     roff_text(command->description, out);
     for (int i = 0; command->options && command->options[i].name; i++) {
         const struct nb_option *option = &command->options[i];

@@ -10,6 +10,9 @@
 
 #include "base/status.h"
 
+/* The most that the keys sequence_len and micro_batch_size take. */
+enum { NB_CONFIG_SEQUENCE_LEN_MAX = 1 << 20, NB_CONFIG_MICRO_BATCH_MAX = 1 << 16 };
+
 enum nb_config_adapter { NB_CONFIG_ADAPTER_NONE, NB_CONFIG_ADAPTER_LORA, NB_CONFIG_ADAPTER_QLORA };
 enum nb_config_quant_type { NB_CONFIG_QUANT_NF4, NB_CONFIG_QUANT_FP4 };
 enum nb_config_bf16 { NB_CONFIG_BF16_AUTO, NB_CONFIG_BF16_TRUE, NB_CONFIG_BF16_FALSE };

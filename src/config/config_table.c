@@ -68,7 +68,7 @@ const struct nb_key nb_keys[] = {
         .minimum = 0, .maximum = 1e9, .whole_from_one = true,
         .help = "Rows of datasets kept for evaluation: below 1 a fraction, from 1 a number of rows."},
     {.name = "sequence_len", .type = NB_KEY_INTEGER, .group = NB_GROUP_DATA, .everywhere = true, .offset = AT(sequence_len),
-        .fallback_words = "512; outside train the model's context", .unset = 512, .minimum = 2, .maximum = 1048576,
+        .fallback_words = "512; outside train the model's context", .unset = 512, .minimum = 2, .maximum = NB_CONFIG_SEQUENCE_LEN_MAX,
         .help = "The longest row in tokens. A longer one is dropped, and counted."},
     {.name = "sample_packing", .type = NB_KEY_BOOL, .group = NB_GROUP_DATA, .offset = AT(sample_packing), .fallback = "false",
         .help = "Pack short rows together into bins of sequence_len; micro_batch_size then counts bins."},
@@ -78,7 +78,7 @@ const struct nb_key nb_keys[] = {
         .fallback = "true", .help = "Shuffle the rows anew each epoch; false keeps the files' order."},
 
     {.name = "micro_batch_size", .type = NB_KEY_INTEGER, .group = NB_GROUP_TRAINING, .everywhere = true,
-        .offset = AT(micro_batch_size), .fallback = "1", .or_auto = true, .minimum = 1, .maximum = 65536,
+        .offset = AT(micro_batch_size), .fallback = "1", .or_auto = true, .minimum = 1, .maximum = NB_CONFIG_MICRO_BATCH_MAX,
         .help = "Rows computed at once. auto: as many as fit, of the gradient_accumulation_steps rows of a step."},
     {.name = "gradient_accumulation_steps", .type = NB_KEY_INTEGER, .group = NB_GROUP_TRAINING,
         .offset = AT(gradient_accumulation_steps), .fallback = "1", .minimum = 1, .maximum = 65536,

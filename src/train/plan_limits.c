@@ -42,6 +42,11 @@ static nb_status try_units(const struct search *s, int64_t units, struct nb_plan
                : try_sizes(s->run, (int)config->sequence_len, (int)units, tried);
 }
 
+static int64_t lesser(int64_t a, int64_t b)
+{
+    return a < b ? a : b;
+}
+
 nb_status nb_plan_find_limit(struct nb_run *run, enum nb_plan_limit limit, struct nb_plan_limit_found *found)
 {
     const struct nb_config *config = run->config;
@@ -55,7 +60,8 @@ nb_status nb_plan_find_limit(struct nb_run *run, enum nb_plan_limit limit, struc
             (double)run->available_bytes / mebibyte, (double)(found->peak_bytes - run->available_bytes) / mebibyte);
     bool context = limit == NB_PLAN_LONGEST_CONTEXT;
     int64_t fits = context ? config->sequence_len / NB_TILE_TOKENS : run->micro_batch_size;
-    int64_t top = context ? TOKENS_MAX / NB_TILE_TOKENS / run->micro_batch_size : TOKENS_MAX / config->sequence_len;
+    int64_t top = context ? lesser(TOKENS_MAX / run->micro_batch_size, NB_CONFIG_SEQUENCE_LEN_MAX) / NB_TILE_TOKENS
+                          : lesser(TOKENS_MAX / config->sequence_len, NB_CONFIG_MICRO_BATCH_MAX);
     int64_t fails = top + 1, step = 1;
     while (fails - fits > 1) {
         int64_t units = fails > top ? fits + step : fits + (fails - fits) / 2;

@@ -5,7 +5,7 @@
 #include "train/plan.h"
 
 enum nb_plan_limit {
-    NB_PLAN_LONGEST_CONTEXT, /* sequence_len, in steps of NB_TILE_TOKENS, with the config's micro_batch_size */
+    NB_PLAN_LONGEST_CONTEXT, /* sequence_len, in steps of NB_TILE_TOKENS, with the config's micro_batch_size; at most what the key takes */
     NB_PLAN_LARGEST_BATCH    /* micro_batch_size, with the config's sequence_len */
 };
 

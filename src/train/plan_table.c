@@ -49,7 +49,7 @@ struct cell {
     struct nb_plan_limit_found found;
     uint64_t available_bytes;
     int context, offloaded, streamed, mlp_chunk_tokens;
-    bool embedding_on_host, from_file;
+    bool paged, embedding_on_host, from_file;
 };
 
 static bool is_overridden(const struct nb_plan_table_options *options, const char *key)
@@ -82,6 +82,7 @@ static nb_status search(struct nb_run *run, struct cell *cell)
     if (status == NB_MEMORY) /* the answer, not a failure */
         return NB_OK;
     cell->fits = status == NB_OK;
+    cell->paged = run->adapter.paging.on && run->adapter.paging.resident_bytes < run->paged_bytes;
     cell->offloaded = run->offloaded;
     cell->streamed = run->model.streamed_blocks;
     cell->mlp_chunk_tokens = run->mlp_chunk_tokens;
@@ -106,7 +107,8 @@ static nb_status plan_cell(
     status = nb_config_validate_train(&config);
     if (status == NB_OK)
         status = nb_run_open(
-            &(struct nb_run_args){.config = &config, .purpose = NB_PURPOSE_TRAIN, .profile = profile, .without_data = true}, &run);
+            &(struct nb_run_args){.config = &config, .purpose = NB_PURPOSE_TRAIN, .profile = profile, .random_rows = 1, .random_tokens = 2},
+            &run);
     if (status == NB_OK)
         status = search(run, cell);
     nb_run_destroy(&run);
@@ -136,6 +138,7 @@ static void print_cell(const struct cell *cell, int width, FILE *out)
         {length > cell->context, '+'},
         {true, ' '},
         {cell->found.kept_everything < cell->found.blocks, 'r'},
+        {cell->paged, 'p'},
         {cell->offloaded > 0, 'i'},
         {cell->embedding_on_host, 'e'},
         {cell->mlp_chunk_tokens > 0, 'c'},
@@ -177,8 +180,8 @@ static void print_foot(const struct nb_plan_table_options *options, const struct
     for (size_t i = 0; i < options->setting_count; i++, between = ", ")
         fprintf(out, "%s%s", between, options->settings[i]);
     fputs(".\n+ beyond what the model was made for; - not even 256 tokens.\n"
-          "r: blocks computed again; i: their inputs in host memory; e: the embedding there too; c: the MLP in chunks of tokens;\n"
-          "sN: the weights of N layers streamed in from host memory; f: from the checkpoint's file.\n",
+          "r: blocks computed again; in host memory, p: masters and moments, i: block inputs, e: the embedding; c: the MLP in chunks of\n"
+          "tokens; sN: the weights of N layers streamed in, f: from the checkpoint's file.\n",
         out);
     for (int c = 0; c < columns; c++)
         fprintf(out, "%s%s: %s, %llu MiB", c ? "; " : "", column[c].title, column[c].profile.name,
@@ -202,9 +205,10 @@ static json_t *cell_json(const struct cell *cell)
     const struct nb_plan_limit_found *f = &cell->found;
     if (!cell->fits)
         return json_null();
-    return json_pack("{s:i, s:I, s:I, s:i, s:i, s:i, s:b, s:i, s:b}", "sequence_len", f->sequence_len, "peak_bytes",
+    return json_pack("{s:i, s:I, s:I, s:i, s:b, s:i, s:i, s:b, s:i, s:b}", "sequence_len", f->sequence_len, "peak_bytes",
         (json_int_t)f->peak_bytes, "pinned_bytes", (json_int_t)f->pinned_bytes, "blocks_recomputed", f->blocks - f->kept_everything,
-        "blocks_offloaded", cell->offloaded, "blocks_streamed", cell->streamed, "embedding_on_host", (int)cell->embedding_on_host,
+        "optimizer_paged", (int)cell->paged, "blocks_offloaded", cell->offloaded, "blocks_streamed", cell->streamed,
+        "embedding_on_host", (int)cell->embedding_on_host,
         "mlp_chunk_tokens", cell->mlp_chunk_tokens, "from_file", (int)cell->from_file);
 }
 

@@ -246,7 +246,8 @@ nb_status nb_run_open(const struct nb_run_args *args, struct nb_run **run)
         return nb_fail(NB_MEMORY, "no memory to set up a run");
     r->config = args->config;
     r->purpose = args->purpose;
-    r->without_data = args->without_data;
+    r->random_rows = args->random_rows;
+    r->random_tokens = args->random_tokens;
     nb_status status = open_run(r, args);
     if (status != NB_OK)
         nb_run_destroy(&r);

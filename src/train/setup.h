@@ -32,7 +32,7 @@ struct nb_run_args {
     const char *adapter; /* outside train: an adapter folder, or NULL. In train the config's lora_model_dir counts */
     const char *data;    /* NB_PURPOSE_EVALUATE: the data file */
     const struct nb_device_profile *profile; /* to plan for a device that is not here; NULL: the config's. Copied */
-    bool without_data;   /* for sizes alone: a row of two tokens in place of the config's data */
+    int random_rows, random_tokens; /* in place of the config's data: so many rows of so many random tokens; 0: that data */
     bool random_weights; /* for benchmarks: a checkpoint without weights gets random ones */
 };
 
@@ -91,7 +91,7 @@ struct nb_run {
     int sequence_len;
     int micro_batch_size, micro_batches; /* rows (bins with sample_packing) of a micro-batch; micro-batches of a step */
 
-    bool without_data;            /* as in the args */
+    int random_rows, random_tokens; /* as in the args */
     struct nb_dataset *data;      /* what trains, or what is evaluated; NULL for NB_PURPOSE_GENERATE */
     struct nb_dataset *test_data; /* of test_datasets, or NULL */
     uint32_t *train_rows, *eval_rows; /* of data; of eval_data */

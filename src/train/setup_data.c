@@ -6,6 +6,7 @@
 #include <string.h>
 
 #include "base/log.h"
+#include "base/random.h"
 #include "text/lint.h"
 
 enum {
@@ -65,12 +66,25 @@ static nb_status read_sources(
     return within_problem(run, status);
 }
 
-static nb_status make_row(const struct nb_run *run, struct nb_dataset **dataset)
+static nb_status make_rows(const struct nb_run *run, struct nb_dataset **dataset)
 {
-    static const char row[] = "{\"input_ids\": [0, 0]}\n";
-    const struct nb_dataset_source source = {.path = "a row of two tokens", .type = "tokens"};
+    const struct nb_dataset_source source = {.path = "random rows", .type = "tokens"};
     struct nb_dataset_options options = options_of(run);
-    return nb_dataset_read_bytes(row, sizeof row - 1, &source, &options, dataset);
+    char *text = NULL;
+    size_t bytes;
+    FILE *out = open_memstream(&text, &bytes);
+    if (!out)
+        return nb_fail_errno("random rows");
+    for (int row = 0; row < run->random_rows; row++) {
+        fputs("{\"input_ids\": [", out);
+        for (int i = 0; i < run->random_tokens; i++)
+            fprintf(out, "%s%" PRIu32, i ? "," : "",
+                nb_random_below(1, NB_RANDOM_SHUFFLE, (uint64_t)row, (uint64_t)i, (uint32_t)options.vocabulary));
+        fputs("]}\n", out);
+    }
+    nb_status status = fclose(out) == 0 ? nb_dataset_read_bytes(text, bytes, &source, &options, dataset) : nb_fail_errno("random rows");
+    free(text);
+    return status;
 }
 
 static nb_status all_kept_rows(const struct nb_dataset *dataset, uint32_t **rows, uint32_t *count)
@@ -102,9 +116,8 @@ static void compare_with_context(const struct nb_run *run, const struct nb_datas
 static nb_status read_data(struct nb_run *run)
 {
     const struct nb_config *config = run->config;
-    if (run->without_data) {
-        run->eval_data = NULL;
-        NB_TRY(make_row(run, &run->data));
+    if (run->random_rows) {
+        NB_TRY(make_rows(run, &run->data));
         return all_kept_rows(run->data, &run->train_rows, &run->train_count);
     }
     NB_TRY(read_sources(run, &config->datasets, &run->data));

@@ -33,17 +33,36 @@ succeeds bench generate --device cpu --quick --json --model "$work/shape.json"
 number results.0.tokens_per_second
 
 # A ladder of settings that each save memory and change no bit (the benchmark itself refuses another loss).
-succeeds bench memory --device cpu --quick --json --tokens 48 --model "$work/shape.json" --csv "$work/memory.csv" --svg "$work/memory.svg"
-for rung in 0 1 2 3 4 5; do
-  equal "peak of rung $rung" "$("$probe" json "$work/out" results.$rung.peak_bytes)" "$("$probe" json "$work/out" results.$rung.planned_bytes)"
-  equal "loss of rung $rung" "$("$probe" json "$work/out" results.$rung.loss)" "$("$probe" json "$work/out" results.0.loss)"
-done
-for rung in 1 2 3 4 5; do
-  [ "$("$probe" json "$work/out" results.$rung.peak_bytes)" -le "$("$probe" json "$work/out" results.$((rung - 1)).peak_bytes)" ] ||
-    problem "rung $rung takes more than the one before"
-done
-[ "$(wc -l <"$work/memory.csv")" -eq 7 ] || problem "memory.csv has not a line for each rung"
-grep -q '^<svg' "$work/memory.svg" && [ "$(grep -c '<polyline' "$work/memory.svg")" -eq 6 ] || problem "memory.svg draws not a line for each rung"
+rungs=6
+ladder() { # ladder RUN...: what each rung of one length says, given the rungs' places in the results
+  for rung in "$@"; do
+    equal "peak of rung $rung" "$("$probe" json "$work/out" results.$rung.peak_bytes)" "$("$probe" json "$work/out" results.$rung.planned_bytes)"
+    equal "loss of rung $rung" "$("$probe" json "$work/out" results.$rung.loss)" "$("$probe" json "$work/out" results.$1.loss)"
+    number results.$rung.host_peak_bytes
+    [ "$rung" -eq "$1" ] || [ "$("$probe" json "$work/out" results.$rung.peak_bytes)" -le "$("$probe" json "$work/out" results.$((rung - 1)).peak_bytes)" ] ||
+      problem "rung $rung takes more than the one before"
+  done
+}
+succeeds bench memory --device cpu --quick --json --tokens 48,96 --model "$work/shape.json" --csv "$work/memory.csv" --svg "$work/memory.svg"
+ladder $(seq 0 $((rungs - 1)))
+ladder $(seq $rungs $((2 * rungs - 1)))
+equal "the second length" "$("$probe" json "$work/out" results.$rungs.tokens)" 96
+equal "lines of memory.csv" "$(wc -l <"$work/memory.csv")" $((2 * rungs + 1))
+equal "fields of its lines" "$(awk -F, '{ print NF }' "$work/memory.csv" | sort -u)" 9
+grep -q '^<svg' "$work/memory.svg" && [ "$(grep -c '<circle' "$work/memory.svg")" -eq $((2 * rungs)) ] || problem "memory.svg draws not a point for each run"
+equal "lines between the points" "$(grep -c 'stroke-width="2"' "$work/memory.svg")" $rungs
+
+# The same of a configuration: its model and adapter, its kind of moments, a quarter, half and all of its length; its data stays unread.
+token_config "$work/config.yml" "optimizer: adamw_torch"
+sed 's/^sequence_len: .*/sequence_len: 64/' "$work/config.yml" >"$work/bench.yml"
+rm "$work/rows.jsonl"
+succeeds bench memory "$work/bench.yml" --device cpu --quick --json --steps 1
+ladder $(seq 0 $((rungs - 1)))
+equal "the third length" "$("$probe" json "$work/out" results.$((2 * rungs)).tokens)" 64
+equal "the model" "$("$probe" json "$work/out" results.0.model)" llama
+refuses 2 'CONFIG' '--model' -- bench step "$work/bench.yml"
+refuses 2 'one number' -- bench step --model "$work/shape.json" --tokens 32,64
+refuses 2 '--tokens' '2 to' -- bench memory --tokens 32,
 
 refuses 2 'stpe' 'step' -- bench stpe
 refuses 2 'zzzzzz' 'matmul' -- bench zzzzzz
@@ -53,6 +72,5 @@ refuses 2 '--device gpu' 'cuda' -- bench matmul --device gpu
 refuses 2 '--write' 'GPU' -- bench matmul --device cpu --quick --json --write
 refuses 2 'gradient_checkpointing' 'attention' -- bench step --model "$work/shape.json" --recompute some --device cpu
 refuses 1 'missing.json' -- bench step --model "$work/missing.json" --device cpu
-ls -d "${TMPDIR:-/tmp}"/nibble-bench-* 2>/dev/null && problem "a benchmark leaves its folder of rows"
 
 finish

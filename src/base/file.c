@@ -51,16 +51,19 @@ nb_status nb_mapped_file_open(const char *path, struct nb_mapped_file *file)
             result = nb_fail_errno("%s: cannot map %lld bytes", path, (long long)status.st_size);
         }
     }
+    struct nb_file_stamp stamp;
+    if (result == NB_OK)
+        result = nb_file_stamp_read(descriptor, path, &stamp);
     close(descriptor);
-    if (result != NB_OK)
-        return result;
-    char *copy = strdup(path);
-    if (!copy) {
+    char *copy = result == NB_OK ? strdup(path) : NULL;
+    if (result == NB_OK && !copy)
+        result = nb_fail(NB_MEMORY, "%s: no memory to read it", path);
+    if (result != NB_OK) {
         if (data)
             munmap(data, (size_t)status.st_size);
-        return nb_fail(NB_MEMORY, "%s: no memory to read it", path);
+        return result;
     }
-    *file = (struct nb_mapped_file){.data = data, .bytes = (uint64_t)status.st_size, .path = copy};
+    *file = (struct nb_mapped_file){.data = data, .bytes = (uint64_t)status.st_size, .path = copy, .stamp = stamp};
     return NB_OK;
 }
 

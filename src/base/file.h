@@ -8,11 +8,22 @@
 
 #include "base/status.h"
 
+/* What tells one state of a file from another: its place on the disk, its size, and when it was last written. */
+struct nb_file_stamp {
+    uint64_t device, inode, bytes;
+    int64_t seconds, nanoseconds;
+};
+
+/* Of an open file. Errors: NB_IO, naming the path. */
+nb_status nb_file_stamp_read(int descriptor, const char *path, struct nb_file_stamp *stamp);
+bool nb_file_stamp_equal(const struct nb_file_stamp *a, const struct nb_file_stamp *b);
+
 /* A file mapped read-only. `data` is NULL for an empty file. */
 struct nb_mapped_file {
     const unsigned char *data;
     uint64_t bytes;
-    char *path; /* as given, owned */
+    char *path;                 /* as given, owned */
+    struct nb_file_stamp stamp; /* when it was mapped */
 };
 
 /* Maps a regular file. Errors: NB_IO (missing, no permission, a directory), naming the path. */

@@ -4,6 +4,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "base/crc32.h"
 #include "base/file.h"
 #include "base/log.h"
 #include "checkpoint/bnb_read.h"
@@ -255,6 +256,32 @@ void nb_checkpoint_forget(const struct nb_checkpoint *checkpoint, const char *na
         nb_safetensors_forget(checkpoint->safetensors, parts[i]);
 }
 
+static void describe_file(const struct nb_mapped_file *file, uint64_t header_bytes, FILE *out)
+{
+    const char *slash = strrchr(file->path, '/');
+    fprintf(out, "%s: %" PRIu64 " bytes, written %" PRId64 ".%09" PRId64 ", header %08" PRIx32 "\n",
+        slash ? slash + 1 : file->path, file->bytes, file->stamp.seconds, file->stamp.nanoseconds,
+        nb_crc32(0, file->data, header_bytes));
+}
+
+void nb_checkpoint_describe_files(const struct nb_checkpoint *checkpoint, FILE *out)
+{
+    const struct nb_mapped_file *file = checkpoint->gguf ? nb_gguf_file(checkpoint->gguf) : NULL;
+    if (file) {
+        uint64_t header = file->bytes;
+        for (size_t i = 0; i < nb_gguf_tensor_count(checkpoint->gguf); i++) {
+            uint64_t offset = nb_gguf_tensor_at(checkpoint->gguf, i)->offset;
+            header = offset < header ? offset : header;
+        }
+        describe_file(file, header, out);
+    }
+    for (size_t i = 0; checkpoint->safetensors && (file = nb_safetensors_file_at(checkpoint->safetensors, i)); i++) {
+        uint64_t header;
+        memcpy(&header, file->data, sizeof header);
+        describe_file(file, sizeof header + header, out);
+    }
+}
+
 static nb_status missing(const struct nb_checkpoint *c, const char *name)
 {
     if (!nb_checkpoint_has_weights(c))
@@ -327,6 +354,14 @@ nb_status nb_checkpoint_tensor_read_bf16(
             name, tensor->offset, nb_safetensors_dtype_name(tensor->dtype));
     return check_finite(
         tensor->path, name, nb_tensor_read_plain(tensor->dtype, tensor->data, rows, columns, out), columns);
+}
+
+const struct nb_safetensors_tensor *nb_checkpoint_tensor_in_bf16(
+    const struct nb_checkpoint *checkpoint, const char *name, int64_t rows, int64_t columns)
+{
+    const struct nb_safetensors_tensor *tensor = find_safetensors(checkpoint, name);
+    bool plain = tensor && tensor->dtype == NB_SAFETENSORS_BF16 && !nb_checkpoint_tensor_is_quantized(checkpoint, name);
+    return plain && shape_is(tensor->shape, tensor->rank, rows, columns) ? tensor : NULL;
 }
 
 bool nb_checkpoint_tensor_is_quantized(const struct nb_checkpoint *checkpoint, const char *name)

@@ -5,6 +5,7 @@
 
 #include <stdbool.h>
 #include <stdint.h>
+#include <stdio.h>
 
 #include "base/bfloat.h"
 #include "base/status.h"
@@ -14,6 +15,7 @@
 struct nb_checkpoint;
 struct nb_gguf;
 struct nb_safetensors;
+struct nb_safetensors_tensor;
 
 /* `path` is a folder with a config.json, a .gguf file, or a .json file (a config without weights, for planning). Weights are mapped,
  * not read. A folder without weights opens as well: reading a tensor of it is the error (NB_IO, naming the folder). Damaged weight
@@ -43,6 +45,10 @@ uint64_t nb_checkpoint_tensor_bytes(const struct nb_checkpoint *checkpoint, cons
 nb_status nb_checkpoint_tensor_read_bf16(
     const struct nb_checkpoint *checkpoint, const char *name, int64_t rows, int64_t columns, nb_bf16 *out);
 
+/* The tensor in its file, where that holds it as bf16 [rows, columns]; NULL where it is read in another way. */
+const struct nb_safetensors_tensor *nb_checkpoint_tensor_in_bf16(
+    const struct nb_checkpoint *checkpoint, const char *name, int64_t rows, int64_t columns);
+
 /* Whether the file holds the tensor in bitsandbytes' 4-bit layout. */
 bool nb_checkpoint_tensor_is_quantized(const struct nb_checkpoint *checkpoint, const char *name);
 
@@ -50,6 +56,10 @@ bool nb_checkpoint_tensor_is_quantized(const struct nb_checkpoint *checkpoint, c
  * not fit the shape, and for a quant_state that is not understood; scales and maps are finite. From one thread at a time. */
 nb_status nb_checkpoint_matrix_quantized(const struct nb_checkpoint *checkpoint, const char *name, int64_t rows,
     int64_t columns, struct nb_quant_matrix *view);
+
+/* A line for each file of weights that tells this state of it from any other: its name, size, time of writing, and the
+ * checksum of its header, all as they were when it was opened. */
+void nb_checkpoint_describe_files(const struct nb_checkpoint *checkpoint, FILE *out);
 
 /* The tensor, with what belongs to it, has been read: its pages may go. A later read brings them back. */
 void nb_checkpoint_forget(const struct nb_checkpoint *checkpoint, const char *name);

@@ -347,6 +347,11 @@ void nb_gguf_close(struct nb_gguf **gguf)
     *gguf = NULL;
 }
 
+const struct nb_mapped_file *nb_gguf_file(const struct nb_gguf *gguf)
+{
+    return gguf->map.data ? &gguf->map : NULL;
+}
+
 const char *nb_gguf_path(const struct nb_gguf *gguf)
 {
     return gguf->path;

@@ -59,6 +59,7 @@ struct nb_gguf_text {
 };
 
 struct nb_gguf;
+struct nb_mapped_file;
 
 /* Errors: NB_IO; NB_FORMAT for another magic, a length, count or offset that reaches past the end, overlapping or misaligned
  * tensors, duplicate names or keys; NB_UNSUPPORTED for another version, big-endian files and tensor types. The message names file,
@@ -72,6 +73,7 @@ nb_status nb_gguf_parse(const void *data, uint64_t bytes, const char *path, stru
 void nb_gguf_close(struct nb_gguf **gguf);
 
 const char *nb_gguf_path(const struct nb_gguf *gguf);
+const struct nb_mapped_file *nb_gguf_file(const struct nb_gguf *gguf); /* NULL where the bytes are the caller's */
 
 size_t nb_gguf_tensor_count(const struct nb_gguf *gguf);
 const struct nb_gguf_tensor *nb_gguf_tensor_at(const struct nb_gguf *gguf, size_t i); /* in the file's order */

@@ -435,6 +435,11 @@ const char *nb_safetensors_metadata(const struct nb_safetensors *file, const cha
     return NULL;
 }
 
+const struct nb_mapped_file *nb_safetensors_file_at(const struct nb_safetensors *file, size_t i)
+{
+    return i < file->source_count && file->sources[i].map.data ? &file->sources[i].map : NULL;
+}
+
 void nb_safetensors_forget(const struct nb_safetensors *file, const struct nb_safetensors_tensor *tensor)
 {
     for (size_t i = 0; i < file->source_count; i++)

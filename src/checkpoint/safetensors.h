@@ -8,6 +8,8 @@
 
 #include "base/status.h"
 
+struct nb_mapped_file;
+
 enum { NB_SAFETENSORS_RANK_MAX = 8 };
 
 enum nb_safetensors_dtype {
@@ -74,6 +76,9 @@ const struct nb_safetensors_tensor *nb_safetensors_find(const struct nb_safetens
 
 /* The value of a key of "__metadata__", or NULL. Owned by the reader. */
 const char *nb_safetensors_metadata(const struct nb_safetensors *file, const char *key);
+
+/* Mapped file number i; NULL beyond the last, and where the bytes are the caller's. */
+const struct nb_mapped_file *nb_safetensors_file_at(const struct nb_safetensors *file, size_t i);
 
 /* The tensor has been read: its pages may go. */
 void nb_safetensors_forget(const struct nb_safetensors *file, const struct nb_safetensors_tensor *tensor);

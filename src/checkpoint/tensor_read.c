@@ -110,3 +110,12 @@ int64_t nb_tensor_read_quantized(const struct nb_quant_matrix *matrix, nb_bf16 *
     }
     return bad ? first_not_finite(out, count) : -1;
 }
+
+int64_t nb_tensor_first_not_finite(const nb_bf16 *values, int64_t count)
+{
+    int64_t bad = 0;
+#pragma omp parallel for schedule(static) reduction(| : bad) if (count >= PARALLEL_WEIGHTS)
+    for (int64_t begin = 0; begin < count; begin += PIECE)
+        bad |= any_not_finite(values + begin, count - begin < PIECE ? count - begin : PIECE);
+    return bad ? first_not_finite(values, count) : -1;
+}

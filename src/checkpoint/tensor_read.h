@@ -23,4 +23,7 @@ int64_t nb_tensor_read_gguf(
 
 int64_t nb_tensor_read_quantized(const struct nb_quant_matrix *matrix, nb_bf16 *out);
 
+/* The index of the first of `count` values that is infinite or NaN, or -1. */
+int64_t nb_tensor_first_not_finite(const nb_bf16 *values, int64_t count);
+
 #endif

@@ -4,6 +4,7 @@
 #include <stdlib.h>
 
 #include "model/unit_buffers.h"
+#include "model/unit_source.h"
 #include "quant/codec.h"
 
 /* Offsets of a tensor's parts from the start of its unit. */
@@ -23,9 +24,10 @@ struct unit {
     const struct unit_layout *layout;
     bool streamed;
     nb_dptr base;  /* of a resident one */
-    uint64_t host; /* of a streamed one: its address in pinned memory */
+    uint64_t host; /* of a streamed one: its address in pinned memory; 0 where it comes from a file */
     struct nb_event *written, *released;
     bool was_written, was_released;
+    bool by_host; /* is being written */
 };
 
 struct nb_weight_store {
@@ -35,6 +37,8 @@ struct nb_weight_store {
     int units, head_unit;
     struct unit *unit;
     int streamed; /* units */
+    bool from_file;
+    struct nb_unit_source *source; /* NULL unless from_file, and before it is set */
     struct nb_unit_buffers buffers;
     const struct nb_weight_access *schedule;
     int scheduled, next;
@@ -125,10 +129,11 @@ nb_status nb_weight_store_create(struct nb_device *device, const struct nb_model
     s->nested = options->nested;
     lay_out(s, config, options->linear_format);
     s->streamed = options->streamed_blocks;
+    s->from_file = options->streams_from_file;
     s->unit = calloc((size_t)s->units, sizeof *s->unit);
     nb_status status = s->unit ? NB_OK : nb_fail(NB_MEMORY, "no memory for the weight store");
     if (status == NB_OK)
-        status = nb_unit_buffers_create(&s->buffers, device, s->streamed, s->block.bytes);
+        status = nb_unit_buffers_create(&s->buffers, device, s->streamed, s->block.bytes, s->from_file);
     for (int i = 0; status == NB_OK && i < s->units; i++) {
         s->unit[i].layout = i == 0 ? &s->embedding : i == s->units - 1 ? &s->head : &s->block;
         s->unit[i].streamed = is_streamed(s, i);
@@ -150,6 +155,7 @@ void nb_weight_store_destroy(struct nb_weight_store **store)
     if (!s)
         return;
     nb_unit_buffers_destroy(&s->buffers);
+    nb_unit_source_destroy(&s->source);
     for (int i = 0; s->unit && i < s->units; i++) {
         if (s->unit[i].written)
             s->device->event_destroy(s->device, &s->unit[i].written);
@@ -163,9 +169,11 @@ void nb_weight_store_destroy(struct nb_weight_store **store)
 
 nb_status nb_weight_store_allocate(struct nb_weight_store *store, struct nb_arena *arena, struct nb_arena *pinned)
 {
-    NB_TRY(nb_unit_buffers_allocate(&store->buffers, arena));
+    NB_TRY(nb_unit_buffers_allocate(&store->buffers, arena, pinned));
     for (int i = 0; i < store->units; i++) {
         bool outer = i == 0 || i == store->units - 1;
+        if (nb_weight_store_is_in_file(store, i))
+            continue;
         if (store->unit[i].streamed) {
             NB_TRY(nb_arena_take(pinned, NB_CATEGORY_LINEAR_WEIGHTS, "weights of a block", store->block.bytes,
                 &store->unit[i].host));
@@ -208,11 +216,28 @@ void nb_weight_store_schedule(struct nb_weight_store *store, const struct nb_wei
     store->next = 0;
 }
 
-/* The streamed units of the next accesses, each once, as many as there are buffers. */
-static int wanted_next(const struct nb_weight_store *store, int wanted[NB_UNIT_BUFFERS])
+bool nb_weight_store_is_on_host(const struct nb_weight_store *store, int unit)
+{
+    return store->unit[unit].streamed && !store->from_file;
+}
+
+bool nb_weight_store_is_in_file(const struct nb_weight_store *store, int unit)
+{
+    return store->unit[unit].streamed && store->from_file;
+}
+
+void nb_weight_store_set_source(struct nb_weight_store *store, struct nb_unit_source **source)
+{
+    nb_unit_source_destroy(&store->source);
+    store->source = *source;
+    *source = NULL;
+}
+
+/* The streamed units of the next accesses, each once, as many as there are buffers and one to be announced. */
+static int wanted_next(const struct nb_weight_store *store, int wanted[NB_UNIT_BUFFERS + 1])
 {
     int count = 0;
-    for (int i = store->next; i < store->scheduled && count < store->buffers.count; i++) {
+    for (int i = store->next; i < store->scheduled && count < store->buffers.count + 1; i++) {
         int unit = store->schedule[i].unit, k = 0;
         while (k < count && wanted[k] != unit)
             k++;
@@ -222,19 +247,43 @@ static int wanted_next(const struct nb_weight_store *store, int wanted[NB_UNIT_B
     return count;
 }
 
+/* The host reads the unit here, into the buffer's staging; the disk goes on with the one `after` it (or -1). */
+static nb_status read_to_staging(
+    struct nb_weight_store *store, const struct nb_unit_buffer *buffer, int unit, int after)
+{
+    if (store->device->dry)
+        return NB_OK;
+    if (!store->source)
+        return nb_fail(NB_UNSUPPORTED, "weight unit %d is to come from a file, and none is set", unit);
+    NB_TRY(nb_unit_buffers_wait(&store->buffers, buffer));
+    NB_TRY(nb_unit_source_read(store->source, unit, (void *)(uintptr_t)buffer->staging));
+    if (after >= 0)
+        nb_unit_source_announce(store->source, after);
+    return NB_OK;
+}
+
+static nb_status fetch(struct nb_weight_store *store, struct nb_unit_buffer *buffer, int unit, int after)
+{
+    const struct unit *u = &store->unit[unit];
+    if (store->from_file)
+        NB_TRY(read_to_staging(store, buffer, unit, after));
+    uint64_t host = store->from_file ? buffer->staging : u->host;
+    return nb_unit_buffers_fetch(&store->buffers, buffer, unit, (const void *)(uintptr_t)host,
+        u->was_written && !store->settled ? u->written : NULL);
+}
+
 /* As far as buffers are free. Where the schedule ends they keep what they hold: the other direction begins with it. */
 static nb_status fetch_ahead(struct nb_weight_store *store)
 {
-    int wanted[NB_UNIT_BUFFERS], count = wanted_next(store, wanted);
+    int wanted[NB_UNIT_BUFFERS + 1], found = wanted_next(store, wanted);
+    int count = found < store->buffers.count ? found : store->buffers.count;
     for (int i = 0; i < count; i++) {
         if (nb_unit_buffers_find(&store->buffers, wanted[i]))
             continue;
         struct nb_unit_buffer *buffer = nb_unit_buffers_free(&store->buffers, wanted, count);
         if (!buffer)
             break;
-        const struct unit *u = &store->unit[wanted[i]];
-        NB_TRY(nb_unit_buffers_fetch(&store->buffers, buffer, wanted[i], (const void *)(uintptr_t)u->host,
-            u->was_written && !store->settled ? u->written : NULL));
+        NB_TRY(fetch(store, buffer, wanted[i], i + 1 < found ? wanted[i + 1] : -1));
     }
     return NB_OK;
 }
@@ -314,36 +363,57 @@ bool nb_weight_store_is_settled(const struct nb_weight_store *store)
     return store->settled && store->streamed == 0;
 }
 
-nb_status nb_weight_store_begin_write(
-    struct nb_weight_store *store, int unit, struct nb_stream *stream, struct nb_unit_view *view)
+uint64_t nb_weight_store_layout(
+    const struct nb_weight_store *store, int unit, nb_dptr base, struct nb_unit_view *view)
 {
-    /* Users of settled units left no events: the host waits for them. */
-    if (store->settled)
+    fill_view(store, &store->unit[unit], base, view);
+    return store->unit[unit].layout->bytes;
+}
+
+static nb_status begin_in_buffer(struct nb_weight_store *store, int unit, struct nb_stream *stream, nb_dptr *base)
+{
+    struct nb_unit_buffer *buffer = nb_unit_buffers_find(&store->buffers, unit);
+    if (!buffer)
+        buffer = nb_unit_buffers_free(&store->buffers, NULL, 0);
+    if (!buffer || buffer->users)
+        return nb_fail(NB_UNSUPPORTED, "weight unit %d is to be written while its buffers are in use", unit);
+    *base = buffer->base;
+    return nb_unit_buffers_begin_write(&store->buffers, buffer, unit, stream);
+}
+
+nb_status nb_weight_store_begin_write(struct nb_weight_store *store, int unit, struct nb_stream *stream, bool by_host,
+    struct nb_unit_place *place)
+{
+    struct unit *u = &store->unit[unit];
+    u->by_host = by_host && nb_weight_store_is_on_host(store, unit);
+    /* Users of settled units left no events: the host waits for them. So it does for what writes where it will. */
+    if (store->settled || u->by_host)
         NB_TRY(store->device->stream_wait(store->device, stream));
     store->settled = false;
-    struct unit *u = &store->unit[unit];
     nb_dptr base = u->base;
-    if (u->streamed) {
-        struct nb_unit_buffer *buffer = nb_unit_buffers_find(&store->buffers, unit);
-        if (!buffer)
-            buffer = nb_unit_buffers_free(&store->buffers, NULL, 0);
-        if (!buffer || buffer->users)
-            return nb_fail(NB_UNSUPPORTED, "weight unit %d is to be written while its buffers are in use", unit);
-        NB_TRY(nb_unit_buffers_begin_write(&store->buffers, buffer, unit, stream));
-        base = buffer->base;
+    if (u->by_host) {
+        NB_TRY(nb_unit_buffers_forget(&store->buffers, unit));
+        base.address = u->host;
+    } else if (u->streamed) {
+        NB_TRY(begin_in_buffer(store, unit, stream, &base));
     } else if (u->was_released) {
         NB_TRY(store->device->stream_wait_event(store->device, stream, u->released));
     }
-    fill_view(store, u, base, view);
+    place->base = base;
+    place->on_host = u->by_host;
+    place->bytes = nb_weight_store_layout(store, unit, base, &place->view);
     return NB_OK;
 }
 
+/* What the host has written is there. */
 nb_status nb_weight_store_end_write(struct nb_weight_store *store, int unit, struct nb_stream *stream)
 {
     struct unit *u = &store->unit[unit];
+    u->was_written = !u->by_host;
+    if (u->by_host)
+        return NB_OK;
     if (u->streamed)
         NB_TRY(nb_unit_buffers_end_write(
             &store->buffers, nb_unit_buffers_find(&store->buffers, unit), stream, (void *)(uintptr_t)u->host));
-    u->was_written = true;
     return store->device->event_record(store->device, stream, u->written);
 }

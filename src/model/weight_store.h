@@ -2,8 +2,8 @@
  * contiguous slab; all blocks have the same inner offsets, each part of a tensor at a multiple of 256 bytes. Who
  * computes with a unit acquires it before and releases it after, on its own stream, and sees no more than that.
  * Where their bytes are between two uses is the store's affair: `streamed_blocks` of the blocks lie in pinned host
- * memory and come, ahead of their use, into buffers in device memory (unit_buffers.h); the other units stay in
- * device memory. Private to src/model/. */
+ * memory, or in a file (unit_source.h), and come, ahead of their use, into buffers in device memory (unit_buffers.h);
+ * the other units stay in device memory. Private to src/model/. */
 #ifndef NB_MODEL_WEIGHT_STORE_H
 #define NB_MODEL_WEIGHT_STORE_H
 
@@ -16,6 +16,8 @@
 #include "checkpoint/model_config.h"
 #include "device/device.h"
 #include "model/model.h"
+
+struct nb_unit_source;
 
 enum nb_weight_direction { NB_WEIGHT_FORWARD, NB_WEIGHT_BACKWARD };
 
@@ -42,8 +44,9 @@ nb_status nb_weight_store_create(struct nb_device *device, const struct nb_model
 /* Waits for fetches under way. Takes NULL; nulls the handle. The slabs stay their arenas'. */
 void nb_weight_store_destroy(struct nb_weight_store **store);
 
-/* Takes the resident units' slabs and the buffers from `arena`, once, and the streamed units' from `pinned`, whose
- * addresses are those of memory that copies reach (NULL will do where nothing is streamed). Errors: NB_MEMORY. */
+/* Takes the resident units' slabs and the buffers from `arena`, once, and from `pinned`, whose addresses are those of
+ * memory that copies reach, the streamed units' slabs or, when they come from a file, as much as the buffers have (NULL
+ * will do where nothing is streamed). Errors: NB_MEMORY. */
 nb_status nb_weight_store_allocate(struct nb_weight_store *store, struct nb_arena *arena, struct nb_arena *pinned);
 
 int nb_weight_store_units(const struct nb_weight_store *store);
@@ -64,7 +67,8 @@ int nb_weight_store_head_unit(const struct nb_weight_store *store);
 void nb_weight_store_schedule(struct nb_weight_store *store, const struct nb_weight_access *accesses, int count);
 
 /* Makes `stream` wait until the unit is in device memory, and gives its view. Errors: NB_UNSUPPORTED out of
- * schedule, or when more streamed units are held at a time than there are buffers. */
+ * schedule, or when more streamed units are held at a time than there are buffers; NB_IO, NB_FORMAT where a file can
+ * not be read, naming it and the offset. */
 nb_status nb_weight_store_acquire(struct nb_weight_store *store, int unit, enum nb_weight_direction direction,
                                   struct nb_stream *stream, struct nb_unit_view *view);
 
@@ -78,10 +82,31 @@ nb_status nb_weight_store_release(struct nb_weight_store *store, int unit, struc
 void nb_weight_store_settle(struct nb_weight_store *store);
 bool nb_weight_store_is_settled(const struct nb_weight_store *store);
 
-/* Around the writing of a unit on `stream`: begin makes it wait for the unit's last user, end lets later users wait
- * for the writer. A streamed unit must be written whole: the view is a buffer's, which goes to the host at the end. */
-nb_status nb_weight_store_begin_write(struct nb_weight_store *store, int unit, struct nb_stream *stream,
-    struct nb_unit_view *view);
+/* Where a unit that is being written lies. */
+struct nb_unit_place {
+    struct nb_unit_view view;
+    nb_dptr base;
+    uint64_t bytes;
+    bool on_host; /* in pinned memory: the addresses are the host's, and it writes there itself, at once */
+};
+
+/* Whether a unit lies in pinned memory. */
+bool nb_weight_store_is_on_host(const struct nb_weight_store *store, int unit);
+
+/* Whether a unit is read from a file at each use: what is written of it stays in a buffer at most. */
+bool nb_weight_store_is_in_file(const struct nb_weight_store *store, int unit);
+
+/* Around the writing of a unit: begin waits for the unit's last user, end lets later users wait for the writer, which
+ * works on `stream`, or on the host where `by_host` and the unit lies there. A streamed unit must be written whole:
+ * without by_host its place is a buffer's on the device, which goes to the host at the end. */
+nb_status nb_weight_store_begin_write(struct nb_weight_store *store, int unit, struct nb_stream *stream, bool by_host,
+    struct nb_unit_place *place);
 nb_status nb_weight_store_end_write(struct nb_weight_store *store, int unit, struct nb_stream *stream);
+
+/* Where the units lie that are in a file, before the first is acquired; the store takes it over, *source is nulled. */
+void nb_weight_store_set_source(struct nb_weight_store *store, struct nb_unit_source **source);
+
+/* A unit's view as if it lay at `base` (not null), and its bytes. */
+uint64_t nb_weight_store_layout(const struct nb_weight_store *store, int unit, nb_dptr base, struct nb_unit_view *view);
 
 #endif

@@ -95,9 +95,12 @@ static void note_streaming(const struct nb_session *session, struct nb_plan *pla
                      ? nb_format(": %.2f s at %.3g GB/s, beside %.2f s or more of arithmetic",
                            (double)plan->streamed_bytes / rate, rate / 1e9, plan->step_flops / flops)
                      : nb_format("%s", "");
-    note(plan, nb_format("resident_layers: the weights of %d of %d blocks stand in pinned host memory; %.1f MiB of them a step pass "
-                         "over the link%s",
-                   plan->streamed, plan->blocks, (double)plan->streamed_bytes / (1024.0 * 1024.0), time ? time : ""));
+    const char *where = session->run->model.streams_from_file ? "are read from their file at each use"
+                                                              : "stand in pinned host memory";
+    note(plan, nb_format("resident_layers: the weights of %d of %d blocks %s; %.1f MiB of them a step pass over the "
+                         "link%s",
+                   plan->streamed, plan->blocks, where, (double)plan->streamed_bytes / (1024.0 * 1024.0),
+                   time ? time : ""));
     free(time);
 }
 

@@ -49,6 +49,13 @@ static nb_status choose_weights(struct nb_run *run)
     return NB_OK;
 }
 
+/* Where weights come from that are not read from the checkpoint at the start alone. */
+static void choose_weight_files(struct nb_run *run)
+{
+    run->model.cache_folder = run->config->quantized_cache;
+    run->model.streams_from_file = run->config->weights_from == NB_CONFIG_WEIGHTS_FROM_FILE;
+}
+
 /* A length past the model's context is computed like any other, as in transformers; what it is worth is said where it is used. */
 static void choose_length(struct nb_run *run)
 {
@@ -222,6 +229,7 @@ static nb_status open_run(struct nb_run *run, const struct nb_run_args *args)
     run->model.random_weights = args->random_weights && !nb_checkpoint_has_weights(run->checkpoint);
     NB_TRY(args->profile ? nb_run_assume_device(run, args->profile) : nb_run_choose_device(run));
     NB_TRY(choose_weights(run));
+    choose_weight_files(run);
     choose_length(run);
     NB_TRY(choose_adapter(run, trains ? config->lora_model_dir : args->adapter));
     NB_TRY(check_adapter(run));

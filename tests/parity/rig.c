@@ -88,14 +88,14 @@ static void use_reference_scales(struct rig *rig)
     int written = 0;
     for (int unit = 1; unit < nb_weight_store_units(store) - 1; unit++) {
         const struct nb_tensor_spec *spec;
-        struct nb_unit_view view;
+        struct nb_unit_place place;
         int count = nb_weight_store_tensors(store, unit, &spec);
-        rig_check(nb_weight_store_begin_write(store, unit, rig->stream, &view));
+        rig_check(nb_weight_store_begin_write(store, unit, rig->stream, false, &place));
         for (int i = 0; i < count; i++) {
             char name[NB_TENSOR_NAME_BYTES];
             if (!spec[i].linear || spec[i].columns % NB_QUANT_BLOCK == 0 || spec[i].columns % 16 != 0)
                 continue;
-            write_reference_weights(rig, nb_tensor_name(&spec[i], unit - 1, name), &view.matrix[spec[i].role]);
+            write_reference_weights(rig, nb_tensor_name(&spec[i], unit - 1, name), &place.view.matrix[spec[i].role]);
             written++;
         }
         rig_check(nb_weight_store_end_write(store, unit, rig->stream));

@@ -310,16 +310,21 @@ static void test_fetching_ahead(void **state)
     close_streaming(&s);
 }
 
-/* A number all over the unit's first norm. */
+/* A number all over the unit's first norm. Odd ones are written by the host, where the unit lies there. */
 static void write_unit(struct streaming *s, int unit, int number, nb_bf16 *values)
 {
-    struct nb_unit_view view;
+    struct nb_unit_place place;
     int width = nb_checkpoint_config(s->f.checkpoint)->hidden;
     for (int i = 0; i < width; i++)
         values[i] = (nb_bf16)number;
-    assert_int_equal(nb_weight_store_begin_write(s->f.store, unit, s->f.stream, &view), NB_OK);
-    assert_int_equal(s->f.device->upload(s->f.device, s->f.stream, view.vector[NB_TENSOR_INPUT_NORM], values,
-                         (uint64_t)width * sizeof *values), NB_OK);
+    assert_int_equal(nb_weight_store_begin_write(s->f.store, unit, s->f.stream, number % 2, &place), NB_OK);
+    assert_int_equal(place.on_host, number % 2 && nb_weight_store_is_on_host(s->f.store, unit));
+    nb_dptr to = place.view.vector[NB_TENSOR_INPUT_NORM];
+    if (place.on_host)
+        memcpy((void *)(uintptr_t)to.address, values, (size_t)width * sizeof *values);
+    else
+        assert_int_equal(
+            s->f.device->upload(s->f.device, s->f.stream, to, values, (uint64_t)width * sizeof *values), NB_OK);
     assert_int_equal(nb_weight_store_end_write(s->f.store, unit, s->f.stream), NB_OK);
 }
 
@@ -354,6 +359,7 @@ static void read_and_write(bool deferred, uint64_t seed, int streamed)
     nb_bf16 *values = calloc((size_t)(3 * BLOCKS * nb_checkpoint_config(s.f.checkpoint)->hidden), sizeof *values), *at = values;
     memset(s.host, 0, STREAM_BYTES);
     assert_int_equal(device->fill_zero(device, s.f.stream, s.slab, STREAM_BYTES), NB_OK);
+    assert_int_equal(device->stream_wait(device, s.f.stream), NB_OK);
     for (int round = 0; round < 3; round++) {
         for (int unit = 1 + round; unit <= BLOCKS; unit += 1 + round, at += nb_checkpoint_config(s.f.checkpoint)->hidden)
             write_unit(&s, unit, number[unit] = next++, at);

@@ -8,6 +8,7 @@ static const struct nb_option options[] = {
     NB_OPTION_SET,
     {.name = "device", .type = NB_OPTION_TEXT, .value = "NAME",
         .help = "plan for this GPU, which need not be here: a name of configs/devices (rtx-4090), or a file"},
+    {.name = "without-data", .type = NB_OPTION_FLAG, .help = "the memory alone: the data sets need not be there (with sample_packing it is then off by some KiB)"},
     {.name = "longest-context", .type = NB_OPTION_FLAG, .help = "the longest rows that fit, in place of the plan"},
     {.name = "largest-batch", .type = NB_OPTION_FLAG, .help = "the most rows at a time that fit, in place of the plan"},
     {.name = "table", .type = NB_OPTION_FLAG,
@@ -20,7 +21,7 @@ static const struct nb_option options[] = {
 /* What the command line asks for. */
 struct wanted {
     const char *device; /* NULL: this machine's */
-    bool json, allocations, longest_context, largest_batch;
+    bool without_data, json, allocations, longest_context, largest_batch;
 };
 
 static nb_status print_limit(struct nb_run *run, enum nb_plan_limit limit)
@@ -47,8 +48,12 @@ static nb_status print_plan(const struct nb_config *config, const struct wanted 
     struct nb_device_profile profile;
     if (wanted->device)
         NB_TRY(nb_device_profile_read(wanted->device, &profile));
-    NB_TRY(nb_run_open(
-        &(struct nb_run_args){.config = config, .purpose = NB_PURPOSE_TRAIN, .profile = wanted->device ? &profile : NULL}, &opened));
+    struct nb_run_args args = {.config = config, .purpose = NB_PURPOSE_TRAIN, .profile = wanted->device ? &profile : NULL};
+    if (wanted->without_data) {
+        args.random_rows = 1;
+        args.random_tokens = 2;
+    }
+    NB_TRY(nb_run_open(&args, &opened));
     nb_status status = NB_OK;
     int micro_batch_size = opened->micro_batch_size;
     if (wanted->longest_context)
@@ -105,6 +110,7 @@ static nb_status run(const struct nb_arguments *arguments)
     NB_TRY(nb_open_training_config(arguments, &config));
     const struct wanted wanted = {
         .device = arguments->text[nb_option_index(&nb_command_plan, "device")],
+        .without_data = is_given(arguments, "without-data"),
         .json = is_given(arguments, "json"),
         .allocations = is_given(arguments, "allocations"),
         .longest_context = is_given(arguments, "longest-context"),
@@ -121,7 +127,8 @@ const struct nb_command nb_command_plan = {
     .argument_optional = true,
     .summary = "what a training run needs, before it starts",
     .description = "Runs the real set-up and one real step on a device that only counts, and prints the peak memory by category, the\n"
-                   "trainable and total parameters and the number of steps. The peak is what train takes, to the byte.",
+                   "trainable and total parameters and the number of steps. The peak is what train takes, to the byte.\n"
+                   "Neither the card nor the model's weights nor the data need be here: --device, configs/models, --without-data.",
     .example = "nibble plan configs/quickstart.yml --device rtx-4090 --set sequence_len=2048",
     .options = options,
     .run = run,

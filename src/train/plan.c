@@ -33,7 +33,7 @@ static void collect_notes(const struct nb_run *run, struct nb_plan *plan)
         note(plan, nb_format("device: auto is the CPU here: %s", run->device_note));
     if (precision)
         note(plan, nb_format("%s", precision));
-    if (run->length.warmup_steps >= run->length.steps && config->lr_scheduler != NB_CONFIG_SCHEDULER_CONSTANT)
+    if (!run->random_rows && run->length.warmup_steps >= run->length.steps && config->lr_scheduler != NB_CONFIG_SCHEDULER_CONSTANT)
         note(plan, nb_format("warm-up takes all %lld steps: the learning rate never reaches its peak",
                        (long long)run->length.steps));
     if (!nb_checkpoint_has_weights(run->checkpoint))
@@ -220,6 +220,9 @@ nb_status nb_plan_measure(const struct nb_run *run, struct nb_measure *measured)
 
 static void count_data(const struct nb_run *run, struct nb_plan *plan)
 {
+    plan->rows_per_step = run->micro_batch_size * run->micro_batches;
+    if (run->random_rows) /* nothing is known of the data */
+        return;
     plan->rows = run->train_count;
     plan->eval_rows = run->eval_count;
     plan->epoch_trained_tokens =
@@ -227,7 +230,6 @@ static void count_data(const struct nb_run *run, struct nb_plan *plan)
     plan->steps_per_epoch = run->length.steps_per_epoch;
     plan->steps = run->length.steps;
     plan->warmup_steps = run->length.warmup_steps;
-    plan->rows_per_step = run->micro_batch_size * run->micro_batches;
 }
 
 static nb_status copy_sites(const struct nb_device *device, struct nb_plan *plan)

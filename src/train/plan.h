@@ -18,7 +18,7 @@ struct nb_plan {
     uint64_t available_bytes;                /* of the device, for the arena */
     uint64_t driver_bytes;                   /* beside it: the driver's own share; with it, the memory_budget or the card */
     uint64_t trainable_parameters, parameters; /* of the adapter; of the base model */
-    uint64_t rows, eval_rows;
+    uint64_t rows, eval_rows;                /* these and what follows from them: 0 where the data were not read */
     uint64_t epoch_tokens, epoch_trained_tokens; /* one epoch's */
     int64_t steps_per_epoch, steps, warmup_steps;
     int rows_per_step;                       /* bins with sample_packing */

@@ -109,6 +109,10 @@ static void print_run(const struct nb_run *run, const struct nb_plan *plan, FILE
         with_commas(plan->trainable_parameters, a),
         100.0 * (double)plan->trainable_parameters / (double)plan->parameters,
         nb_config_choice_name(config, "optimizer"));
+    if (run->random_rows) {
+        fprintf(out, "data       not read\n");
+        return;
+    }
     fprintf(out, "data       %s rows, %s tokens", with_commas(plan->rows, a), with_commas(plan->epoch_tokens, b));
     fprintf(out, ", %s of them trained", with_commas(plan->epoch_trained_tokens, a));
     if (plan->eval_rows)

@@ -118,7 +118,11 @@ static nb_status read_data(struct nb_run *run)
     const struct nb_config *config = run->config;
     if (run->random_rows) {
         NB_TRY(make_rows(run, &run->data));
-        return all_kept_rows(run->data, &run->train_rows, &run->train_count);
+        NB_TRY(all_kept_rows(run->data, &run->train_rows, &run->train_count));
+        if (config->test_datasets.count == 0 && config->val_set_size <= 0)
+            return NB_OK;
+        run->eval_data = run->data;
+        return all_kept_rows(run->data, &run->eval_rows, &run->eval_count);
     }
     NB_TRY(read_sources(run, &config->datasets, &run->data));
     NB_TRY(nb_lint(run->data, run->tokenizer, run->chat_template));

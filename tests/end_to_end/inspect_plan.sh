@@ -57,6 +57,25 @@ checks=$((checks + 1))
   problem "longer rows do not cost memory"
 absent "$work/never"
 
+# Without the data, the same bytes, with evaluation's.
+for settings in "" "--set val_set_size=0.25" "--set sequence_len=64"; do
+  succeeds plan "$work/config.yml" --json $settings
+  peak=$("$probe" json "$work/out" peak_bytes)
+  sed "s|$work/rows.jsonl|$work/none.jsonl|" "$work/config.yml" >"$work/dataless.yml"
+  succeeds plan "$work/dataless.yml" --json --without-data $settings
+  equal "planned without the data, $settings" "$("$probe" json "$work/out" peak_bytes)" "$peak"
+  equal "rows" "$("$probe" json "$work/out" rows)" 0
+done
+succeeds plan "$work/dataless.yml" --without-data
+says out '^data +not read$'
+refuses 1 'none.jsonl' -- plan "$work/dataless.yml"
+
+# The recipes, on the card that they are for.
+for recipe in 70b-24gb 8b-long-context; do
+  succeeds plan configs/$recipe.yml --without-data --device rtx-4090 --json
+  equal "$recipe fits" "$("$probe" json "$work/out" fits)" true
+done
+
 # What the plan says is what the run takes, to the byte.
 succeeds train "$work/config.yml" --set output_dir="$work/trained"
 equal "planned and real memory" "$("$probe" jsonl "$work/trained/metrics.jsonl" memory_bytes | tail -1)" \

@@ -16,7 +16,7 @@ NB_KERNEL_FUNCTION uint4 sum_of(uint4 a, uint4 b)
 __global__ void __launch_bounds__(NB_FLAT_THREADS) add_kernel(struct nb_add args)
 {
     int packs = args.width / NB_PACK;
-    int64_t valid = (int64_t)nb_valid_tokens(nb_slot_at(args.slot), args.tokens_max) * packs;
+    int64_t valid = (int64_t)nb_valid_token_rows(nb_slot_at(args.slot), args.row_begin, args.tokens_max) * packs;
     const uint4 *a = nb_row_packs(args.a, 0, packs), *b = nb_row_packs(args.b, 0, packs);
     uint4 *y = nb_row_packs(args.y, 0, packs);
     uint4 left[NB_FLAT_PACKS], right[NB_FLAT_PACKS];

@@ -130,22 +130,33 @@ template <typename T> static inline T *nb_pointer(nb_dptr pointer)
     return (T *)(uintptr_t)pointer.address;
 }
 
-/* Valid rows of a [tokens, ...] buffer; of a chunk of trained rows; of either. slot is device memory. */
+/* Rows from row_begin on among `count`, at most rows_max. */
+NB_KERNEL_FUNCTION int nb_rows_from(uint32_t count, int row_begin, int rows_max)
+{
+    int64_t rows = (int64_t)count - row_begin;
+    return rows < 0 ? 0 : rows < rows_max ? (int)rows : rows_max;
+}
+
+/* Valid rows of a [tokens, ...] buffer; of a chunk of the tokens; of the trained rows; of either. slot is device memory. */
 NB_KERNEL_FUNCTION int nb_valid_tokens(const struct nb_slot *slot, int tokens_max)
 {
-    uint32_t tokens = slot->tokens;
-    return tokens < (uint32_t)tokens_max ? (int)tokens : tokens_max;
+    return nb_rows_from(slot->tokens, 0, tokens_max);
+}
+
+NB_KERNEL_FUNCTION int nb_valid_token_rows(const struct nb_slot *slot, int row_begin, int rows_max)
+{
+    return nb_rows_from(slot->tokens, row_begin, rows_max);
 }
 
 NB_KERNEL_FUNCTION int nb_valid_trained_rows(const struct nb_slot *slot, int row_begin, int rows_max)
 {
-    int64_t rows = (int64_t)slot->trained_rows - row_begin;
-    return rows < 0 ? 0 : rows < rows_max ? (int)rows : rows_max;
+    return nb_rows_from(slot->trained_rows, row_begin, rows_max);
 }
 
 NB_KERNEL_FUNCTION int nb_valid_rows(const struct nb_slot *slot, enum nb_row_count from, int row_begin, int rows_max)
 {
-    return from == NB_ROWS_TOKENS ? nb_valid_tokens(slot, rows_max) : nb_valid_trained_rows(slot, row_begin, rows_max);
+    return from == NB_ROWS_TOKENS ? nb_valid_token_rows(slot, row_begin, rows_max)
+                                  : nb_valid_trained_rows(slot, row_begin, rows_max);
 }
 
 NB_KERNEL_FUNCTION float nb_bf16_low(uint32_t pair)

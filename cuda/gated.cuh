@@ -44,7 +44,7 @@ template <typename F> NB_KERNEL_FUNCTION uint4 nb_gated(uint4 gate, uint4 up)
 template <typename F, typename A> static __global__ void __launch_bounds__(NB_FLAT_THREADS) nb_gated_kernel(A a)
 {
     int packs = a.width / NB_PACK;
-    int64_t valid = (int64_t)nb_valid_tokens(nb_slot_at(a.slot), a.tokens_max) * packs;
+    int64_t valid = (int64_t)nb_valid_token_rows(nb_slot_at(a.slot), a.row_begin, a.tokens_max) * packs;
     const uint4 *gate = nb_row_packs(a.gate, 0, packs), *up = nb_row_packs(a.up, 0, packs);
     uint4 *y = nb_row_packs(a.y, 0, packs);
     uint4 g[NB_FLAT_PACKS], u[NB_FLAT_PACKS];
@@ -87,7 +87,7 @@ template <typename F> NB_KERNEL_FUNCTION struct nb_gated_gradients nb_gated_back
 template <typename F, typename A> static __global__ void __launch_bounds__(NB_FLAT_THREADS) nb_gated_backward_kernel(A a)
 {
     int packs = a.width / NB_PACK;
-    int64_t valid = (int64_t)nb_valid_tokens(nb_slot_at(a.slot), a.tokens_max) * packs;
+    int64_t valid = (int64_t)nb_valid_token_rows(nb_slot_at(a.slot), a.row_begin, a.tokens_max) * packs;
     const uint4 *gate = nb_row_packs(a.gate, 0, packs), *up = nb_row_packs(a.up, 0, packs),
                 *dy = nb_row_packs(a.dy, 0, packs);
     uint4 *d_gate = nb_row_packs(a.d_gate, 0, packs), *d_up = nb_row_packs(a.d_up, 0, packs);

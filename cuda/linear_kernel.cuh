@@ -77,7 +77,7 @@ NB_KERNEL_FUNCTION void nb_product_masked_segment(float sum[S::HIGH][S::WIDE][4]
         for (int i = 0; i < S::HIGH; i++) {
             int row = place.row_begin + place.warp_row + i * 16 + place.lane / 4 + place.lane % 2 * 8;
             /* Rows that do not exist draw numbers too: nobody looks at them. */
-            int token = p.tokens && row < place.rows ? p.tokens[p.row_begin + row] : row;
+            int token = p.tokens && row < place.rows ? p.tokens[p.row_begin + row] : p.row_begin + row;
             struct nb_dropout dropout = nb_dropout(masked.dropout, masked.module, p.step->random_step, p.step->seed,
                 p.slot->token_offset + (uint32_t)token);
             nb_product_add_masked<S>(sum[i], left, right, place, i, nb_product_quarters(masked.segment.depth, k), dropout,

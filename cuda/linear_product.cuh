@@ -50,7 +50,7 @@ struct nb_product {
     int outputs, masked_count;
     const struct nb_slot *slot;
     const struct nb_step *step; /* with masked_count alone */
-    const int32_t *tokens;      /* of the rows, for dropout: NULL: row i is token i */
+    const int32_t *tokens;      /* of all rows, for dropout. NULL: row i is token row_begin + i */
     int rows_max, row_begin;
     enum nb_row_count rows_from;
     bool backward;

@@ -231,7 +231,8 @@ nb_status nb_lora_backward_a(
     d.slot = nb_pointer<const struct nb_slot>(args->slot);
     d.random.slot = d.slot;
     d.random.step = nb_pointer<const struct nb_step>(args->step);
-    d.random.rows = nb_dptr_is_null(args->rows) ? NULL : nb_pointer<const int32_t>(args->rows) + args->row_begin_chunk;
+    d.random.rows = nb_pointer<const int32_t>(args->rows);
+    d.random.row_begin = args->row_begin_chunk;
     d.rows_from = args->rows_from;
     d.row_begin = args->row_begin_chunk;
     d.tokens_max = args->tokens_max;

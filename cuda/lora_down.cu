@@ -274,7 +274,8 @@ static struct lora_down down_of(const struct nb_linear *args, const struct nb_lo
     d.slot = nb_pointer<const struct nb_slot>(args->slot);
     d.random.slot = d.slot;
     d.random.step = nb_pointer<const struct nb_step>(args->step);
-    d.random.rows = nb_dptr_is_null(args->rows) ? NULL : nb_pointer<const int32_t>(args->rows) + args->row_begin_chunk;
+    d.random.rows = nb_pointer<const int32_t>(args->rows);
+    d.random.row_begin = args->row_begin_chunk;
     d.partials = nb_pointer<float>(partials);
     d.rows_from = args->rows_from;
     d.row_begin = args->row_begin_chunk;

@@ -86,11 +86,13 @@ NB_KERNEL_FUNCTION void nb_tile_stage(unsigned char *piece, const nb_bf16 *row, 
 struct nb_tile_dropout {
     const struct nb_slot *slot;
     const struct nb_step *step;
-    const int32_t *rows; /* of the op's first row, or NULL */
+    const int32_t *rows; /* the op's, or NULL */
+    int row_begin;
 };
 
 NB_KERNEL_FUNCTION uint32_t nb_dropout_token(const struct nb_tile_dropout &from, int row)
 {
+    row += from.row_begin;
     return from.slot->token_offset + (uint32_t)(from.rows ? from.rows[row] : row);
 }
 

@@ -182,6 +182,7 @@ nb_status nb_check_kv_append(const struct nb_kv_append *a)
         NB_TRY(nb_check_activation(#name, a->activation));                         \
         NB_TRY(nb_check_range(#name, "tokens_max", a->tokens_max, 1, INT32_MAX));  \
         NB_TRY(nb_check_width(#name, "width", a->width));                          \
+        NB_TRY(nb_check_range(#name, "row_begin", a->row_begin, 0, INT32_MAX));    \
         NB_TRY(nb_check_pointer(#name, "gate", a->gate, 16));                      \
         NB_TRY(nb_check_pointer(#name, "up", a->up, 16));                          \
         NB_TRY(nb_check_pointer(#name, "y", a->y, 16));                            \
@@ -196,6 +197,7 @@ CHECK_GATED(geglu)
         NB_TRY(nb_check_activation(#name, a->activation));                         \
         NB_TRY(nb_check_range(#name, "tokens_max", a->tokens_max, 1, INT32_MAX));  \
         NB_TRY(nb_check_width(#name, "width", a->width));                          \
+        NB_TRY(nb_check_range(#name, "row_begin", a->row_begin, 0, INT32_MAX));    \
         NB_TRY(nb_check_pointer(#name, "gate", a->gate, 16));                      \
         NB_TRY(nb_check_pointer(#name, "up", a->up, 16));                          \
         NB_TRY(nb_check_pointer(#name, "dy", a->dy, 16));                          \
@@ -217,6 +219,7 @@ nb_status nb_check_add(const struct nb_add *a)
     NB_TRY(nb_check_activation(op, a->activation));
     NB_TRY(nb_check_range(op, "tokens_max", a->tokens_max, 1, INT32_MAX));
     NB_TRY(nb_check_width(op, "width", a->width));
+    NB_TRY(nb_check_range(op, "row_begin", a->row_begin, 0, INT32_MAX));
     NB_TRY(nb_check_pointer(op, "a", a->a, 16));
     NB_TRY(nb_check_pointer(op, "b", a->b, 16));
     NB_TRY(nb_check_pointer(op, "y", a->y, 16));

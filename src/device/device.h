@@ -7,6 +7,10 @@
  *     surfaces at the device's stream_wait.
  *   - `step` and `slot` point at a struct nb_step / nb_slot in device memory. Sizes named _max are upper bounds known to the host;
  *     the valid count stands in the slot. Rows beyond it are neither read for a result nor written, unless an op says so.
+ *   - Rows may come in chunks: with row_begin (row_begin_chunk of the linear ops) row i of an op's [tokens_max, ...] buffers is token
+ *     row_begin + i, or, where rows_from says so, trained row row_begin + i. A chunk may hold fewer valid rows than its buffers, or
+ *     none. Chunks that begin at multiples of NB_TILE_TOKENS give the bytes that all rows at once give, sums over rows included, if
+ *     they run in order.
  *   - Activations are `activation` = F32 or BF16. Arithmetic inside is fp32; a result is rounded once, where it is stored.
  *   - Strides are in elements. "may be x": the same pointer and stride may be given. Anything else does not alias.
  *   - Pointers are aligned to 16 bytes, widths are multiples of 8 unless said otherwise. */
@@ -55,7 +59,7 @@ struct nb_scatter_rows {
 /* y = w * round(x / rms(x)), rms(x)^2 = mean(x^2) + epsilon, row by row. Source: Zhang and Sennrich 2019, arXiv 1910.07467,
  * eq. 4; the normalized row is rounded to the activation dtype before w multiplies, as in the Hugging Face Llama.
  *   x [tokens, width], y the same, may be x;  w [width] bf16;  rms [tokens] fp32: 1/rms of each row, for the backward pass.
- * Sums in 16 fixed lanes. `rows_from`: which count of the slot bounds the rows. */
+ * Sums in 16 fixed lanes. `rows_from`: what the rows are, and which count of the slot bounds them. */
 enum nb_row_count { NB_ROWS_TOKENS, NB_ROWS_TRAINED_CHUNK };
 struct nb_rmsnorm {
     nb_dptr x, w, y, rms, slot;
@@ -63,7 +67,7 @@ struct nb_rmsnorm {
     float epsilon;
     enum nb_dtype activation;
     enum nb_row_count rows_from;
-    int row_begin; /* with NB_ROWS_TRAINED_CHUNK: row i of the buffers is trained row row_begin + i, i < tokens_max */
+    int row_begin;
 };
 
 /* dx = (accumulate ? dx : 0) + the gradient of nb_rmsnorm with respect to x, rounded once. With n = x * rms and d = w * dy:
@@ -146,7 +150,7 @@ enum { NB_LINEAR_PARTS = 3 };
  * Accumulated in fp32 over `in`, adapter and bias added in fp32, rounded once; accumulate adds to y in fp32 and rounds again.
  * 4-bit weights are dequantized to bf16 (quant/matrix.h), whatever the activation. The result of a row depends on neither the
  * other rows' values nor the thread count.
- * rows_from and row_begin_chunk as in nb_rmsnorm. `in` and the strides are multiples of 8 (and t_stride is rank); `out` is any (a
+ * rows_from as in nb_rmsnorm. `in` and the strides are multiples of 8 (and t_stride is rank); `out` is any (a
  * vocabulary's), and so is a 4-bit weight's rows * columns.
  * Where a library multiplies (cuBLASLt, on the device's own choice of path), it adds x W^T to the rest, which is rounded for
  * itself before, and leaves anything in rows of y beyond the valid ones, up to tokens_max. */
@@ -165,7 +169,7 @@ struct nb_linear {
     enum nb_dtype activation;
     enum nb_row_count rows_from;
     int row_begin_chunk;
-    nb_dptr rows; /* i32 [trained rows] of a chunk: which token each is, for dropout's counters. Null: row i is token i */
+    nb_dptr rows; /* i32 [trained rows]: which token each is, for dropout's counters. Null: row i is token row_begin_chunk + i */
     int site_tokens; /* what tokens_max is before a caller cuts its tokens into chunks: the choice of the way to multiply goes by it, so
                         that no chunk takes another way (0: tokens_max) */
     struct nb_linear_part part[NB_LINEAR_PARTS];
@@ -186,7 +190,7 @@ struct nb_linear_backward {
     enum nb_dtype activation;
     enum nb_row_count rows_from;
     int row_begin_chunk;
-    nb_dptr rows; /* i32 [trained rows] of a chunk: which token each is, for dropout's counters. Null: row i is token i */
+    nb_dptr rows; /* i32 [trained rows]: which token each is, for dropout's counters. Null: row i is token row_begin_chunk + i */
     int site_tokens; /* as in nb_linear */
     struct nb_linear_part part[NB_LINEAR_PARTS];
     struct nb_scratch scratch;
@@ -237,7 +241,7 @@ struct nb_kv_append {
  * does. All [tokens, width] contiguous; y may be gate or up. Source: Shazeer 2020, arXiv 2002.05202. */
 struct nb_swiglu {
     nb_dptr gate, up, y, slot;
-    int tokens_max, width;
+    int tokens_max, width, row_begin;
     enum nb_dtype activation;
 };
 
@@ -245,7 +249,7 @@ struct nb_swiglu {
  * d_gate may be gate, d_up may be up. */
 struct nb_swiglu_backward {
     nb_dptr gate, up, dy, d_gate, d_up, slot;
-    int tokens_max, width;
+    int tokens_max, width, row_begin;
     enum nb_dtype activation;
 };
 
@@ -253,7 +257,7 @@ struct nb_swiglu_backward {
  * before the product. Layout and aliasing as in nb_swiglu. Source: Shazeer 2020, and Hendrycks and Gimpel 2016, arXiv 1606.08415. */
 struct nb_geglu {
     nb_dptr gate, up, y, slot;
-    int tokens_max, width;
+    int tokens_max, width, row_begin;
     enum nb_dtype activation;
 };
 
@@ -261,14 +265,14 @@ struct nb_geglu {
  * be up. */
 struct nb_geglu_backward {
     nb_dptr gate, up, dy, d_gate, d_up, slot;
-    int tokens_max, width;
+    int tokens_max, width, row_begin;
     enum nb_dtype activation;
 };
 
 /* y = a + b, rounded once. [tokens, width]; y may be a or b. */
 struct nb_add {
     nb_dptr a, b, y, slot;
-    int tokens_max, width;
+    int tokens_max, width, row_begin;
     enum nb_dtype activation;
 };
 

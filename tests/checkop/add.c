@@ -1,14 +1,20 @@
 #include "checkop.h"
 
 struct shape {
-    int tokens, tokens_max, width;
+    int tokens, tokens_max, width, row_begin;
 };
+
+/* Of the tokens so many that as many stand from row_begin on. */
+static struct nb_slot slot_of(struct shape s)
+{
+    return (struct nb_slot){.tokens = (uint32_t)(s.tokens ? s.row_begin + s.tokens : s.row_begin / 2)};
+}
 
 enum { APART, OVER_A, OVER_B };
 
 static void one(struct checkop *c, struct shape s, enum nb_dtype dtype, enum checkop_pattern pattern, int place)
 {
-    checkop_case(c, "%d of %d x %d %s %s, y %s", s.tokens, s.tokens_max, s.width, checkop_dtype_name(dtype),
+    checkop_case(c, "%d of %d x %d from %d, %s %s, y %s", s.tokens, s.tokens_max, s.width, s.row_begin, checkop_dtype_name(dtype),
                  checkop_pattern_name(pattern), place == OVER_A ? "over a" : place == OVER_B ? "over b" : "apart");
     uint64_t all = (uint64_t)s.tokens_max * (uint64_t)s.width, n = (uint64_t)s.tokens * (uint64_t)s.width;
     struct checkop_buffer *y = checkop_output(c, "y", dtype, all);
@@ -19,11 +25,12 @@ static void one(struct checkop *c, struct shape s, enum nb_dtype dtype, enum che
     double *want = checkop_scratch(c, n);
     for (uint64_t i = 0; i < n; i++)
         want[i] = checkop_round(checkop_round(checkop_get(a, i) + checkop_get(b, i), NB_DTYPE_F32), dtype);
-    struct nb_add args = {.tokens_max = s.tokens_max, .width = s.width, .activation = dtype};
+    struct nb_add args = {.tokens_max = s.tokens_max, .width = s.width, .row_begin = s.row_begin, .activation = dtype};
+    const struct nb_slot slot = slot_of(s);
     checkop_bind(c, &args.a, a);
     checkop_bind(c, &args.b, b);
     checkop_bind(c, &args.y, y);
-    checkop_bind(c, &args.slot, checkop_slot(c, &(struct nb_slot){.tokens = (uint32_t)s.tokens}));
+    checkop_bind(c, &args.slot, checkop_slot(c, &slot));
     checkop_run(c, CHECKOP_add, &args);
     checkop_expect(c, y, 0, n, want, (struct checkop_tolerance){0}); /* the rounding points say every bit */
     checkop_end(c);
@@ -65,7 +72,9 @@ static void refusals(struct checkop *c)
 void checkop_add(struct checkop *c)
 {
     /* one vector's half; a row that is no whole number of 16 lanes; a short batch; wide enough for several threads; no token */
-    static const struct shape shapes[] = {{1, 1, 8}, {3, 5, 24}, {16, 17, 576}, {40, 41, 1000}, {0, 3, 64}};
+    static const struct shape shapes[] = {{1, 1, 8, 0}, {3, 5, 24, 0}, {16, 17, 576, 0}, {40, 41, 1000, 0}, {0, 3, 64, 0},
+        /* chunks of the tokens: a last one, one with none; as many rows as several chunks have */
+        {7, 9, 72, 256}, {0, 4, 64, 512}, {525, 530, 24, 0}};
     if (checkop_wants_bench(c)) {
         bench(c, NB_DTYPE_F32);
         bench(c, NB_DTYPE_BF16);

@@ -3,7 +3,9 @@
  * A check makes buffers, fills them, binds them to an op's args, runs, and states what each output must hold. One checkop_run runs
  * the op on the reference device (cpu, 1 thread), then on cpu devices with 2 and 5 threads and in deferred mode under several seeds,
  * whose bytes must equal the reference's; and on the device under test, where there is one, whose values must stand within the same
- * tolerances as the reference's. Each buffer is allocated separately, guard bytes in front and behind, all of them NaN if read.
+ * tolerances as the reference's. Where an op's rows may come in chunks (row_begin) and there are several tiles of them, the reference
+ * and the device under test run again in chunks of one and of two, and must give their own bytes again. Each buffer is allocated
+ * separately, guard bytes in front and behind, all of them NaN if read.
  * After every run: guards untouched, inputs untouched, and in outputs every element that no expectation claimed untouched - so rows
  * beyond the valid count and the gaps of strides need no words of their own.
  *

@@ -3,15 +3,21 @@
 #include "checkop.h"
 
 struct shape {
-    int tokens, tokens_max, width;
+    int tokens, tokens_max, width, row_begin;
 };
+
+/* Of the tokens so many that as many stand from row_begin on. */
+static struct nb_slot slot_of(struct shape s)
+{
+    return (struct nb_slot){.tokens = (uint32_t)(s.tokens ? s.row_begin + s.tokens : s.row_begin / 2)};
+}
 
 enum { APART, OVER_GATE, OVER_UP };
 
 static void one(
     struct checkop *c, struct shape s, enum nb_dtype dtype, enum checkop_pattern pattern, double deviation, int place)
 {
-    checkop_case(c, "%d of %d x %d %s %s, gate times %g, y %s", s.tokens, s.tokens_max, s.width,
+    checkop_case(c, "%d of %d x %d from %d, %s %s, gate times %g, y %s", s.tokens, s.tokens_max, s.width, s.row_begin,
         checkop_dtype_name(dtype), checkop_pattern_name(pattern), deviation,
         place == OVER_GATE ? "over gate"
         : place == OVER_UP ? "over up"
@@ -34,11 +40,12 @@ static void one(
          * 1; exp within 1 ulp, a sum, a quotient and a product. */
         relative[i] = 2.5 * 0x1p-23 + 5 * 0x1p-24 * fmin(fabs(2 * u), 89) / (1 + exp(2 * u));
     }
-    struct nb_geglu args = {.tokens_max = s.tokens_max, .width = s.width, .activation = dtype};
+    struct nb_geglu args = {.tokens_max = s.tokens_max, .width = s.width, .row_begin = s.row_begin, .activation = dtype};
+    const struct nb_slot slot = slot_of(s);
     checkop_bind(c, &args.gate, gate);
     checkop_bind(c, &args.up, up);
     checkop_bind(c, &args.y, y);
-    checkop_bind(c, &args.slot, checkop_slot(c, &(struct nb_slot){.tokens = (uint32_t)s.tokens}));
+    checkop_bind(c, &args.slot, checkop_slot(c, &slot));
     checkop_run(c, CHECKOP_geglu, &args);
     /* Where exp(-2u) overflows, gelu is -0 in place of up to 11 * 3e-39; up is below 8. */
     double absolute = 8 * 11 * 3e-39;
@@ -63,7 +70,9 @@ static void bench(struct checkop *c, enum nb_dtype dtype)
 
 void checkop_geglu(struct checkop *c)
 {
-    static const struct shape shapes[] = {{1, 1, 8}, {3, 5, 24}, {9, 9, 1536}, {30, 31, 1000}};
+    static const struct shape shapes[] = {{1, 1, 8, 0}, {3, 5, 24, 0}, {9, 9, 1536, 0}, {30, 31, 1000, 0},
+        /* chunks of the tokens: a last one, one with none; as many rows as several chunks have */
+        {7, 9, 72, 256}, {0, 4, 64, 512}, {525, 530, 24, 0}};
     if (checkop_wants_bench(c)) {
         bench(c, NB_DTYPE_F32);
         bench(c, NB_DTYPE_BF16);

@@ -3,8 +3,14 @@
 #include "checkop.h"
 
 struct shape {
-    int tokens, tokens_max, width;
+    int tokens, tokens_max, width, row_begin;
 };
+
+/* Of the tokens so many that as many stand from row_begin on. */
+static struct nb_slot slot_of(struct shape s)
+{
+    return (struct nb_slot){.tokens = (uint32_t)(s.tokens ? s.row_begin + s.tokens : s.row_begin / 2)};
+}
 
 static double gelu(double g)
 {
@@ -20,7 +26,7 @@ static double loss_of_pair(void *context, const double *x)
 
 static void one(struct checkop *c, struct shape s, enum nb_dtype dtype, double deviation, bool in_place)
 {
-    checkop_case(c, "%d of %d x %d %s, gate times %g%s, differences", s.tokens, s.tokens_max, s.width,
+    checkop_case(c, "%d of %d x %d from %d, %s, gate times %g%s, differences", s.tokens, s.tokens_max, s.width, s.row_begin,
         checkop_dtype_name(dtype), deviation, in_place ? ", in place" : "");
     uint64_t all = (uint64_t)s.tokens_max * (uint64_t)s.width, n = (uint64_t)s.tokens * (uint64_t)s.width;
     struct checkop_buffer *d_gate = checkop_output(c, "d_gate", dtype, all),
@@ -40,13 +46,14 @@ static void one(struct checkop *c, struct shape s, enum nb_dtype dtype, double d
             want_up[i] = d * checkop_round(gelu(x[0]), dtype);
         largest = fmax(largest, fabs(d * x[1]));
     }
-    struct nb_geglu_backward args = {.tokens_max = s.tokens_max, .width = s.width, .activation = dtype};
+    struct nb_geglu_backward args = {.tokens_max = s.tokens_max, .width = s.width, .row_begin = s.row_begin, .activation = dtype};
+    const struct nb_slot slot = slot_of(s);
     checkop_bind(c, &args.gate, gate);
     checkop_bind(c, &args.up, up);
     checkop_bind(c, &args.dy, dy);
     checkop_bind(c, &args.d_gate, d_gate);
     checkop_bind(c, &args.d_up, d_up);
-    checkop_bind(c, &args.slot, checkop_slot(c, &(struct nb_slot){.tokens = (uint32_t)s.tokens}));
+    checkop_bind(c, &args.slot, checkop_slot(c, &slot));
     checkop_run(c, CHECKOP_geglu_backward, &args);
     /* The slope's two terms cancel near g = -0.75; 1 - s is off by 2^-25 at most, which g dp/dg < 60 multiplies before
      * s is 1, and by 2u's five roundings, whose 2u s (1 - s) is below 1/4: below 2^-18. The differences of dy * gelu *
@@ -104,7 +111,9 @@ static void bench(struct checkop *c, enum nb_dtype dtype)
 
 void checkop_geglu_backward(struct checkop *c)
 {
-    static const struct shape shapes[] = {{1, 1, 8}, {3, 5, 24}, {9, 9, 1536}, {30, 31, 1000}};
+    static const struct shape shapes[] = {{1, 1, 8, 0}, {3, 5, 24, 0}, {9, 9, 1536, 0}, {30, 31, 1000, 0},
+        /* chunks of the tokens: a last one, one with none; as many rows as several chunks have */
+        {7, 9, 72, 256}, {0, 4, 64, 512}, {525, 530, 24, 0}};
     if (checkop_wants_bench(c)) {
         bench(c, NB_DTYPE_F32);
         bench(c, NB_DTYPE_BF16);

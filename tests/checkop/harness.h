@@ -100,6 +100,27 @@ _Noreturn void checkop_abort(const struct checkop *c, const char *format, ...) _
 /* Writes the tables of the targets that force a path, for the sites of the run to come. */
 void checkop_choose_paths(struct checkop *c, enum checkop_op op, const void *args);
 
+/* The args of the ops whose rows come in chunks. */
+union checkop_cut {
+    struct nb_rmsnorm rmsnorm;
+    struct nb_rmsnorm_backward rmsnorm_backward;
+    struct nb_layernorm layernorm;
+    struct nb_layernorm_backward layernorm_backward;
+    struct nb_linear linear;
+    struct nb_linear_backward linear_backward;
+    struct nb_swiglu swiglu;
+    struct nb_swiglu_backward swiglu_backward;
+    struct nb_geglu geglu;
+    struct nb_geglu_backward geglu_backward;
+    struct nb_add add;
+};
+
+/* *cut = the bound args for rows [begin, begin + rows) of an op's, as many as there are. False: the op's rows do not come in chunks. */
+bool checkop_cut(enum checkop_op op, const void *args, int begin, int rows, union checkop_cut *cut);
+
+/* The rows of an op that they come in chunks of; 0 of the others. */
+int checkop_rows_max(enum checkop_op op, const void *args);
+
 /* A clock that only goes forward. */
 double checkop_seconds(void);
 

@@ -72,7 +72,7 @@ static void one(
         checkop_bind(c, &args.b, k.b);
     checkop_bind(c, &args.y, k.y);
     checkop_bind(c, &args.moments, k.moments);
-    struct nb_slot slot = {.tokens = (uint32_t)s.rows};
+    struct nb_slot slot = {.tokens = (uint32_t)(s.rows ? s.row_begin + s.rows : s.row_begin / 2)};
     if (s.from == NB_ROWS_TRAINED_CHUNK)
         slot = (struct nb_slot){.tokens = 1, .trained_rows = (uint32_t)(s.row_begin + s.rows)};
     checkop_bind(c, &args.slot, checkop_slot(c, &slot));
@@ -124,6 +124,9 @@ void checkop_layernorm(struct checkop *c)
         {1, 2, 16392, 0, NB_ROWS_TOKENS},
         {5, 16, 64, 256, NB_ROWS_TRAINED_CHUNK}, /* the last chunk of the trained rows */
         {0, 4, 64, 512, NB_ROWS_TRAINED_CHUNK},
+        {7, 9, 72, 256, NB_ROWS_TOKENS}, /* a chunk of the tokens */
+        {0, 4, 64, 512, NB_ROWS_TOKENS},
+        {525, 530, 24, 0, NB_ROWS_TOKENS}, /* several chunks */
     };
     if (checkop_wants_bench(c)) {
         bench(c, NB_DTYPE_F32);

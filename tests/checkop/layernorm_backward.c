@@ -109,7 +109,7 @@ static void one(struct checkop *c, struct shape s, enum nb_dtype dtype, enum che
     checkop_bind(c, &args.moments, moments);
     checkop_bind(c, &args.dy, dy);
     checkop_bind(c, &args.dx, dx);
-    struct nb_slot slot = {.tokens = (uint32_t)s.rows};
+    struct nb_slot slot = {.tokens = (uint32_t)(s.rows ? s.row_begin + s.rows : s.row_begin / 2)};
     if (s.from == NB_ROWS_TRAINED_CHUNK)
         slot = (struct nb_slot){.trained_rows = (uint32_t)(s.row_begin + s.rows)};
     checkop_bind(c, &args.slot, checkop_slot(c, &slot));
@@ -143,6 +143,7 @@ void checkop_layernorm_backward(struct checkop *c)
         {1, 1, 8, 0, NB_ROWS_TOKENS}, {3, 5, 24, 0, NB_ROWS_TOKENS}, {17, 17, 576, 0, NB_ROWS_TOKENS},
         {20, 21, 1000, 0, NB_ROWS_TOKENS}, {5, 16, 64, 256, NB_ROWS_TRAINED_CHUNK}, {2, 3, 520, 0, NB_ROWS_TOKENS},
         {1, 2, 16392, 0, NB_ROWS_TOKENS}, /* a little wider than a GPU's warp holds, and than its block */
+        {7, 9, 72, 256, NB_ROWS_TOKENS},   {0, 4, 64, 512, NB_ROWS_TOKENS},   {525, 530, 24, 0, NB_ROWS_TOKENS},
     };
     if (checkop_wants_bench(c)) {
         bench(c, NB_DTYPE_F32, false);

@@ -281,7 +281,7 @@ static void one(struct checkop *c, const struct linear_case *k, enum nb_dtype dt
         .parts = k->parts,
         .activation = dtype,
         .accumulate_dx = k->accumulate,
-        .rows_from = k->chunk_begin > 0 ? NB_ROWS_TRAINED_CHUNK : NB_ROWS_TOKENS,
+        .rows_from = linear_rows_from(k),
         .row_begin_chunk = k->chunk_begin};
     linear_begin(c, k, dtype, &m.s, args.part);
     checkop_bind(c, &args.x, m.s.x_buffer);
@@ -416,6 +416,15 @@ void checkop_linear_backward(struct checkop *c)
          .rows_around = 1},
         {.tokens = 5, .tokens_max = 8, .in = 832, .out = {520, 481}, .parts = 2, .rank = 16, .format = NB_WEIGHT_NF4,
          .nested = true, .accumulate = true},
+        /* Chunks of the tokens: fewer rows than the chunk holds, none, and dropout's numbers of the rows behind the chunk's first. */
+        {.tokens = 20, .tokens_max = 64, .in = 72, .out = {24, 8}, .parts = 2, .rank = 4, .format = NB_WEIGHT_NF4,
+         .chunk_begin = 256, .chunk_of_tokens = true},
+        {.tokens = 0, .tokens_max = 32, .in = 64, .out = {8}, .parts = 1, .rank = 4, .format = NB_WEIGHT_BF16,
+         .chunk_begin = 512, .chunk_of_tokens = true},
+        {.tokens = 130, .tokens_max = 140, .in = 64, .out = {40, 24}, .parts = 2, .rank = 8, .format = NB_WEIGHT_NF4, .nested = true,
+         .dropout = 0.3f, .chunk_begin = 768, .chunk_of_tokens = true},
+        {.tokens = 770, .tokens_max = 774, .in = 64, .out = {16, 24}, .parts = 2, .rank = 5, .format = NB_WEIGHT_NF4,
+         .dropout = 0.2f, .accumulate = true},
         /* More rows than the tallest tile, and edges of all tiles. */
         {.tokens = 515, .tokens_max = 520, .in = 192, .out = {72, 40}, .parts = 2, .rank = 17, .format = NB_WEIGHT_NF4, .nested = true},
     };

@@ -109,14 +109,17 @@ void linear_begin(struct checkop *c, const struct linear_case *k, enum nb_dtype 
     struct nb_linear_part *part)
 {
     static const char *const formats[] = {"bf16", "nf4", "fp4"};
-    checkop_case(c, "%s, %d of %d tokens, %d -> %d %d %d, rank %d, %s%s%s%s, dropout %g, scale %g, rows +%d, chunk %d",
+    checkop_case(c, "%s, %d of %d tokens, %d -> %d %d %d, rank %d, %s%s%s%s, dropout %g, scale %g, rows +%d, chunk %d%s",
         checkop_dtype_name(dtype), k->tokens, k->tokens_max, k->in, k->out[0], k->out[1], k->out[2], k->rank,
         formats[k->format], k->nested ? " nested" : "", k->bias ? " bias" : "", k->accumulate ? " accumulate" : "",
-        (double)k->dropout, (double)k->output_scale, k->rows_around, k->chunk_begin);
+        (double)k->dropout, (double)k->output_scale, k->rows_around, k->chunk_begin,
+        k->chunk_of_tokens ? " of tokens" : "");
     *s = (struct linear_setup){.k = *k, .dtype = dtype};
     s->step = (struct nb_step){.step = 3, .random_step = 7, .seed = {12345, 678}};
     s->slot = (struct nb_slot){.tokens = (uint32_t)k->tokens, .sequences = 1, .trained_rows = 1, .token_offset = 1000};
-    if (k->chunk_begin > 0)
+    if (k->chunk_of_tokens)
+        s->slot.tokens = (uint32_t)(k->tokens ? k->chunk_begin + k->tokens : k->chunk_begin / 2);
+    else if (k->chunk_begin > 0)
         s->slot = (struct nb_slot){.tokens = 1, .trained_rows = (uint32_t)(k->chunk_begin + k->tokens)};
     s->step_buffer = checkop_step(c, &s->step, false);
     s->slot_buffer = checkop_slot(c, &s->slot);
@@ -135,13 +138,18 @@ void linear_begin(struct checkop *c, const struct linear_case *k, enum nb_dtype 
         make_part(c, s, p, &part[p]);
 }
 
+enum nb_row_count linear_rows_from(const struct linear_case *k)
+{
+    return k->chunk_begin > 0 && !k->chunk_of_tokens ? NB_ROWS_TRAINED_CHUNK : NB_ROWS_TOKENS;
+}
+
 double *linear_dropped(struct checkop *c, const struct linear_setup *s, int part)
 {
     const struct linear_case *k = &s->k;
     double *kept = checkop_scratch(c, (uint64_t)k->tokens * (uint64_t)k->in);
     for (int t = 0; t < k->tokens; t++) {
         struct nb_dropout d = nb_dropout(
-            k->dropout, s->part[part].module, s->step.random_step, s->step.seed, s->slot.token_offset + (uint32_t)t);
+            k->dropout, s->part[part].module, s->step.random_step, s->step.seed, s->slot.token_offset + (uint32_t)(k->chunk_begin + t));
         for (int i = 0; i < k->in; i++)
             kept[t * k->in + i] =
                 nb_dropout_keep(&d, (uint32_t)i) ? s->x[t * k->in + i] / (1.0 - (double)k->dropout) : 0;

@@ -13,7 +13,8 @@ struct linear_case {
     float dropout, output_scale; /* 0: 1 */
     int rows_around;             /* rows of the weight before the part's slice, and after */
     int stride_extra;            /* elements between rows */
-    int chunk_begin;             /* > 0: rows are trained rows from here on */
+    int chunk_begin;             /* > 0: rows are trained rows from here on, or */
+    bool chunk_of_tokens;        /* tokens from there on */
     bool differences;            /* backward: also compare with finite differences */
     bool no_dx;
 };
@@ -37,6 +38,9 @@ struct linear_setup {
 /* Begins the case, makes and fills what the forward pass reads, and binds it into `part` (the args' array). */
 void linear_begin(struct checkop *c, const struct linear_case *k, enum nb_dtype dtype, struct linear_setup *s,
     struct nb_linear_part *part);
+
+/* What the rows of a case are. */
+enum nb_row_count linear_rows_from(const struct linear_case *k);
 
 /* dropout(x) of one part: [tokens, in]. */
 double *linear_dropped(struct checkop *c, const struct linear_setup *s, int part);

@@ -172,8 +172,33 @@ static bool wait_for_all(struct checkop *c, const struct checkop_target *t, nb_s
 
 enum outcome { RAN, DECLINED, LOST };
 
+/* What is to be run: the op with its args, which the devices' addresses are bound into; in chunks of so many rows, or 0; and what its
+ * streams' waits shall say. */
+struct request {
+    void *args;
+    int chunk;
+    nb_status want;
+};
+
+/* The op, or its rows chunk by chunk, up to the first that is refused. chunk 0: all at once. */
+static nb_status enqueue_op(struct checkop *c, const struct checkop_target *t, const void *args, int chunk)
+{
+    const struct checkop_entry *entry = checkop_entry(c->op);
+    int rows = checkop_rows_max(c->op, args);
+    nb_status status = NB_OK;
+    if (chunk == 0)
+        return entry->call(t->device, t->stream[1], args);
+    for (int begin = 0; begin < rows && status == NB_OK; begin += chunk) {
+        union checkop_cut cut;
+        checkop_cut(c->op, args, begin, chunk, &cut);
+        status = entry->call(t->device, t->stream[1], &cut);
+    }
+    return status;
+}
+
 /* Uploads on one stream, the op on a second, downloads on a third, joined by events alone. */
-static enum outcome enqueue_all(struct checkop *c, const struct checkop_target *t, struct placed *placed, void *args, nb_status want)
+static enum outcome enqueue_all(
+    struct checkop *c, const struct checkop_target *t, struct placed *placed, const struct request *request)
 {
     struct nb_device *d = t->device;
     for (int i = 0; i <= c->buffers; i++)
@@ -181,8 +206,8 @@ static enum outcome enqueue_all(struct checkop *c, const struct checkop_target *
             checkop_must(c, t, d->upload(d, t->stream[0], placed[i].base, placed[i].before, placed[i].total), "upload");
     checkop_must(c, t, d->event_record(d, t->stream[0], t->event[0]), "event_record");
     checkop_must(c, t, d->stream_wait_event(d, t->stream[1], t->event[0]), "stream_wait_event");
-    nb_status status = checkop_entry(c->op)->call(d, t->stream[1], args);
-    bool declined = is_refusal_of_f32(c, t, args, status);
+    nb_status status = enqueue_op(c, t, request->args, request->chunk);
+    bool declined = is_refusal_of_f32(c, t, request->args, status);
     if (checkop_machine_revive()) { /* the op ran something itself */
         checkop_fail(c, "%s: the machine stopped within the call", t->name);
         return LOST;
@@ -194,7 +219,7 @@ static enum outcome enqueue_all(struct checkop *c, const struct checkop_target *
     for (int i = 0; i <= c->buffers; i++)
         if (placed[i].total)
             checkop_must(c, t, d->download(d, t->stream[2], placed[i].after, placed[i].base, placed[i].total), "download");
-    bool came_back = wait_for_all(c, t, declined ? NB_OK : want);
+    bool came_back = wait_for_all(c, t, declined ? NB_OK : request->want);
     return !came_back ? LOST : declined ? DECLINED : RAN;
 }
 
@@ -228,7 +253,23 @@ static void expect_scratch_is_checked(struct checkop *c, const struct checkop_ta
         checkop_fail(c, "%s: a byte of scratch too little is not refused", t->name);
 }
 
-static void run_on(struct checkop *c, int target, void *args, nb_status want)
+/* In chunks a target must give the bytes that it gave for all rows at once, if it gave any. */
+static void compare_chunks(struct checkop *c, int target, const struct checkop_buffer *b, const struct placed *p, int chunk)
+{
+    const struct checkop_target *t = &c->target[target];
+    const unsigned char *after = p->after + GUARD_FRONT;
+    const unsigned char *want = !b->written ? b->image : target == 0 ? b->result : b->tested[target];
+    uint64_t size = nb_dtype_bytes(b->dtype), i = 0;
+    check_guards(c, t, b->name, p);
+    if (!want || memcmp(after, want, b->bytes) == 0)
+        return;
+    while (memcmp(after + i * size, want + i * size, size) == 0)
+        i++;
+    checkop_fail(c, "%s: in chunks of %d rows %s[%" PRIu64 "] is %.9g, at once %.9g", t->name, chunk, b->name, i,
+                 checkop_element(after, b->dtype, i), checkop_element(want, b->dtype, i));
+}
+
+static void run_on(struct checkop *c, int target, const struct request *request)
 {
     struct checkop_target *t = &c->target[target];
     struct placed placed[CHECKOP_BUFFERS_MAX + 1] = {{{0}, 0, NULL, NULL, false}}; /* the last one used: scratch */
@@ -237,17 +278,19 @@ static void run_on(struct checkop *c, int target, void *args, nb_status want)
     for (int i = 0; i < c->buffers; i++)
         if (c->buffer[i].in_use)
             place(c, t, c->buffer[i].bytes, c->buffer[i].image, &placed[i]);
-    bind_to(c, t, placed, args);
-    expect_scratch_is_checked(c, t, args);
-    enum outcome outcome = enqueue_all(c, t, placed, args, want);
-    t->ran += outcome == RAN;
-    t->in_f32 += outcome == DECLINED;
+    bind_to(c, t, placed, request->args);
+    expect_scratch_is_checked(c, t, request->args);
+    enum outcome outcome = enqueue_all(c, t, placed, request);
+    t->ran += outcome == RAN && request->chunk == 0;
+    t->in_f32 += outcome == DECLINED && request->chunk == 0;
     for (int i = 0; i <= c->buffers; i++) {
         if (!placed[i].total)
             continue;
         if (i == c->buffers && outcome != LOST)
             check_guards(c, t, "scratch", &placed[i]);
-        else if (want == NB_OK && outcome == RAN)
+        else if (request->chunk && outcome == RAN)
+            compare_chunks(c, target, &c->buffer[i], &placed[i], request->chunk);
+        else if (request->want == NB_OK && outcome == RAN)
             collect(c, target, &c->buffer[i], &placed[i]);
         unplace(t, &placed[i]);
     }
@@ -258,6 +301,20 @@ bool checkop_takes_part(const struct checkop_target *t, enum checkop_op op)
     if (t->attention_alone)
         return op == CHECKOP_attention || op == CHECKOP_attention_backward;
     return !t->products_alone || op == CHECKOP_linear || op == CHECKOP_linear_backward;
+}
+
+/* All rows at once; and, where they are several tiles and a run succeeds, in chunks of one and of two, on the reference and what is under
+ * test: the other devices' threads and seeds have no more to say to a chunk. */
+static void run_whole_and_in_chunks(struct checkop *c, int target, void *args, nb_status want)
+{
+    struct request request = {args, 0, want};
+    bool cuts = want == NB_OK && (target == 0 || c->target[target].under_test);
+    run_on(c, target, &request);
+    for (int tiles = 1; tiles <= 2 && cuts; tiles++) {
+        request.chunk = tiles * NB_TILE_TOKENS;
+        if (checkop_rows_max(c->op, args) > request.chunk)
+            run_on(c, target, &request);
+    }
 }
 
 static void run_everywhere(struct checkop *c, enum checkop_op op, void *args, nb_status want)
@@ -281,7 +338,7 @@ static void run_everywhere(struct checkop *c, enum checkop_op op, void *args, nb
         else if (too_large && t->under_test)
             t->too_large++;
         else
-            run_on(c, target, args, want);
+            run_whole_and_in_chunks(c, target, args, want);
     }
 }
 

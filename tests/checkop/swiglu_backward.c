@@ -3,8 +3,14 @@
 #include "checkop.h"
 
 struct shape {
-    int tokens, tokens_max, width;
+    int tokens, tokens_max, width, row_begin;
 };
+
+/* Of the tokens so many that as many stand from row_begin on. */
+static struct nb_slot slot_of(struct shape s)
+{
+    return (struct nb_slot){.tokens = (uint32_t)(s.tokens ? s.row_begin + s.tokens : s.row_begin / 2)};
+}
 
 /* What the differences differentiate: x = {gate, up}. */
 static double loss_of_pair(void *context, const double *x)
@@ -14,7 +20,8 @@ static double loss_of_pair(void *context, const double *x)
 
 static void one(struct checkop *c, struct shape s, enum nb_dtype dtype, double deviation, bool in_place)
 {
-    checkop_case(c, "%d of %d x %d %s, gate times %g%s, differences", s.tokens, s.tokens_max, s.width, checkop_dtype_name(dtype),
+    checkop_case(c, "%d of %d x %d from %d, %s, gate times %g%s, differences", s.tokens, s.tokens_max, s.width, s.row_begin,
+                 checkop_dtype_name(dtype),
                  deviation, in_place ? ", in place" : "");
     uint64_t all = (uint64_t)s.tokens_max * (uint64_t)s.width, n = (uint64_t)s.tokens * (uint64_t)s.width;
     struct checkop_buffer *d_gate = checkop_output(c, "d_gate", dtype, all), *d_up = checkop_output(c, "d_up", dtype, all);
@@ -33,13 +40,14 @@ static void one(struct checkop *c, struct shape s, enum nb_dtype dtype, double d
             want_up[i] = d * checkop_round(x[0] / (1 + exp(-x[0])), dtype);
         largest = fmax(largest, fabs(d * x[1]));
     }
-    struct nb_swiglu_backward args = {.tokens_max = s.tokens_max, .width = s.width, .activation = dtype};
+    struct nb_swiglu_backward args = {.tokens_max = s.tokens_max, .width = s.width, .row_begin = s.row_begin, .activation = dtype};
+    const struct nb_slot slot = slot_of(s);
     checkop_bind(c, &args.gate, gate);
     checkop_bind(c, &args.up, up);
     checkop_bind(c, &args.dy, dy);
     checkop_bind(c, &args.d_gate, d_gate);
     checkop_bind(c, &args.d_up, d_up);
-    checkop_bind(c, &args.slot, checkop_slot(c, &(struct nb_slot){.tokens = (uint32_t)s.tokens}));
+    checkop_bind(c, &args.slot, checkop_slot(c, &slot));
     checkop_run(c, CHECKOP_swiglu_backward, &args);
     /* 1 + g (1 - s) cancels near g = -1.28, and 1 - s is off by 2^-25, which g < 17 multiplies before s is 1: below 2^-20. The
      * differences of dy * silu * up, with a gate of up to 300 beside them, are good to 1e-8. */
@@ -95,7 +103,9 @@ static void bench(struct checkop *c, enum nb_dtype dtype)
 
 void checkop_swiglu_backward(struct checkop *c)
 {
-    static const struct shape shapes[] = {{1, 1, 8}, {3, 5, 24}, {9, 9, 1536}, {30, 31, 1000}};
+    static const struct shape shapes[] = {{1, 1, 8, 0}, {3, 5, 24, 0}, {9, 9, 1536, 0}, {30, 31, 1000, 0},
+        /* chunks of the tokens: a last one, one with none; as many rows as several chunks have */
+        {7, 9, 72, 256}, {0, 4, 64, 512}, {525, 530, 24, 0}};
     if (checkop_wants_bench(c)) {
         bench(c, NB_DTYPE_F32);
         bench(c, NB_DTYPE_BF16);

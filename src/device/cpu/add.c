@@ -19,7 +19,7 @@ static void row(const struct nb_add *a, int t)
 
 void nb_cpu_run_add(struct nb_cpu *cpu, const struct nb_add *a)
 {
-    int tokens = nb_cpu_tokens(a->slot, a->tokens_max);
+    int tokens = nb_cpu_token_rows(a->slot, a->row_begin, a->tokens_max);
 #pragma omp parallel for num_threads(nb_cpu_threads(cpu, (int64_t)tokens * a->width))
     for (int t = 0; t < tokens; t++)
         row(a, t);

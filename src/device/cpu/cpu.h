@@ -101,11 +101,35 @@ static inline struct nb_step *nb_cpu_step(nb_dptr step)
     return nb_cpu_pointer(step);
 }
 
+/* Rows from row_begin on among `count`, at most rows_max. */
+static inline int nb_cpu_rows_from(uint32_t count, int row_begin, int rows_max)
+{
+    int64_t rows = (int64_t)count - row_begin;
+    return rows < 0 ? 0 : rows < rows_max ? (int)rows : rows_max;
+}
+
 /* Valid rows of a [tokens, ...] buffer. */
 static inline int nb_cpu_tokens(nb_dptr slot, int tokens_max)
 {
-    uint32_t tokens = nb_cpu_slot(slot)->tokens;
-    return tokens < (uint32_t)tokens_max ? (int)tokens : tokens_max;
+    return nb_cpu_rows_from(nb_cpu_slot(slot)->tokens, 0, tokens_max);
+}
+
+/* Valid rows of a chunk of the tokens that begins at row_begin and holds at most rows_max; of the trained rows. */
+static inline int nb_cpu_token_rows(nb_dptr slot, int row_begin, int rows_max)
+{
+    return nb_cpu_rows_from(nb_cpu_slot(slot)->tokens, row_begin, rows_max);
+}
+
+static inline int nb_cpu_trained_rows(nb_dptr slot, int row_begin, int rows_max)
+{
+    return nb_cpu_rows_from(nb_cpu_slot(slot)->trained_rows, row_begin, rows_max);
+}
+
+/* Either, as an op's rows_from says. */
+static inline int nb_cpu_rows(nb_dptr slot, enum nb_row_count from, int row_begin, int rows_max)
+{
+    return from == NB_ROWS_TOKENS ? nb_cpu_token_rows(slot, row_begin, rows_max)
+                                  : nb_cpu_trained_rows(slot, row_begin, rows_max);
 }
 
 /* Valid sequences of the micro-batch. */
@@ -113,19 +137,6 @@ static inline int nb_cpu_sequences(nb_dptr slot, int sequences_max)
 {
     uint32_t sequences = nb_cpu_slot(slot)->sequences;
     return sequences < (uint32_t)sequences_max ? (int)sequences : sequences_max;
-}
-
-/* Valid rows of a chunk of the trained rows that begins at row_begin and holds at most rows_max. */
-static inline int nb_cpu_trained_rows(nb_dptr slot, int row_begin, int rows_max)
-{
-    int64_t rows = (int64_t)nb_cpu_slot(slot)->trained_rows - row_begin;
-    return rows < 0 ? 0 : rows < rows_max ? (int)rows : rows_max;
-}
-
-/* Either, as an op's rows_from says. */
-static inline int nb_cpu_rows(nb_dptr slot, enum nb_row_count from, int row_begin, int rows_max)
-{
-    return from == NB_ROWS_TOKENS ? nb_cpu_tokens(slot, rows_max) : nb_cpu_trained_rows(slot, row_begin, rows_max);
 }
 
 /* ---- sums ---- */

@@ -177,8 +177,8 @@ void nb_cpu_run_linear(struct nb_cpu *cpu, const struct nb_linear *a)
     int rows = nb_cpu_rows(a->slot, a->rows_from, a->row_begin_chunk, a->tokens_max);
     if (rows == 0)
         return;
-    /* By the bound, not by the count: a row's bits shall not depend on how many others came with it. */
-    if (a->tokens_max <= NB_LINEAR_FEW_ROWS && !has_dropout(a)) {
+    /* By the bounds, not by the count: a row's bits shall not depend on how many others came with it, or on its chunk. */
+    if (a->tokens_max <= NB_LINEAR_FEW_ROWS && a->site_tokens <= NB_LINEAR_FEW_ROWS && !has_dropout(a)) {
         nb_linear_few(cpu, a, rows);
         return;
     }

@@ -89,7 +89,7 @@ struct nb_linear_mask nb_linear_mask(
 {
     struct nb_linear_mask mask = {.lora = lora, .step = nb_cpu_step(step), .token = nb_cpu_slot(slot)->token_offset};
     if (nb_dptr_is_null(rows))
-        mask.token += (uint32_t)row;
+        mask.token += (uint32_t)(row_begin + row);
     else
         mask.rows = (const int32_t *)nb_cpu_pointer(rows) + row_begin + row;
     return mask;

@@ -21,7 +21,7 @@ static void row_bf16(const nb_bf16 *gate, const nb_bf16 *up, nb_bf16 *y, int wid
 
 void nb_cpu_run_swiglu(struct nb_cpu *cpu, const struct nb_swiglu *a)
 {
-    int tokens = nb_cpu_tokens(a->slot, a->tokens_max);
+    int tokens = nb_cpu_token_rows(a->slot, a->row_begin, a->tokens_max);
 #pragma omp parallel for num_threads(nb_cpu_threads(cpu, (int64_t)tokens * a->width))
     for (int t = 0; t < tokens; t++) {
         uint64_t begin = (uint64_t)t * (uint64_t)a->width;

@@ -100,6 +100,7 @@ static nb_status run_linear(const struct nb_head *h, const struct rows *rows, nb
         .rows_from = rows->from,
         .row_begin_chunk = rows->begin,
         .rows = rows->from == NB_ROWS_TRAINED_CHUNK ? h->trained_row : (nb_dptr){0},
+        .site_tokens = rows->from == NB_ROWS_TRAINED_CHUNK ? h->trained_rows_max : rows->max,
         .part = {head_part(h, logits, t)},
     };
     return nb_work_linear(h->work, &args, rows->max);
@@ -157,6 +158,7 @@ static nb_status chunk_backward(const struct nb_head *h, const struct chunk *chu
         .rows_from = NB_ROWS_TRAINED_CHUNK,
         .row_begin_chunk = chunk->rows.begin,
         .rows = h->trained_row,
+        .site_tokens = h->trained_rows_max,
         .part = {head_part(h, chunk->logits, chunk->t)},
     };
     NB_TRY(nb_work_linear_backward(h->work, &linear, h->loss_rows));

@@ -22,100 +22,9 @@ static struct reach find_reach(const struct nb_block *b, bool input_gradient)
     return reach;
 }
 
-static nb_status take(const struct nb_block *b, const char *name, int64_t columns, nb_dptr *address)
+static nb_status take(const struct nb_block *b, const char *name, int columns, nb_dptr *address)
 {
-    struct nb_matrix_shape shape = {b->tokens_limit, columns, activation_of(b)};
-    return nb_work_take_matrix(b->work, NB_CATEGORY_LIVE_SET, name, shape, address);
-}
-
-/* dx = the gradient through the weights, whose outputs' gradients are linear->y; dx may be null. */
-static nb_status run_linear_backward(const struct nb_block *b, const struct nb_block_linear *linear, nb_dptr dx)
-{
-    int in = b->weights->matrix[linear->roles[0]].columns;
-    struct nb_linear_backward args = {
-        .x = linear->x,
-        .dx = dx,
-        .step = b->step,
-        .slot = b->slot,
-        .tokens_max = b->tokens_max,
-        .in = in,
-        .x_stride = in,
-        .dx_stride = in,
-        .parts = linear->count,
-        .activation = activation_of(b),
-        .rows_from = NB_ROWS_TOKENS,
-    };
-    nb_block_parts(b, linear, args.part);
-    args.site_tokens = b->tokens_limit;
-    return nb_work_linear_backward(b->work, &args, b->tokens_limit);
-}
-
-/* gradient += the norm's share. */
-static nb_status add_norm_backward(
-    const struct nb_block *b, enum nb_tensor_role role, nb_dptr x, nb_dptr rms, nb_dptr dy, nb_dptr gradient)
-{
-    struct nb_rmsnorm_backward args = {
-        .x = x,
-        .w = b->weights->vector[role],
-        .rms = rms,
-        .dy = dy,
-        .dx = gradient,
-        .slot = b->slot,
-        .tokens_max = b->tokens_max,
-        .width = b->model->config.hidden,
-        .accumulate = true,
-        .activation = activation_of(b),
-        .rows_from = NB_ROWS_TOKENS,
-    };
-    return b->work->device->rmsnorm_backward(b->work->device, b->work->stream, &args);
-}
-
-static nb_status run_swiglu_backward(const struct nb_block *b, const struct nb_block_kept *kept, nb_dptr dh)
-{
-    struct nb_swiglu_backward args = {
-        .gate = kept->gate,
-        .up = kept->up,
-        .dy = dh,
-        .d_gate = kept->gate,
-        .d_up = kept->up,
-        .slot = b->slot,
-        .tokens_max = b->tokens_max,
-        .width = b->model->config.intermediate,
-        .activation = activation_of(b),
-    };
-    return b->work->device->swiglu_backward(b->work->device, b->work->stream, &args);
-}
-
-/* From the gradient of the block's output to that of mid, in args->gradient. */
-static nb_status mlp_backward(const struct nb_block *b, const struct nb_block_backward *args,
-    struct nb_block_kept *kept, const struct reach *reach)
-{
-    static const enum nb_tensor_role gate_up[2] = {NB_TENSOR_GATE, NB_TENSOR_UP}, down[1] = {NB_TENSOR_DOWN};
-    const struct nb_model_config *c = &b->model->config;
-    int wide = c->hidden > c->intermediate ? c->hidden : c->intermediate;
-    nb_dptr h, dh;
-    if (args->keep != NB_KEEP_EVERYTHING)
-        NB_TRY(nb_block_take_mlp(b, NB_CATEGORY_LIVE_SET, kept));
-    NB_TRY(take(b, "MLP's inner values", wide, &h));
-    NB_TRY(take(b, "gradient of MLP's inner values", wide, &dh));
-    kept->t[NB_TENSOR_DOWN] = args->down_t;
-
-    if (args->keep != NB_KEEP_EVERYTHING)
-        NB_TRY(nb_block_gate_up(b, h, kept));
-    NB_TRY(nb_block_swiglu(b, kept, h));
-    const struct nb_block_linear last = {down, 1, h, &args->gradient, kept->t, 0};
-    NB_TRY(run_linear_backward(b, &last, reach->gate_up ? dh : (nb_dptr){0}));
-    if (!reach->gate_up)
-        return NB_OK;
-    NB_TRY(run_swiglu_backward(b, kept, dh));
-
-    nb_dptr n = h, dn = dh; /* h and its gradient are done with */
-    if (nb_block_rank(b, NB_TENSOR_GATE) || nb_block_rank(b, NB_TENSOR_UP))
-        NB_TRY(nb_block_norm(b, NB_TENSOR_POST_NORM, kept->mid, n, kept->rms2));
-    const nb_dptr gradients[2] = {kept->gate, kept->up};
-    const struct nb_block_linear first = {gate_up, 2, n, gradients, kept->t, 0};
-    NB_TRY(run_linear_backward(b, &first, reach->o ? dn : (nb_dptr){0}));
-    return reach->o ? add_norm_backward(b, NB_TENSOR_POST_NORM, kept->mid, kept->rms2, dn, args->gradient) : NB_OK;
+    return nb_block_take(b, NB_CATEGORY_LIVE_SET, name, columns, address);
 }
 
 static nb_status run_attention_backward(
@@ -202,7 +111,7 @@ static nb_status attention_backward(const struct nb_block *b, const struct nb_bl
     d_q_k_v[2] = nb_dptr_at(d_q_k_v[1], (uint64_t)key * nb_dtype_bytes(activation_of(b)));
 
     const struct nb_block_linear last = {output, 1, kept->o, &args->gradient, kept->t, 0};
-    NB_TRY(run_linear_backward(b, &last, reach->q_k_v ? d_o : (nb_dptr){0}));
+    NB_TRY(nb_block_multiply_backward(b, &last, reach->q_k_v ? d_o : (nb_dptr){0}));
     if (!reach->q_k_v)
         return NB_OK;
     NB_TRY(run_attention_backward(b, kept, d_o, d_q_k_v));
@@ -213,55 +122,33 @@ static nb_status attention_backward(const struct nb_block *b, const struct nb_bl
     if (nb_block_rank(b, NB_TENSOR_Q) || nb_block_rank(b, NB_TENSOR_K) || nb_block_rank(b, NB_TENSOR_V))
         NB_TRY(nb_block_norm(b, NB_TENSOR_INPUT_NORM, args->x, n, kept->rms1));
     const struct nb_block_linear first = {input, 3, n, d_q_k_v, kept->t, query + 2 * key};
-    NB_TRY(run_linear_backward(b, &first, args->input_gradient ? dn : (nb_dptr){0}));
+    NB_TRY(nb_block_multiply_backward(b, &first, args->input_gradient ? dn : (nb_dptr){0}));
     if (!args->input_gradient)
         return NB_OK;
-    return add_norm_backward(b, NB_TENSOR_INPUT_NORM, args->x, kept->rms1, dn, args->gradient);
-}
-
-/* Replaces 4-bit matrices of `view` by their bf16 form in the live set, for the products that follow. */
-static nb_status dequantize(
-    const struct nb_block *b, const enum nb_tensor_role *roles, int count, struct nb_unit_view *view)
-{
-    struct nb_device *device = b->work->device;
-    for (int i = 0; i < count; i++) {
-        struct nb_weight *weight = &view->matrix[roles[i]];
-        if (weight->format == NB_WEIGHT_BF16)
-            continue;
-        struct nb_dequantize args = {.from = *weight};
-        struct nb_matrix_shape shape = {weight->rows, weight->columns, NB_DTYPE_BF16};
-        NB_TRY(nb_work_take_matrix(b->work, NB_CATEGORY_SCRATCH, "a matrix dequantized", shape, &args.w));
-        NB_TRY(device->dequantize(device, b->work->stream, &args));
-        *weight = (struct nb_weight){
-            .format = NB_WEIGHT_BF16, .dequantized = weight->format, .rows = weight->rows, .columns = weight->columns, .data = args.w};
-    }
-    return NB_OK;
+    const struct nb_block_norm_gradient norm = {NB_TENSOR_INPUT_NORM, args->x, kept->rms1, dn, args->gradient};
+    return nb_block_norm_backward(b, &norm);
 }
 
 nb_status nb_block_backward(const struct nb_block *block, const struct nb_block_backward *args)
 {
-    static const enum nb_tensor_role attention[4] = {NB_TENSOR_Q, NB_TENSOR_K, NB_TENSOR_V, NB_TENSOR_O},
-                                     gate_up[2] = {NB_TENSOR_GATE, NB_TENSOR_UP};
+    static const enum nb_tensor_role matrices[4] = {NB_TENSOR_Q, NB_TENSOR_K, NB_TENSOR_V, NB_TENSOR_O};
     struct nb_arena *arena = block->work->arena;
     struct reach reach = find_reach(block, args->input_gradient);
     struct nb_block_kept kept = args->kept ? *args->kept : (struct nb_block_kept){0};
     bool recomputes = args->keep != NB_KEEP_EVERYTHING;
-    bool dequantizes = recomputes && block->model->options.dequantize_once && reach.gate_up;
+    const struct nb_block_mlp_gradient mlp = {args->gradient, args->keep, reach.gate_up, reach.o};
     struct nb_unit_view weights = *block->weights;
     struct nb_block b = *block;
     b.weights = &weights;
+    kept.t[NB_TENSOR_DOWN] = args->down_t;
     uint64_t frame = nb_arena_frame(arena);
-    if (dequantizes)
-        NB_TRY(dequantize(&b, attention, reach.q_k_v ? 4 : 0, &weights));
+    if (recomputes && block->model->options.dequantize_once && reach.q_k_v)
+        NB_TRY(nb_block_dequantize(&b, matrices, 4, &weights));
     if (recomputes) {
         NB_TRY(nb_block_take_attention(&b, NB_CATEGORY_LIVE_SET, &kept));
         NB_TRY(nb_block_attention(&b, args->x, kept.mid, &kept, args->keep == NB_KEEP_ATTENTION));
     }
-    uint64_t half = nb_arena_frame(arena);
-    if (dequantizes)
-        NB_TRY(dequantize(&b, gate_up, 2, &weights));
-    NB_TRY(mlp_backward(&b, args, &kept, &reach));
-    nb_arena_release_to(arena, half);
+    NB_TRY(nb_block_mlp_backward(&b, &kept, &mlp));
     if (reach.o)
         NB_TRY(attention_backward(&b, args, &kept, &reach));
     nb_arena_release_to(arena, frame);

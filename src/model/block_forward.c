@@ -2,7 +2,7 @@
 
 #include <math.h>
 
-enum { GATE_UP = 2, Q_K_V = 3 };
+enum { Q_K_V = 3 };
 
 static const struct nb_model_config *config_of(const struct nb_block *b)
 {
@@ -14,21 +14,9 @@ static enum nb_dtype activation_of(const struct nb_block *b)
     return b->model->options.activation;
 }
 
-int nb_block_rank(const struct nb_block *block, enum nb_tensor_role role)
-{
-    return block->adapter ? nb_adapter_rank(block->adapter, block->index, role) : 0;
-}
-
 float nb_block_attention_scale(const struct nb_block *block)
 {
     return (float)(1 / sqrt((double)config_of(block)->head_dim));
-}
-
-static nb_status take(
-    const struct nb_block *b, enum nb_category category, const char *name, int64_t columns, nb_dptr *address)
-{
-    struct nb_matrix_shape shape = {b->tokens_limit, columns, activation_of(b)};
-    return nb_work_take_matrix(b->work, category, name, shape, address);
 }
 
 static nb_status take_rows(
@@ -42,7 +30,7 @@ static nb_status take_t(const struct nb_block *b, enum nb_category category, enu
 {
     int rank = nb_block_rank(b, role);
     *t = (nb_dptr){0};
-    return rank ? take(b, category, "adapter's inner values", rank, t) : NB_OK;
+    return rank ? nb_block_take(b, category, "adapter's inner values", rank, t) : NB_OK;
 }
 
 /* `lse` is for the backward pass; forward-only work leaves it out, unless it is to be kept, and puts the raw q where o comes later. */
@@ -52,11 +40,11 @@ static nb_status take_attention(
     const struct nb_model_config *c = config_of(b);
     int query = c->heads * c->head_dim, key = c->kv_heads * c->head_dim;
     bool head_norms = b->model->layer[b->index].head_norms;
-    NB_TRY(take(b, category, "queries", query, &kept->q));
-    NB_TRY(take(b, category, "keys", key, &kept->k));
-    NB_TRY(take(b, category, "values", key, &kept->v));
+    NB_TRY(nb_block_take(b, category, "queries", query, &kept->q));
+    NB_TRY(nb_block_take(b, category, "keys", key, &kept->k));
+    NB_TRY(nb_block_take(b, category, "values", key, &kept->v));
     if (nb_dptr_is_null(kept->o))
-        NB_TRY(take(b, category, "attention's output", query, &kept->o));
+        NB_TRY(nb_block_take(b, category, "attention's output", query, &kept->o));
     NB_TRY(take_rows(b, category, "1/rms before attention", 1, &kept->rms1));
     kept->q_raw = kept->q;
     kept->k_raw = kept->k;
@@ -65,8 +53,8 @@ static nb_status take_attention(
     if (head_norms) {
         kept->q_raw = kept->o;
         if (backward)
-            NB_TRY(take(b, category, "queries before their norm", query, &kept->q_raw));
-        NB_TRY(take(b, category, "keys before their norm", key, &kept->k_raw));
+            NB_TRY(nb_block_take(b, category, "queries before their norm", query, &kept->q_raw));
+        NB_TRY(nb_block_take(b, category, "keys before their norm", key, &kept->k_raw));
         NB_TRY(take_rows(b, category, "1/rms of queries", c->heads, &kept->rms_q));
         NB_TRY(take_rows(b, category, "1/rms of keys", c->kv_heads, &kept->rms_k));
     }
@@ -80,21 +68,21 @@ nb_status nb_block_take_attention_output(
     const struct nb_block *block, enum nb_category category, struct nb_block_kept *kept)
 {
     const struct nb_model_config *c = config_of(block);
-    NB_TRY(take(block, category, "attention's output", c->heads * c->head_dim, &kept->o));
+    NB_TRY(nb_block_take(block, category, "attention's output", c->heads * c->head_dim, &kept->o));
     return take_rows(block, category, "attention's log-sum-exp", c->heads, &kept->lse);
 }
 
 nb_status nb_block_take_attention(const struct nb_block *block, enum nb_category category, struct nb_block_kept *kept)
 {
     NB_TRY(take_attention(block, category, true, kept));
-    return take(block, category, "residual between attention and MLP", config_of(block)->hidden, &kept->mid);
+    return nb_block_take(block, category, "residual between attention and MLP", config_of(block)->hidden, &kept->mid);
 }
 
 nb_status nb_block_take_mlp(const struct nb_block *block, enum nb_category category, struct nb_block_kept *kept)
 {
     int intermediate = config_of(block)->intermediate;
-    NB_TRY(take(block, category, "gate", intermediate, &kept->gate));
-    NB_TRY(take(block, category, "up", intermediate, &kept->up));
+    NB_TRY(nb_block_take(block, category, "gate", intermediate, &kept->gate));
+    NB_TRY(nb_block_take(block, category, "up", intermediate, &kept->up));
     NB_TRY(take_rows(block, category, "1/rms before the MLP", 1, &kept->rms2));
     NB_TRY(take_t(block, category, NB_TENSOR_GATE, &kept->t[NB_TENSOR_GATE]));
     return take_t(block, category, NB_TENSOR_UP, &kept->t[NB_TENSOR_UP]);
@@ -103,71 +91,6 @@ nb_status nb_block_take_mlp(const struct nb_block *block, enum nb_category categ
 nb_status nb_block_take_down_t(const struct nb_block *block, enum nb_category category, nb_dptr *t)
 {
     return take_t(block, category, NB_TENSOR_DOWN, t);
-}
-
-nb_status nb_block_norm(const struct nb_block *block, enum nb_tensor_role role, nb_dptr x, nb_dptr y, nb_dptr rms)
-{
-    struct nb_rmsnorm args = {
-        .x = x,
-        .w = block->weights->vector[role],
-        .y = y,
-        .rms = rms,
-        .slot = block->slot,
-        .tokens_max = block->tokens_max,
-        .width = config_of(block)->hidden,
-        .epsilon = config_of(block)->rms_epsilon,
-        .activation = activation_of(block),
-        .rows_from = NB_ROWS_TOKENS,
-    };
-    return block->work->device->rmsnorm(block->work->device, block->work->stream, &args);
-}
-
-static enum nb_tensor_role bias_of(enum nb_tensor_role role)
-{
-    return role == NB_TENSOR_Q ? NB_TENSOR_Q_BIAS : role == NB_TENSOR_K ? NB_TENSOR_K_BIAS : NB_TENSOR_V_BIAS;
-}
-
-void nb_block_parts(const struct nb_block *block, const struct nb_block_linear *linear, struct nb_linear_part *parts)
-{
-    for (int i = 0; i < linear->count; i++) {
-        enum nb_tensor_role role = linear->roles[i];
-        const struct nb_weight *weight = &block->weights->matrix[role];
-        bool attention_input = role == NB_TENSOR_Q || role == NB_TENSOR_K || role == NB_TENSOR_V;
-        parts[i] = (struct nb_linear_part){
-            .weight = *weight,
-            .out = weight->rows,
-            .bias = attention_input ? block->weights->vector[bias_of(role)] : (nb_dptr){0},
-            .y = linear->y[i],
-            .y_stride = linear->y_stride ? linear->y_stride : weight->rows,
-            .output_scale = 1,
-        };
-        nb_adapter_bind_lora(block->adapter, block->index, role, &parts[i].lora);
-        parts[i].lora.t = linear->t[role];
-        if (!block->dropout)
-            parts[i].lora.dropout = 0;
-    }
-}
-
-static nb_status run_linear(const struct nb_block *b, const struct nb_block_linear *linear, bool accumulate)
-{
-    int in = b->weights->matrix[linear->roles[0]].columns;
-    struct nb_linear args = {
-        .x = linear->x,
-        .step = b->step,
-        .slot = b->slot,
-        .tokens_max = b->tokens_max,
-        .in = in,
-        .x_stride = in,
-        .parts = linear->count,
-        .activation = activation_of(b),
-        .rows_from = NB_ROWS_TOKENS,
-    };
-    nb_block_parts(b, linear, args.part);
-    for (int i = 0; i < linear->count; i++)
-        args.part[i].accumulate = accumulate;
-    /* A generated token is a site of its own, planned for one. */
-    args.site_tokens = b->tokens_max == 1 ? 1 : b->tokens_limit;
-    return nb_work_linear(b->work, &args, b->tokens_limit);
 }
 
 static nb_status run_rope(
@@ -248,14 +171,6 @@ static nb_status run_attention(const struct nb_block *b, const struct nb_block_k
     return nb_work_attention(b->work, &args, b->tokens_limit);
 }
 
-static nb_status copy_residual(const struct nb_block *b, nb_dptr to, nb_dptr from)
-{
-    if (to.address == from.address)
-        return NB_OK;
-    uint64_t bytes = (uint64_t)b->tokens_max * (uint64_t)config_of(b)->hidden * nb_dtype_bytes(activation_of(b));
-    return b->work->device->copy(b->work->device, b->work->stream, to, from, bytes);
-}
-
 nb_status nb_block_attention(
     const struct nb_block *block, nb_dptr x, nb_dptr n, const struct nb_block_kept *kept, bool has_output)
 {
@@ -264,88 +179,38 @@ nb_status nb_block_attention(
     const struct nb_block_linear in = {input, Q_K_V, n, q_k_v, kept->t, 0},
                                  out = {output, 1, kept->o, &kept->mid, kept->t, 0};
     NB_TRY(nb_block_norm(block, NB_TENSOR_INPUT_NORM, x, n, kept->rms1));
-    NB_TRY(run_linear(block, &in, false));
+    NB_TRY(nb_block_multiply(block, &in, false));
     NB_TRY(run_rope(block, NB_TENSOR_Q_NORM, kept->q_raw, kept->q, kept->rms_q, config_of(block)->heads));
     NB_TRY(run_rope(block, NB_TENSOR_K_NORM, kept->k_raw, kept->k, kept->rms_k, config_of(block)->kv_heads));
     if (!has_output)
         NB_TRY(run_attention(block, kept));
-    NB_TRY(copy_residual(block, kept->mid, x));
-    return run_linear(block, &out, true);
+    NB_TRY(nb_block_copy_residual(block, kept->mid, x));
+    return nb_block_multiply(block, &out, true);
 }
 
-nb_status nb_block_gate_up(const struct nb_block *block, nb_dptr n, const struct nb_block_kept *kept)
+/* Everything is kept: `kept` has all the memory. */
+static nb_status forward_keeping(const struct nb_block *block, const struct nb_block_forward *args)
 {
-    static const enum nb_tensor_role roles[GATE_UP] = {NB_TENSOR_GATE, NB_TENSOR_UP};
-    const nb_dptr gate_up[GATE_UP] = {kept->gate, kept->up};
-    const struct nb_block_linear linear = {roles, GATE_UP, n, gate_up, kept->t, 0};
-    NB_TRY(nb_block_norm(block, NB_TENSOR_POST_NORM, kept->mid, n, kept->rms2));
-    return run_linear(block, &linear, false);
-}
-
-nb_status nb_block_swiglu(const struct nb_block *block, const struct nb_block_kept *kept, nb_dptr h)
-{
-    struct nb_swiglu args = {
-        .gate = kept->gate,
-        .up = kept->up,
-        .y = h,
-        .slot = block->slot,
-        .tokens_max = block->tokens_max,
-        .width = config_of(block)->intermediate,
-        .activation = activation_of(block),
-    };
-    return block->work->device->swiglu(block->work->device, block->work->stream, &args);
-}
-
-/* out = mid + down(h). */
-static nb_status run_down(const struct nb_block *b, const struct nb_block_kept *kept, nb_dptr h, nb_dptr out)
-{
-    static const enum nb_tensor_role roles[1] = {NB_TENSOR_DOWN};
-    const struct nb_block_linear linear = {roles, 1, h, &out, kept->t, 0};
-    NB_TRY(copy_residual(b, out, kept->mid));
-    return run_linear(b, &linear, true);
-}
-
-static nb_status forward_keeping(const struct nb_block *b, nb_dptr x, nb_dptr out, struct nb_block_kept *kept)
-{
-    const struct nb_model_config *c = config_of(b);
-    uint64_t frame = nb_arena_frame(b->work->arena);
-    NB_TRY(nb_block_attention(b, x, kept->mid, kept, false));
-    nb_dptr h;
-    NB_TRY(take(
-        b, NB_CATEGORY_LIVE_SET, "MLP's inner values", c->hidden > c->intermediate ? c->hidden : c->intermediate, &h));
-    NB_TRY(nb_block_gate_up(b, h, kept));
-    NB_TRY(nb_block_swiglu(b, kept, h));
-    NB_TRY(run_down(b, kept, h, out));
-    nb_arena_release_to(b->work->arena, frame);
-    return NB_OK;
+    args->kept->t[NB_TENSOR_DOWN] = args->down_t;
+    NB_TRY(nb_block_attention(block, args->x, args->kept->mid, args->kept, false));
+    return nb_block_mlp(block, args->keep, args->kept, args->out);
 }
 
 nb_status nb_block_forward(const struct nb_block *block, const struct nb_block_forward *args)
 {
-    nb_dptr out = args->out, n;
-    if (args->keep == NB_KEEP_EVERYTHING) {
-        args->kept->t[NB_TENSOR_DOWN] = args->down_t;
-        return forward_keeping(block, args->x, out, args->kept);
-    }
+    if (args->keep == NB_KEEP_EVERYTHING)
+        return forward_keeping(block, args);
     uint64_t frame = nb_arena_frame(block->work->arena);
-    struct nb_block_kept live = {.mid = out};
+    struct nb_block_kept live = {.mid = args->out};
+    nb_dptr n;
     if (args->keep == NB_KEEP_ATTENTION) {
         live.o = args->kept->o;
         live.lse = args->kept->lse;
     }
-    NB_TRY(take(block, NB_CATEGORY_LIVE_SET, "normalized input", config_of(block)->hidden, &n));
+    NB_TRY(nb_block_take(block, NB_CATEGORY_LIVE_SET, "normalized input", config_of(block)->hidden, &n));
     NB_TRY(take_attention(block, NB_CATEGORY_LIVE_SET, false, &live));
     NB_TRY(nb_block_attention(block, args->x, n, &live, false));
     nb_arena_release_to(block->work->arena, frame);
-
-    NB_TRY(take(block, NB_CATEGORY_LIVE_SET, "normalized input", config_of(block)->hidden, &n));
-    NB_TRY(nb_block_take_mlp(block, NB_CATEGORY_LIVE_SET, &live));
-    live.t[NB_TENSOR_DOWN] = args->down_t;
-    if (nb_dptr_is_null(args->down_t))
-        NB_TRY(nb_block_take_down_t(block, NB_CATEGORY_LIVE_SET, &live.t[NB_TENSOR_DOWN]));
-    NB_TRY(nb_block_gate_up(block, n, &live));
-    NB_TRY(nb_block_swiglu(block, &live, live.gate));
-    NB_TRY(run_down(block, &live, live.gate, out));
-    nb_arena_release_to(block->work->arena, frame);
-    return NB_OK;
+    const struct nb_block_kept after = {.mid = args->out, .t[NB_TENSOR_DOWN] = args->down_t};
+    return nb_block_mlp(block, args->keep, &after, args->out);
 }

@@ -30,6 +30,8 @@ static nb_status check_options(
         return nb_fail(NB_USAGE,
             "a pass of %d tokens, %d sequences, %d slots and %d rows of logits at a time is not possible", l->tokens,
             l->sequences, o->slots, l->loss_rows);
+    if (l->mlp_chunk_tokens < 0 || l->mlp_chunk_tokens % NB_TILE_TOKENS != 0)
+        return nb_fail(NB_USAGE, "the MLP of %d tokens at a time: not a multiple of %d", l->mlp_chunk_tokens, NB_TILE_TOKENS);
     if (o->batches && o->batches < o->slots)
         return nb_fail(NB_USAGE, "a pass of %d slots needs as many batches, not %d", o->slots, o->batches);
     if (o->keep != NB_KEEP_NOTHING && (!adapter || !nb_adapter_options_of(adapter)->trains))

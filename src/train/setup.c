@@ -56,6 +56,14 @@ static void choose_weight_files(struct nb_run *run)
     run->model.streams_from_file = run->config->weights_from == NB_CONFIG_WEIGHTS_FROM_FILE;
 }
 
+/* What goes through in pieces, and how large they are. */
+static void choose_chunks(struct nb_run *run)
+{
+    const struct nb_config *config = run->config;
+    run->mlp_chunk_tokens = config->mlp_chunk_tokens > 0 ? (int)config->mlp_chunk_tokens : 0;
+    run->loss_rows = config->loss_chunk_rows > 0 ? (int)config->loss_chunk_rows : 0;
+}
+
 /* A length past the model's context is computed like any other, as in transformers; what it is worth is said where it is used. */
 static void choose_length(struct nb_run *run)
 {
@@ -230,6 +238,7 @@ static nb_status open_run(struct nb_run *run, const struct nb_run_args *args)
     NB_TRY(args->profile ? nb_run_assume_device(run, args->profile) : nb_run_choose_device(run));
     NB_TRY(choose_weights(run));
     choose_weight_files(run);
+    choose_chunks(run);
     choose_length(run);
     NB_TRY(choose_adapter(run, trains ? config->lora_model_dir : args->adapter));
     NB_TRY(check_adapter(run));

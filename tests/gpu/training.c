@@ -95,9 +95,10 @@ static char *yaml_of(const struct test *t, const char *model, const char *device
 {
     return nb_format("base_model: %s\n%slora_alpha: 12\n%s%s"
                      "datasets: [{path: %s/rows.jsonl, type: tokens}]\nlearning_rate: 1e-3\nlr_scheduler: constant\n"
-                     "sequence_len: %d\nmicro_batch_size: 2\nbf16: true\ndevice: %s\noutput_dir: %s/%s\n%s",
+                     "sequence_len: %d\n%sbf16: true\ndevice: %s\noutput_dir: %s/%s\n%s",
         model, strstr(more, "lora_r:") ? "" : "lora_r: 8\n", strstr(more, "adapter:") ? "" : "adapter: qlora\n",
-        strstr(more, "lora_target") ? "" : "lora_target_linear: true\n", t->folder, LONGEST, device, t->folder, out, more);
+        strstr(more, "lora_target") ? "" : "lora_target_linear: true\n", t->folder, LONGEST,
+        strstr(more, "micro_batch_size:") ? "" : "micro_batch_size: 2\n", device, t->folder, out, more);
 }
 
 /* ---- a run of a few steps ---- */
@@ -280,6 +281,25 @@ static const struct way offloading_ways[] = {
         "gradient_checkpointing: true\nactivation_offloading: true\ngradient_accumulation_steps: 2\n", NULL, false},
 };
 
+/* Twelve rows of up to 40 tokens are two tiles. */
+#define TWO_TILES "micro_batch_size: 12\nlora_dropout: 0.1\n"
+static const struct way chunk_ways[] = {
+    {"the MLP at once", TWO_TILES "gradient_checkpointing: true\n", NULL, true},
+    {"the MLP in chunks", TWO_TILES "gradient_checkpointing: true\nmlp_chunk_tokens: 256\n", NULL, false},
+    {"the MLP in chunks, keep all", TWO_TILES "gradient_checkpointing: false\nmlp_chunk_tokens: 256\n", NULL, false},
+    {"MLP and loss in chunks, offloaded and paged",
+        TWO_TILES "gradient_checkpointing: attention\nmlp_chunk_tokens: 256\nloss_chunk_rows: 256\nactivation_offloading: true\n"
+                  "optimizer: paged_adamw_32bit\n",
+        page_by_tensor, false},
+    {"the MLP at once, from scratch", TWO_TILES "gradient_checkpointing: true\n", multiply_from_scratch, true},
+    {"the MLP in chunks, from scratch", TWO_TILES "gradient_checkpointing: true\nmlp_chunk_tokens: 256\n",
+        multiply_from_scratch, false},
+    {"the MLP in chunks, dequantized once", TWO_TILES "gradient_checkpointing: true\nmlp_chunk_tokens: 256\n",
+        dequantize_once, false},
+    {"the loss at once", TWO_TILES "lora_target_modules: [up_proj, lm_head]\nloss_chunk_rows: 512\n", NULL, true},
+    {"the loss in chunks", TWO_TILES "lora_target_modules: [up_proj, lm_head]\nloss_chunk_rows: 256\n", NULL, false},
+};
+
 static bool holds_the_plan(const struct result *result)
 {
     return result->planned == result->peak && result->pinned_planned == result->pinned_peak;
@@ -408,6 +428,8 @@ static void run_checks(struct test *t, const char *only)
         compare_ways(t, "llama", llama, ways, sizeof ways / sizeof *ways);
     if (!only || strcmp(only, "offloading") == 0)
         compare_ways(t, "six blocks", deep, offloading_ways, sizeof offloading_ways / sizeof *offloading_ways);
+    if (!only || strcmp(only, "chunks") == 0)
+        compare_ways(t, "chunks", llama, chunk_ways, sizeof chunk_ways / sizeof *chunk_ways);
     if (!only || strcmp(only, "streaming") == 0)
         compare_streaming(t, llama);
     if (!only || strcmp(only, "resume") == 0)
@@ -422,7 +444,7 @@ int main(int argc, char **argv)
     struct nb_device_profile profile;
     const char *base = getenv("TMPDIR"), *only = argc == 4 && strcmp(argv[2], "--only") == 0 ? argv[3] : NULL;
     if (argc != 2 && !only) {
-        fprintf(stderr, "usage: %s MODELS [--only FAMILY|smollm2|ways|offloading|streaming|resume]\n", argv[0]);
+        fprintf(stderr, "usage: %s MODELS [--only FAMILY|smollm2|ways|offloading|chunks|streaming|resume]\n", argv[0]);
         return 2;
     }
     if (nb_cuda_probe(&(struct nb_cuda_options){0}, &profile) != NB_OK) {

@@ -26,8 +26,10 @@ struct family {
     struct rig_rows rows;
 };
 
-static const struct nb_batch_limits both_rows = {ROWS * LENGTH, ROWS, LENGTH, ROWS * LENGTH, NB_TILE_TOKENS};
-static const struct nb_batch_limits one_row = {LENGTH, 1, LENGTH, LENGTH, NB_TILE_TOKENS};
+static const struct nb_batch_limits both_rows = {
+    .tokens = ROWS * LENGTH, .sequences = ROWS, .longest = LENGTH, .trained_rows = ROWS * LENGTH, .loss_rows = NB_TILE_TOKENS};
+static const struct nb_batch_limits one_row = {
+    .tokens = LENGTH, .sequences = 1, .longest = LENGTH, .trained_rows = LENGTH, .loss_rows = NB_TILE_TOKENS};
 
 static int open_family(void **state)
 {

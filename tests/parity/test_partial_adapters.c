@@ -14,7 +14,8 @@
 
 enum { LENGTH = 24, ROWS = 2, RANK = 4 };
 
-static const struct nb_batch_limits both_rows = {ROWS * LENGTH, ROWS, LENGTH, ROWS * LENGTH, NB_TILE_TOKENS};
+static const struct nb_batch_limits both_rows = {
+    .tokens = ROWS * LENGTH, .sequences = ROWS, .longest = LENGTH, .trained_rows = ROWS * LENGTH, .loss_rows = NB_TILE_TOKENS};
 
 /* Tokens that are nobody's: any will do. */
 static struct rig_rows make_rows(void)

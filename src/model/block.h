@@ -12,6 +12,7 @@
  *       MLP       gate CI (then its gradient)   up CI (then its gradient)   t
  *                 h CM (n2, then h, then n2 again)   dh CM (the gradient of h, then of n2)
  *       attention do T max(Q, H) (then the gradient of n1)   dq, dk, dv T (Q + 2K), side by side;   n1 again in mid
+ *                 where Q = H, do has mid's memory and n1 that of o
  *     The MLP's part is released before the attention's is taken. What down's adapter gave (t) is kept from the forward pass beside the
  *     block's input, so that down itself need not be computed again.
  *   attention kept: o and its log-sum-exp stay from forward; the rest as with the input alone, but attention is not computed again.

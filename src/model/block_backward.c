@@ -104,8 +104,11 @@ static nb_status attention_backward(const struct nb_block *b, const struct nb_bl
     static const enum nb_tensor_role input[3] = {NB_TENSOR_Q, NB_TENSOR_K, NB_TENSOR_V}, output[1] = {NB_TENSOR_O};
     const struct nb_model_config *c = &b->model->config;
     int query = c->heads * c->head_dim, key = c->kv_heads * c->head_dim;
-    nb_dptr d_o, d_q_k_v[3]; /* the three side by side, so that the gradient of their input may be one product */
-    NB_TRY(take(b, "gradient of attention's output", query > c->hidden ? query : c->hidden, &d_o));
+    bool one_width = query == c->hidden; /* then mid serves for the gradient of o, and o for the normalized input */
+    nb_dptr d_o = kept->mid;
+    nb_dptr d_q_k_v[3]; /* side by side, so that the gradient of their input may be one product */
+    if (!one_width)
+        NB_TRY(take(b, "gradient of attention's output", query > c->hidden ? query : c->hidden, &d_o));
     NB_TRY(take(b, "gradients of queries, keys and values", query + 2 * key, &d_q_k_v[0]));
     d_q_k_v[1] = nb_dptr_at(d_q_k_v[0], (uint64_t)query * nb_dtype_bytes(activation_of(b)));
     d_q_k_v[2] = nb_dptr_at(d_q_k_v[1], (uint64_t)key * nb_dtype_bytes(activation_of(b)));
@@ -118,7 +121,7 @@ static nb_status attention_backward(const struct nb_block *b, const struct nb_bl
     NB_TRY(run_rope_backward(b, NB_TENSOR_Q_NORM, kept->q_raw, kept->rms_q, d_q_k_v[0]));
     NB_TRY(run_rope_backward(b, NB_TENSOR_K_NORM, kept->k_raw, kept->rms_k, d_q_k_v[1]));
 
-    nb_dptr n = kept->mid, dn = d_o; /* mid and the gradient of o are done with */
+    nb_dptr n = one_width ? kept->o : kept->mid, dn = d_o; /* o, mid and the gradient of o are done with */
     if (nb_block_rank(b, NB_TENSOR_Q) || nb_block_rank(b, NB_TENSOR_K) || nb_block_rank(b, NB_TENSOR_V))
         NB_TRY(nb_block_norm(b, NB_TENSOR_INPUT_NORM, args->x, n, kept->rms1));
     const struct nb_block_linear first = {input, 3, n, d_q_k_v, kept->t, query + 2 * key};

@@ -60,7 +60,7 @@ static char *yaml_of(const struct fixture *f, const char *more)
 }
 
 static const char everything_leaves[] =
-    "optimizer: paged_adamw_8bit\nactivation_offloading: true\nresident_layers: 0\n";
+    "optimizer: paged_adamw_8bit\nresident_optimizer_bytes: 0\nactivation_offloading: true\nresident_layers: 0\n";
 
 /* ---- a device that refuses ---- */
 
@@ -259,7 +259,7 @@ static void open_with(struct nb_run *run, uint64_t host_bytes)
 static void a_lack_is_told_before_anything_is_taken(void **state)
 {
     const struct fixture *f = *state;
-    char *yaml = yaml_of(f, everything_leaves), *paged = yaml_of(f, "optimizer: paged_adamw_32bit\n");
+    char *yaml = yaml_of(f, everything_leaves), *paged = yaml_of(f, "optimizer: paged_adamw_32bit\nresident_optimizer_bytes: 0\n");
     const char *said = refusal_of(yaml, open_with, 300 << 10);
     ASSERT_SAYS(said, "MiB of the host's memory", "linear weights", "optimizer moments", "block inputs",
         "batches and copies", "the CPU device", "memory.max", "leaves 0.3 MiB", "a higher resident_layers",

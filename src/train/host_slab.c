@@ -57,6 +57,7 @@ static void name_remedies(const struct nb_run *run, char text[TEXT_BYTES])
         const char *text;
     } remedies[] = {
         {run->model.streamed_blocks > 0, "a higher resident_layers"},
+        {run->model.streamed_blocks > 0 && !run->model.streams_from_file, "weights_from: file"},
         {run->offloaded > 0, "activation_offloading: false"},
         {run->model.embedding_on_host, "embedding_device: device"},
         {run->adapter.paging.on, "a higher resident_optimizer_bytes, or an optimizer that is not paged"},

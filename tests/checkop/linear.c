@@ -208,6 +208,15 @@ void checkop_linear(struct checkop *c)
          .chunk_begin = 256},
         {.tokens = 5, .tokens_max = 64, .in = 64, .out = {259}, .parts = 1, .format = NB_WEIGHT_BF16,
          .chunk_begin = 256},
+        /* A head in 4 bits: the same, with whole blocks in a row and without, many rows of logits and one. */
+        {.tokens = 20, .tokens_max = 64, .in = 64, .out = {259}, .parts = 1, .format = NB_WEIGHT_NF4, .nested = true,
+         .chunk_begin = 256},
+        {.tokens = 150, .tokens_max = 256, .in = 72, .out = {1003}, .parts = 1, .rank = 4, .format = NB_WEIGHT_FP4,
+         .chunk_begin = 512},
+        {.tokens = 77, .tokens_max = 256, .in = 128, .out = {517}, .parts = 1, .format = NB_WEIGHT_NF4, .nested = true,
+         .chunk_begin = 256},
+        {.tokens = 1, .tokens_max = 1, .in = 64, .out = {259}, .parts = 1, .format = NB_WEIGHT_NF4, .nested = true},
+        {.tokens = 1, .tokens_max = 1, .in = 72, .out = {1003}, .parts = 1, .format = NB_WEIGHT_FP4},
         {.tokens = 0, .tokens_max = 8, .in = 64, .out = {8}, .parts = 1, .rank = 4, .format = NB_WEIGHT_BF16},
         /* Slices of matrices in scratch, where whole blocks begin; several chunks of rows, straddling blocks and not. */
         {.tokens = 70, .tokens_max = 96, .in = 192, .out = {40, 24, 7}, .parts = 3, .rank = 5, .format = NB_WEIGHT_FP4,

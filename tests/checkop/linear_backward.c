@@ -408,6 +408,13 @@ void checkop_linear_backward(struct checkop *c)
          .chunk_begin = 256},
         {.tokens = 33, .tokens_max = 40, .in = 64, .out = {24, 8}, .parts = 2, .rank = 4, .format = NB_WEIGHT_NF4,
          .no_dx = true},
+        /* A head in 4 bits, with whole blocks in a row and without. */
+        {.tokens = 20, .tokens_max = 64, .in = 64, .out = {259}, .parts = 1, .format = NB_WEIGHT_NF4, .nested = true,
+         .chunk_begin = 256},
+        {.tokens = 77, .tokens_max = 256, .in = 128, .out = {517}, .parts = 1, .format = NB_WEIGHT_NF4, .nested = true,
+         .chunk_begin = 256},
+        {.tokens = 150, .tokens_max = 256, .in = 72, .out = {1003}, .parts = 1, .rank = 4, .format = NB_WEIGHT_FP4,
+         .chunk_begin = 512},
         {.tokens = 0, .tokens_max = 8, .in = 64, .out = {8}, .parts = 1, .rank = 4, .format = NB_WEIGHT_BF16},
         /* Slices of matrices in scratch, where whole blocks begin; several chunks of columns; every part under its own dropout. */
         {.tokens = 9, .tokens_max = 16, .in = 192, .out = {40, 24, 7}, .parts = 3, .rank = 5, .format = NB_WEIGHT_FP4,

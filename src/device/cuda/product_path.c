@@ -5,7 +5,7 @@
  * weight (4 bits and a scale read, bf16 written, part of it read again past the cache) and the product is 2 M N K
  * operations, so it costs 1.49 * TFLOP/s / (TB/s * M) of it. Fusing costs what nibble's own kernel loses against the
  * bf16 product it would feed: next to nothing where mma.sync is all there is, 0.65 on Hopper, whose wgmma it cannot
- * use. Where the first is larger, the fused way wins. */
+ * use. Where the first is larger, the fused way wins, and where the bf16 weights would take too much memory. */
 #include <string.h>
 
 #include "device/cuda/plan.h"
@@ -98,6 +98,16 @@ static double scratch_cost(const struct nb_device_profile *profile, int tokens)
     return terabytes_per_s > 0 ? 1.49 * reached * (double)profile->bf16_tflops / (terabytes_per_s * tokens) : 0;
 }
 
+enum { DEFAULT_CHUNK_BYTES_MAX = 512 << 20 };
+
+/* A column of dX's chunk is as long as the matrix is high: a head's vocabulary makes hundreds of MiB of a chunk, more than
+ * its 4 bits save. */
+static bool is_too_high(const struct nb_device_profile *profile, const struct nb_product_site *site)
+{
+    int64_t depth = site->backward ? site->out : site->in;
+    return 2 * depth * nb_product_chunk(profile, site) > DEFAULT_CHUNK_BYTES_MAX;
+}
+
 enum nb_product_path nb_product_path_of(const struct nb_device_profile *profile, const struct nb_product_site *site)
 {
     if (site->format == NB_WEIGHT_BF16)
@@ -108,6 +118,8 @@ enum nb_product_path nb_product_path_of(const struct nb_device_profile *profile,
         return choice->path;
     if (straddles)
         return NB_PRODUCT_SCRATCH;
+    if (is_too_high(profile, site))
+        return NB_PRODUCT_FUSED;
     return scratch_cost(profile, site->tokens > 0 ? site->tokens : 1) > fusing_cost(profile) ? NB_PRODUCT_FUSED : NB_PRODUCT_SCRATCH;
 }
 

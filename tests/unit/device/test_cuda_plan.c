@@ -52,6 +52,12 @@ static void test_defaults(void **state)
     struct nb_device_profile own = h100;
     own.cublaslt_version = 0;
     assert_int_equal(path_of(&own, 512), NB_PRODUCT_FUSED);
+    /* A head's chunk of columns would be 1 GiB: dX is fused, the logits are not. */
+    struct nb_product_site head = site_of(128256, 4096, 8192, true);
+    assert_int_equal(nb_product_path_of(&h100, &head), NB_PRODUCT_FUSED);
+    assert_int_equal(nb_product_path_of(&rtx4090, &head), NB_PRODUCT_FUSED);
+    head.backward = false;
+    assert_int_equal(nb_product_path_of(&h100, &head), NB_PRODUCT_SCRATCH);
     /* Once scratch, scratch at every larger number of tokens. */
     enum nb_product_path last = NB_PRODUCT_FUSED;
     for (int tokens = 1; tokens < 100000; tokens += 1 + tokens / 10) {

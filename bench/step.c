@@ -292,7 +292,8 @@ static nb_status bench(const struct nb_config *config, struct steps *steps)
     if (status == NB_OK)
         status = nb_run_open_device(run, plan.site, plan.sites);
     struct nb_session_args args = {
-        .capacity = plan.peak_bytes, .pinned_capacity = plan.pinned_bytes, .positions_max = run ? run->sequence_len : 0};
+        .capacity = plan.peak_bytes, .pinned_capacity = plan.pinned_bytes,
+        .pageable_capacity = plan.pageable_bytes, .positions_max = run ? run->sequence_len : 0};
     if (status == NB_OK)
         status = nb_session_open(run, &args, &session);
     if (status == NB_OK) {

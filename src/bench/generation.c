@@ -19,7 +19,10 @@ static nb_status generate(struct nb_session *session, void *context)
 {
     struct generation *g = context;
     struct nb_generator *generator = NULL;
-    struct nb_generator_options options = {.context_max = g->prompt + g->timed + 8, .prompt_chunk = g->prompt, .sampling = {.top_p = 1}};
+    struct nb_generator_options options = {.context_max = g->prompt + g->timed + 8,
+        .prompt_chunk = g->prompt,
+        .sampling = {.top_p = 1},
+        .pinned = session->pinned};
     int vocabulary = nb_model_config_of(session->model)->vocab;
     int32_t *ids = calloc((size_t)g->prompt, sizeof *ids), id;
     if (!ids)

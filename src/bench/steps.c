@@ -155,7 +155,8 @@ static nb_status measure_steps(const struct nb_bench_options *o, struct nb_run *
     if (status == NB_OK)
         status = available(run->device, &before);
     struct nb_session_args args = {
-        .capacity = plan.peak_bytes, .pinned_capacity = plan.pinned_bytes, .host = &plan.host, .positions_max = run->sequence_len};
+        .capacity = plan.peak_bytes, .pinned_capacity = plan.pinned_bytes, .pageable_capacity = plan.pageable_bytes,
+        .host = &plan.host, .positions_max = run->sequence_len};
     if (status == NB_OK)
         status = nb_session_open(run, &args, &session);
     if (status == NB_OK)

@@ -26,7 +26,7 @@ nb_status nb_answer_generator_create(struct nb_session *session, int context_max
                                      struct nb_generator **generator)
 {
     const struct nb_generator_options wanted = {
-        .context_max = context_max, .prompt_chunk = NB_PROMPT_CHUNK, .sampling = options->sampling};
+        .context_max = context_max, .prompt_chunk = NB_PROMPT_CHUNK, .sampling = options->sampling, .pinned = session->pinned};
     return nb_generator_create(session->model, session->adapter, &wanted, session->arena, session->stream, generator);
 }
 

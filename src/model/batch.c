@@ -105,6 +105,7 @@ nb_status nb_pass_set_batch(struct nb_pass *pass, int slot, const struct nb_micr
         stage(pass, batch, staging);
     }
     pass->next_batch = (pass->next_batch + 1) % pass->options.batches;
+    s->ids = (const int32_t *)(const void *)(staging + pass->layout.ids);
     s->tokens = batch->counts.tokens;
     s->trained_rows = batch->counts.trained_rows;
     s->tokens_max = pass->cache && s->tokens == 1 ? 1 : tokens_max_of(pass, (int)s->tokens);

@@ -40,6 +40,7 @@ static nb_status take_memory(struct nb_generator *g, const struct nb_adapter *ad
         .batches = 1,
         .cache_tokens = g->options.context_max,
         .step = step,
+        .pinned = g->options.pinned,
     };
     return nb_pass_create(g->model, adapter, &options, g->work.arena, g->work.stream, &g->pass);
 }
@@ -159,7 +160,7 @@ static nb_status sample(struct nb_generator *g)
 static nb_status enqueue_token(void *context)
 {
     struct nb_generator *g = context;
-    NB_TRY(nb_pass_forward(g->pass, 0, 0, g->model->config.layers));
+    NB_TRY(nb_pass_forward(g->pass, 0, nb_pass_repeats_from(g->pass), g->model->config.layers));
     return sample(g);
 }
 

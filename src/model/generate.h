@@ -14,6 +14,7 @@ struct nb_generator_options {
     int context_max;  /* tokens of the sequence at most, prompts and answers together */
     int prompt_chunk; /* prompts are taken in pieces of at most so many tokens */
     struct nb_sampling sampling;
+    struct nb_arena *pinned; /* as in nb_pass_options: NULL will do unless the embedding is on the host */
 };
 
 struct nb_generator;

@@ -11,7 +11,7 @@ struct nb_head {
     const struct nb_adapter *adapter; /* or NULL */
     const struct nb_work *work;
     nb_dptr norm;             /* the final norm's weights */
-    struct nb_weight matrix;  /* [vocab, hidden] bf16 */
+    struct nb_weight matrix;  /* [vocab, hidden] */
     bool trains;              /* leave the gradient of x, and accumulate that of the head's own adapter */
     bool input_gradient;      /* something below the head trains */
     nb_dptr step, slot;

@@ -54,14 +54,41 @@ enum way {
     AS_IT_IS,  /* nothing: a matrix in 4 bits, with the file's own maps */
     BF16,      /* it is read as bf16, whatever the file holds, and so it is used */
     QUANTIZED, /* then it is quantized, on the device */
+    QUANTIZED_ON_HOST, /* or here: the head's */
 };
 
-static enum way way_of(const struct nb_model *model, const char *name, const struct nb_weight *weight)
+/* The head is far larger than any other matrix: a bf16 copy of it on the device, for a moment of loading, could be more
+ * than all that training takes beside the weights. */
+static enum way way_of(
+    const struct nb_model *model, const struct nb_tensor_spec *spec, const char *name, const struct nb_weight *weight)
 {
     if (weight->rows == 0 || weight->format == NB_WEIGHT_BF16)
         return BF16;
     bool in_four_bits = !model->options.random_weights && nb_checkpoint_tensor_is_quantized(model->checkpoint, name);
-    return in_four_bits ? AS_IT_IS : QUANTIZED;
+    return in_four_bits ? AS_IT_IS : spec->role == NB_TENSOR_HEAD ? QUANTIZED_ON_HOST : QUANTIZED;
+}
+
+static enum nb_quant_type quant_type(const struct nb_weight *weight)
+{
+    return weight->format == NB_WEIGHT_NF4 ? NB_QUANT_NF4 : NB_QUANT_FP4;
+}
+
+/* A matrix that is in 4 bits on the host. Waits. */
+static nb_status put_four_bits(
+    const struct loader *l, const struct nb_weight *weight, const struct nb_quant_matrix *view)
+{
+    uint64_t count = view->rows * view->columns, blocks = nb_quant_blocks(count);
+    NB_TRY(put(l, weight->data, view->packed, nb_quant_packed_bytes(count)));
+    NB_TRY(put(l, weight->codebook, view->codebook, NB_QUANT_CODES * sizeof(float)));
+    if (!view->nested) {
+        NB_TRY(put(l, weight->absmax, view->absmax, blocks * sizeof(float)));
+    } else {
+        NB_TRY(put(l, weight->absmax, view->absmax_codes, blocks));
+        NB_TRY(put(l, weight->nested_absmax, view->nested_absmax, nb_quant_superblocks(blocks) * sizeof(float)));
+        NB_TRY(put(l, weight->nested_map, view->nested_map, 256 * sizeof(float)));
+        NB_TRY(put(l, weight->nested_offset, &view->nested_offset, sizeof(float)));
+    }
+    return wait(l);
 }
 
 /* A matrix that the file holds in 4 bits, with the file's own maps: the same bytes in memory. */
@@ -69,22 +96,10 @@ static nb_status load_four_bits(const struct loader *l, const char *name, const 
 {
     struct nb_quant_matrix view;
     NB_TRY(nb_checkpoint_matrix_quantized(l->model->checkpoint, name, weight->rows, weight->columns, &view));
-    enum nb_quant_type type = weight->format == NB_WEIGHT_NF4 ? NB_QUANT_NF4 : NB_QUANT_FP4;
-    if (view.type != type || view.nested != weight->nested)
+    if (view.type != quant_type(weight) || view.nested != weight->nested)
         return nb_fail(NB_FORMAT, "%s: %s is quantized in another way than the model's config.json says",
             nb_checkpoint_path(l->model->checkpoint), name);
-    uint64_t count = view.rows * view.columns, blocks = nb_quant_blocks(count);
-    NB_TRY(put(l, weight->data, view.packed, nb_quant_packed_bytes(count)));
-    NB_TRY(put(l, weight->codebook, view.codebook, NB_QUANT_CODES * sizeof(float)));
-    if (!view.nested) {
-        NB_TRY(put(l, weight->absmax, view.absmax, blocks * sizeof(float)));
-    } else {
-        NB_TRY(put(l, weight->absmax, view.absmax_codes, blocks));
-        NB_TRY(put(l, weight->nested_absmax, view.nested_absmax, nb_quant_superblocks(blocks) * sizeof(float)));
-        NB_TRY(put(l, weight->nested_map, view.nested_map, 256 * sizeof(float)));
-        NB_TRY(put(l, weight->nested_offset, &view.nested_offset, sizeof(float)));
-    }
-    return wait(l);
+    return put_four_bits(l, weight, &view);
 }
 
 /* For the progress: in the files, or as many as are made instead. */
@@ -151,19 +166,45 @@ static nb_status load_quantized(const struct loader *l, const char *name, const 
     return status == NB_OK ? NB_OK : nb_fail_within(status, "%s: %s", nb_checkpoint_path(l->model->checkpoint), name);
 }
 
+/* A matrix that is read as bf16 and quantized on the host. */
+static nb_status load_quantized_on_host(const struct loader *l, const char *name, const struct nb_weight *weight)
+{
+    struct nb_quant_layout layout;
+    uint64_t rows = (uint64_t)weight->rows, columns = (uint64_t)weight->columns;
+    enum nb_quant_type type = quant_type(weight);
+    NB_TRY(nb_quant_matrix_layout(type, weight->nested, rows, columns, &layout));
+    if (!l->model->options.random_weights)
+        NB_TRY(nb_checkpoint_tensor_read_bf16(l->model->checkpoint, name, weight->rows, weight->columns, l->staging));
+    char *slab = aligned_alloc(NB_ALIGNMENT, nb_aligned(layout.bytes));
+    float *scales = malloc(nb_quant_blocks(rows * columns) * sizeof *scales);
+    nb_status status = slab && scales ? NB_OK : nb_fail(NB_MEMORY, "no memory to quantize %s", name);
+    if (status == NB_OK) {
+        struct nb_quant_parts parts = nb_quant_matrix_parts(&layout, slab, scales);
+        status = nb_quantize(type, weight->nested, l->staging, rows, columns, &parts);
+        struct nb_quant_matrix view = nb_quant_matrix_view(&layout, slab, parts.nested_offset);
+        if (status == NB_OK)
+            status = put_four_bits(l, weight, &view);
+    }
+    free(slab);
+    free(scales);
+    return status;
+}
+
 static nb_status load_tensor(
     struct loader *l, int unit, const struct nb_tensor_spec *spec, const struct nb_unit_view *view)
 {
     char name[NB_TENSOR_NAME_BYTES];
     nb_tensor_name(spec, unit - 1, name);
     const struct nb_weight *weight = &view->matrix[spec->role];
-    enum way way = way_of(l->model, name, weight);
+    enum way way = way_of(l->model, spec, name, weight);
     if (way == QUANTIZED)
         NB_TRY(load_quantized(l, name, weight));
     if (l->work.device->dry)
         return NB_OK;
     if (way == AS_IT_IS)
         NB_TRY(load_four_bits(l, name, weight));
+    else if (way == QUANTIZED_ON_HOST)
+        NB_TRY(load_quantized_on_host(l, name, weight));
     else if (way == BF16)
         NB_TRY(load_bf16(l, name, spec, weight->rows == 0 ? view->vector[spec->role] : weight->data));
     nb_checkpoint_forget(l->model->checkpoint, name);
@@ -171,7 +212,7 @@ static nb_status load_tensor(
     return NB_OK;
 }
 
-/* A unit that the host writes itself: it lies in pinned memory, and nothing of it must be quantized. */
+/* A unit that the host writes itself: it lies in host memory, and nothing of it must be quantized. */
 static bool is_composed(const struct nb_model *model, int unit)
 {
     const nb_dptr anywhere = {NB_UNIT_FILE_ALIGNMENT};
@@ -182,7 +223,7 @@ static bool is_composed(const struct nb_model *model, int unit)
         return false;
     nb_weight_store_layout(model->store, unit, anywhere, &view);
     for (int i = nb_weight_store_tensors(model->store, unit, &spec) - 1; i >= 0; i--)
-        if (way_of(model, nb_tensor_name(&spec[i], unit - 1, name), &view.matrix[spec[i].role]) == QUANTIZED)
+        if (way_of(model, &spec[i], nb_tensor_name(&spec[i], unit - 1, name), &view.matrix[spec[i].role]) == QUANTIZED)
             return false;
     return true;
 }
@@ -261,7 +302,7 @@ static nb_status take_as_planned(struct loader *l, int unit)
         const struct nb_quantize args = {.to = view.matrix[spec[i].role]};
         uint64_t frame = nb_arena_frame(l->work.arena), count = (uint64_t)args.to.rows * (uint64_t)args.to.columns;
         nb_dptr unused;
-        if (way_of(l->model, nb_tensor_name(&spec[i], unit - 1, name), &args.to) != QUANTIZED)
+        if (way_of(l->model, &spec[i], nb_tensor_name(&spec[i], unit - 1, name), &args.to) != QUANTIZED)
             continue;
         NB_TRY(nb_work_take(
             &l->work, NB_CATEGORY_SCRATCH, "matrix before it is quantized", count * sizeof(nb_bf16), &unused));
@@ -379,7 +420,7 @@ static void measure(const struct nb_model *model, bool keeps, uint64_t *staging,
             char name[NB_TENSOR_NAME_BYTES];
             nb_tensor_name(&spec[i], unit - 1, name);
             uint64_t bytes = (uint64_t)spec[i].rows * (uint64_t)spec[i].columns * sizeof(nb_bf16);
-            if (!composed && way_of(model, name, &view.matrix[spec[i].role]) != AS_IT_IS)
+            if (!composed && way_of(model, &spec[i], name, &view.matrix[spec[i].role]) != AS_IT_IS)
                 *staging = bytes > *staging ? bytes : *staging;
             *total += bytes_to_read(model, &spec[i], name);
         }

@@ -48,7 +48,7 @@ struct nb_model;
 
 /* Describes the model and lays out its units; takes no device memory. `checkpoint` must outlive the model until
  * nb_model_load is done. A checkpoint that is quantized already must be opened with its own type, or in bf16: its
- * matrices dequantized, to the same bits as when they are used in 4 bits. Errors: NB_UNSUPPORTED. */
+ * matrices dequantized, to the same bits as when they are used in 4 bits. Errors: NB_UNSUPPORTED, NB_USAGE. */
 nb_status nb_model_create(struct nb_device *device, const struct nb_checkpoint *checkpoint, const struct nb_model_options *options,
                           struct nb_model **model);
 
@@ -58,15 +58,21 @@ void nb_model_destroy(struct nb_model **model);
 const struct nb_model_config *nb_model_config_of(const struct nb_model *model);
 struct nb_device *nb_model_device(const struct nb_model *model);
 
-/* Takes the units' memory and the rope tables (positions_max rows) from the arena, once, and from `pinned` (an arena
- * over host memory that copies reach; NULL will do without any) what streamed blocks need. Errors: NB_MEMORY. */
-nb_status nb_model_allocate(struct nb_model *model, struct nb_arena *arena, struct nb_arena *pinned, int positions_max);
+/* Where a model takes its memory. The last two may be NULL where nothing lies there. Does not own. */
+struct nb_model_memory {
+    struct nb_arena *device;
+    struct nb_arena *pinned;   /* host memory that copies reach: streamed blocks */
+    struct nb_arena *pageable; /* other host memory: an embedding on the host */
+};
+
+/* Takes the units' memory and the rope tables (positions_max rows), once. Errors: NB_MEMORY. */
+nb_status nb_model_allocate(struct nb_model *model, const struct nb_model_memory *memory, int positions_max);
 
 /* Bytes of streamed blocks' weights that were fetched to the device so far. */
 uint64_t nb_model_fetched_bytes(const struct nb_model *model);
 
-/* Reads every weight from the checkpoint into its unit: bf16 sources are quantized on the device, 4-bit ones copied
- * as they are (their own maps). A unit that is to lie in pinned memory is put together there, or, where it is to be
+/* Reads every weight from the checkpoint into its unit: bf16 sources are quantized on the device (the head's on
+ * the host, to the same bytes), 4-bit ones copied as they are (their own maps). A unit that is to lie in host memory is put together there, or, where it is to be
  * quantized, written in a buffer on the device and brought to the host from there. With a cache_folder the units are
  * kept in a file, from which the next load reads them instead; that the file is damaged, or cannot be written, is a
  * warning. Units that stream from a file are not loaded, only found in it. `arena` gives the transient scratch. On a
@@ -118,7 +124,8 @@ struct nb_pass_options {
     int offloaded;    /* so many blocks, the first ones, have their input (and what NB_KEEP_ATTENTION keeps) in pinned
                          host memory between forward and backward pass; at most nb_pass_offloaded_max. 0: none. Each
                          slot then has buffers on the device for as many as stay. Changes no bit */
-    struct nb_arena *pinned; /* the host memory for that, which must outlive the pass; NULL where nothing does */
+    struct nb_arena *pinned; /* the host memory for that, and for the rows of an embedding on the host on their way to the device. Must
+                                outlive the pass; NULL where there is neither */
 };
 
 /* All blocks but those whose inputs the last three buffers hold, the head's among them. */
@@ -134,19 +141,20 @@ nb_status nb_pass_create(struct nb_model *model, const struct nb_adapter *adapte
 void nb_pass_destroy(struct nb_pass **pass);
 
 /* Enqueues the upload of a micro-batch into a slot; its arrays are copied to the pass's pinned memory before return.
- * Errors: NB_USAGE when it exceeds the limits. */
+ * With an embedding on the host, layer 0 reads the ids there: it runs before `batches` more calls are made. Errors: NB_USAGE when it exceeds the limits. */
 nb_status nb_pass_set_batch(struct nb_pass *pass, int slot, const struct nb_micro_batch *batch);
 
 /* Enqueue layers first .. last (inclusive) for a slot. The head's forward computes the loss of every trained row,
  * adds their sum to step->loss_sum and, unless NB_KEEP_NOTHING, leaves dX of its input; backward ranges then run
  * from the head's successor down: nb_pass_backward(pass, slot, L, 0) with first >= last. Block 1 computes no dX
- * unless something below it trains. Errors: NB_USAGE for a slot or a range that the pass does not have. */
+ * unless something below it trains. Layer 0 of an embedding on the host gathers its rows at the call, and so may wait
+ * for the device to have taken those of the layer 0 before the last. Errors: NB_USAGE for a slot or a range that the pass does not have. */
 nb_status nb_pass_forward(struct nb_pass *pass, int slot, int first, int last);
 nb_status nb_pass_backward(struct nb_pass *pass, int slot, int first, int last);
 
 /* Enqueues a whole micro-batch: layers 0 .. L + 1 forward, L .. 0 backward. On a device that has graphs, and with
- * weights that stay where they are, the work is recorded once for each length that comes up (in tiles of
- * NB_TILE_TOKENS) and launched from then on. */
+ * weights that stay where they are, the work (but an embedding's on the host) is recorded once for each length that
+ * comes up (in tiles of NB_TILE_TOKENS) and launched from then on. */
 nb_status nb_pass_train(struct nb_pass *pass, int slot);
 
 /* Enqueues the download of the slot's losses, fp32 [trained rows], in the order of trained_row. `losses` is host

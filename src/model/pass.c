@@ -43,6 +43,8 @@ static nb_status check_options(
         return nb_fail(NB_USAGE, "%d of %d blocks' inputs cannot leave the device", o->offloaded, model->config.layers);
     if (o->offloaded && (o->keep == NB_KEEP_NOTHING || !o->pinned))
         return nb_fail(NB_USAGE, "block inputs that leave the device need pinned memory, and a pass that keeps them");
+    if (model->options.embedding_on_host && !o->pinned)
+        return nb_fail(NB_USAGE, "an embedding on the host needs pinned memory for its rows");
     if (o->cache_tokens && (o->keep != NB_KEEP_NOTHING || o->slots != 1 || l->sequences != 1))
         return nb_fail(NB_USAGE, "a key-value cache serves one sequence without gradients");
     if (model->positions_max == 0)
@@ -168,6 +170,8 @@ nb_status nb_pass_create(struct nb_model *model, const struct nb_adapter *adapte
     if (status == NB_OK)
         status = take_all(p);
     if (status == NB_OK)
+        status = nb_host_embedding_create(p);
+    if (status == NB_OK)
         status = nb_inputs_create(p);
     if (status != NB_OK) {
         nb_pass_destroy(&p);
@@ -186,6 +190,7 @@ void nb_pass_destroy(struct nb_pass **pass)
         if (p->recording[i].graph)
             p->work.device->graph_destroy(p->work.device, &p->recording[i].graph);
     nb_inputs_destroy(p);
+    nb_host_embedding_destroy(p);
     nb_arena_release_to(p->work.arena, p->frame);
     if (p->staging)
         p->work.device->host_give_back(p->work.device, p->staging);

@@ -4,6 +4,7 @@
 
 #include "model/block.h"
 #include "model/decoder.h"
+#include "model/host_embedding.h"
 #include "model/work.h"
 
 /* A micro-batch's arrays as they lie in device memory and, the same, in pinned memory: offsets in bytes, multiples of 256. */
@@ -19,6 +20,7 @@ struct nb_pass_slot {
                            some the same where some leave the device (inputs.h) */
     nb_dptr *down_t;    /* [layers] */
     struct nb_block_kept *kept; /* [layers]; what a block does not keep is null */
+    const int32_t *ids; /* of the last nb_pass_set_batch, in the pass's pinned memory */
     int tokens_max;     /* of the micro-batch at work, in whole tiles; 1 while one token is generated */
     uint32_t trained_rows, tokens;
 };
@@ -54,6 +56,7 @@ struct nb_pass {
     int lowest;    /* the first block with an adapter; the number of blocks if none has */
     struct nb_pass_slot *slot;
     struct nb_inputs inputs;
+    struct nb_host_embedding host_embedding;
     nb_dptr *cache; /* [layers][2]: keys, values; NULL without */
     nb_dptr logits; /* one row; null where gradients are kept */
     struct nb_weight_access *schedule;
@@ -78,7 +81,10 @@ void nb_pass_set_block(
 
 /* Enqueues `enqueue(context)`, work on the slot that is the same at every call with the slot's tokens_max: at the
  * second call it is recorded as well, and later ones launch the recording. Directly where the device has no graphs, the
- * weights do not stay, or block inputs leave the device (another stream joins in). A pass has one such piece of work. */
+ * weights do not stay, or block inputs leave the device (another stream joins in). A pass has one such piece of work. It
+ * begins with layer nb_pass_repeats_from: what comes before that, of which each upload is from another address, is
+ * enqueued here. */
+int nb_pass_repeats_from(const struct nb_pass *pass);
 nb_status nb_pass_repeat(struct nb_pass *pass, int slot, nb_status (*enqueue)(void *context), void *context);
 
 /* The slot's struct nb_slot on the device. */

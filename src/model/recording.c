@@ -39,12 +39,19 @@ static struct nb_pass_recording *find_recording(struct nb_pass *pass, int slot)
     return recording;
 }
 
+int nb_pass_repeats_from(const struct nb_pass *pass)
+{
+    return pass->model->options.embedding_on_host ? 1 : 0;
+}
+
 nb_status nb_pass_repeat(struct nb_pass *pass, int slot, nb_status (*enqueue)(void *context), void *context)
 {
     struct nb_device *device = pass->work.device;
     struct nb_stream *stream = pass->work.stream;
     bool records = device->graph_begin && !pass->inputs.stream && nb_weight_store_is_settled(pass->model->store);
     struct nb_pass_recording *recording = records ? find_recording(pass, slot) : NULL;
+    if (nb_pass_repeats_from(pass) > 0)
+        NB_TRY(nb_pass_forward(pass, slot, 0, nb_pass_repeats_from(pass) - 1));
     if (!recording || !recording->has_run || recording->refused) {
         if (recording)
             recording->has_run = true;

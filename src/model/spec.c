@@ -25,6 +25,18 @@ static nb_status check_stored_format(const struct nb_checkpoint *checkpoint, con
         format_name(options->linear_format), options->nested ? "with" : "without");
 }
 
+static nb_status check_outer_weights(const struct nb_model_config *config, const struct nb_model_options *options)
+{
+    bool own_head = !config->tied || options->head_format != NB_WEIGHT_BF16;
+    if (options->head_format != NB_WEIGHT_BF16 && options->head_format != options->linear_format)
+        return nb_fail(NB_USAGE, "a head in %s beside linears in %s: it is bf16 or as they are",
+            format_name(options->head_format), format_name(options->linear_format));
+    if (options->embedding_on_host && !own_head)
+        return nb_fail(NB_USAGE, "the embedding cannot lie on the host: it is the head's matrix too (head_4bit: true "
+                                 "gives the head one of its own)");
+    return NB_OK;
+}
+
 static void describe_layers(struct nb_model *model)
 {
     const struct nb_model_config *config = &model->config;
@@ -44,6 +56,7 @@ nb_status nb_model_create(struct nb_device *device, const struct nb_checkpoint *
 {
     NB_TRY(nb_device_require_all(device));
     NB_TRY(check_stored_format(checkpoint, options));
+    NB_TRY(check_outer_weights(nb_checkpoint_config(checkpoint), options));
     struct nb_model *m = calloc(1, sizeof *m);
     if (!m)
         return nb_fail(NB_MEMORY, "no memory for the model's description");
@@ -75,10 +88,10 @@ void nb_model_destroy(struct nb_model **model)
     *model = NULL;
 }
 
-nb_status nb_model_allocate(
-    struct nb_model *model, struct nb_arena *arena, struct nb_arena *pinned, int positions_max)
+nb_status nb_model_allocate(struct nb_model *model, const struct nb_model_memory *memory, int positions_max)
 {
-    NB_TRY(nb_weight_store_allocate(model->store, arena, pinned));
+    struct nb_arena *arena = memory->device;
+    NB_TRY(nb_weight_store_allocate(model->store, memory));
     uint64_t bytes = (uint64_t)positions_max * (uint64_t)(model->config.head_dim / 2) * sizeof(float);
     for (int i = 0; i < NB_ROPE_TABLES; i++) {
         NB_TRY(nb_arena_take(arena, NB_CATEGORY_EMBEDDING, "rotation cosines", bytes, &model->rope[i].cosine.address));

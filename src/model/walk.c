@@ -49,6 +49,8 @@ static nb_status run_embedding(struct nb_pass *pass, int slot, const struct nb_u
         .activation = pass->model->options.activation,
     };
     NB_TRY(nb_inputs_before_write(pass, slot, 0));
+    if (pass->model->options.embedding_on_host)
+        return nb_host_embedding_run(pass, &args, s->ids, s->tokens);
     return pass->work.device->embedding(pass->work.device, pass->work.stream, &args);
 }
 
@@ -210,7 +212,7 @@ static nb_status enqueue_training(void *context)
 {
     const struct training *training = context;
     int head = training->pass->model->config.layers + 1;
-    NB_TRY(nb_pass_forward(training->pass, training->slot, 0, head));
+    NB_TRY(nb_pass_forward(training->pass, training->slot, nb_pass_repeats_from(training->pass), head));
     return nb_pass_backward(training->pass, training->slot, head - 1, 0);
 }
 

@@ -22,9 +22,10 @@ struct unit_layout {
 
 struct unit {
     const struct unit_layout *layout;
-    bool streamed;
+    bool streamed, on_host;
     nb_dptr base;  /* of a resident one */
-    uint64_t host; /* of a streamed one: its address in pinned memory; 0 where it comes from a file */
+    uint64_t host; /* of a streamed one: its address in pinned memory, 0 where it comes from a file; of one on the host:
+                      in pageable memory */
     struct nb_event *written, *released;
     bool was_written, was_released;
     bool by_host; /* is being written */
@@ -53,12 +54,12 @@ static uint64_t place_part(struct unit_layout *layout, uint64_t bytes)
 }
 
 static void place_tensor(
-    struct unit_layout *layout, const struct nb_tensor_spec *spec, enum nb_weight_format linear_format, bool nested)
+    struct unit_layout *layout, const struct nb_tensor_spec *spec, enum nb_weight_format format, bool nested)
 {
     uint64_t count = (uint64_t)spec->rows * (uint64_t)spec->columns, blocks = nb_quant_blocks(count);
     struct tensor_place *place = &layout->place[layout->tensors];
     layout->spec[layout->tensors++] = *spec;
-    place->format = spec->linear ? linear_format : NB_WEIGHT_BF16;
+    place->format = format;
     if (place->format == NB_WEIGHT_BF16) {
         place->data = place_part(layout, count * sizeof(nb_bf16));
         return;
@@ -93,19 +94,31 @@ static nb_status check_sizes(const struct nb_model_config *config)
     return NB_OK;
 }
 
-static void lay_out(struct nb_weight_store *store, const struct nb_model_config *config, enum nb_weight_format format)
+/* The head's matrix, if it is not the embedding's: read from the embedding's tensor where the model is tied. */
+static bool specify_head(const struct nb_model_config *config, enum nb_weight_format format, struct nb_tensor_spec *spec)
+{
+    if (nb_family_outer_tensor(config, NB_TENSOR_HEAD, spec))
+        return true;
+    bool copies = format != NB_WEIGHT_BF16 && nb_family_outer_tensor(config, NB_TENSOR_EMBEDDING, spec);
+    spec->role = NB_TENSOR_HEAD;
+    return copies;
+}
+
+static void lay_out(
+    struct nb_weight_store *store, const struct nb_model_config *config, const struct nb_model_options *options)
 {
     struct nb_tensor_spec spec[NB_TENSOR_LAYER_ROLES];
     if (nb_family_outer_tensor(config, NB_TENSOR_EMBEDDING, &spec[0]))
-        place_tensor(&store->embedding, &spec[0], format, store->nested);
+        place_tensor(&store->embedding, &spec[0], NB_WEIGHT_BF16, false);
     int count = nb_family_layer_tensors(config, spec);
     for (int i = 0; i < count; i++)
-        place_tensor(&store->block, &spec[i], format, store->nested);
+        place_tensor(
+            &store->block, &spec[i], spec[i].linear ? options->linear_format : NB_WEIGHT_BF16, options->nested);
     if (nb_family_outer_tensor(config, NB_TENSOR_FINAL_NORM, &spec[0]))
-        place_tensor(&store->head, &spec[0], format, store->nested);
-    bool own_head = nb_family_outer_tensor(config, NB_TENSOR_HEAD, &spec[0]);
+        place_tensor(&store->head, &spec[0], NB_WEIGHT_BF16, false);
+    bool own_head = specify_head(config, options->head_format, &spec[0]);
     if (own_head)
-        place_tensor(&store->head, &spec[0], format, store->nested);
+        place_tensor(&store->head, &spec[0], options->head_format, options->nested);
     store->units = config->layers + 2;
     store->head_unit = own_head ? store->units - 1 : 0;
 }
@@ -127,7 +140,7 @@ nb_status nb_weight_store_create(struct nb_device *device, const struct nb_model
         return nb_fail(NB_MEMORY, "no memory for the weight store");
     s->device = device;
     s->nested = options->nested;
-    lay_out(s, config, options->linear_format);
+    lay_out(s, config, options);
     s->streamed = options->streamed_blocks;
     s->from_file = options->streams_from_file;
     s->unit = calloc((size_t)s->units, sizeof *s->unit);
@@ -137,6 +150,7 @@ nb_status nb_weight_store_create(struct nb_device *device, const struct nb_model
     for (int i = 0; status == NB_OK && i < s->units; i++) {
         s->unit[i].layout = i == 0 ? &s->embedding : i == s->units - 1 ? &s->head : &s->block;
         s->unit[i].streamed = is_streamed(s, i);
+        s->unit[i].on_host = i == 0 && options->embedding_on_host;
         status = device->event_create(device, &s->unit[i].written);
         if (status == NB_OK)
             status = device->event_create(device, &s->unit[i].released);
@@ -167,19 +181,24 @@ void nb_weight_store_destroy(struct nb_weight_store **store)
     *store = NULL;
 }
 
-nb_status nb_weight_store_allocate(struct nb_weight_store *store, struct nb_arena *arena, struct nb_arena *pinned)
+nb_status nb_weight_store_allocate(struct nb_weight_store *store, const struct nb_model_memory *memory)
 {
-    NB_TRY(nb_unit_buffers_allocate(&store->buffers, arena, pinned));
+    NB_TRY(nb_unit_buffers_allocate(&store->buffers, memory->device, memory->pinned));
     for (int i = 0; i < store->units; i++) {
         bool outer = i == 0 || i == store->units - 1;
         if (nb_weight_store_is_in_file(store, i))
             continue;
         if (store->unit[i].streamed) {
-            NB_TRY(nb_arena_take(pinned, NB_CATEGORY_LINEAR_WEIGHTS, "weights of a block", store->block.bytes,
+            NB_TRY(nb_arena_take(memory->pinned, NB_CATEGORY_LINEAR_WEIGHTS, "weights of a block", store->block.bytes,
                 &store->unit[i].host));
             continue;
         }
-        NB_TRY(nb_arena_take(arena, outer ? NB_CATEGORY_EMBEDDING : NB_CATEGORY_LINEAR_WEIGHTS,
+        if (store->unit[i].on_host) {
+            NB_TRY(nb_arena_take(memory->pageable, NB_CATEGORY_EMBEDDING, "embedding", store->embedding.bytes,
+                &store->unit[i].host));
+            continue;
+        }
+        NB_TRY(nb_arena_take(memory->device, outer ? NB_CATEGORY_EMBEDDING : NB_CATEGORY_LINEAR_WEIGHTS,
             i == 0  ? "embedding"
             : outer ? "final norm and head"
                     : "weights of a block",
@@ -209,6 +228,12 @@ int nb_weight_store_head_unit(const struct nb_weight_store *store)
     return store->head_unit;
 }
 
+const nb_bf16 *nb_weight_store_host_table(const struct nb_weight_store *store)
+{
+    const struct unit *u = &store->unit[0];
+    return u->on_host ? (const nb_bf16 *)(uintptr_t)(u->host + u->layout->place[0].data) : NULL;
+}
+
 void nb_weight_store_schedule(struct nb_weight_store *store, const struct nb_weight_access *accesses, int count)
 {
     store->schedule = accesses;
@@ -218,7 +243,7 @@ void nb_weight_store_schedule(struct nb_weight_store *store, const struct nb_wei
 
 bool nb_weight_store_is_on_host(const struct nb_weight_store *store, int unit)
 {
-    return store->unit[unit].streamed && !store->from_file;
+    return store->unit[unit].on_host || (store->unit[unit].streamed && !store->from_file);
 }
 
 bool nb_weight_store_is_in_file(const struct nb_weight_store *store, int unit)

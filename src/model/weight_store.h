@@ -3,7 +3,8 @@
  * computes with a unit acquires it before and releases it after, on its own stream, and sees no more than that.
  * Where their bytes are between two uses is the store's affair: `streamed_blocks` of the blocks lie in pinned host
  * memory, or in a file (unit_source.h), and come, ahead of their use, into buffers in device memory (unit_buffers.h);
- * the other units stay in device memory. Private to src/model/. */
+ * the embedding may lie in host memory for good (host_embedding.h); the other units stay in device memory. Private to
+ * src/model/. */
 #ifndef NB_MODEL_WEIGHT_STORE_H
 #define NB_MODEL_WEIGHT_STORE_H
 
@@ -44,10 +45,10 @@ nb_status nb_weight_store_create(struct nb_device *device, const struct nb_model
 /* Waits for fetches under way. Takes NULL; nulls the handle. The slabs stay their arenas'. */
 void nb_weight_store_destroy(struct nb_weight_store **store);
 
-/* Takes the resident units' slabs and the buffers from `arena`, once, and from `pinned`, whose addresses are those of
- * memory that copies reach, the streamed units' slabs or, when they come from a file, as much as the buffers have (NULL
- * will do where nothing is streamed). Errors: NB_MEMORY. */
-nb_status nb_weight_store_allocate(struct nb_weight_store *store, struct nb_arena *arena, struct nb_arena *pinned);
+/* Takes, once, the resident units' slabs and the buffers from memory->device; from memory->pinned the streamed units'
+ * slabs or, when they come from a file, as much as the buffers have; and from memory->pageable an embedding on the host.
+ * Errors: NB_MEMORY. */
+nb_status nb_weight_store_allocate(struct nb_weight_store *store, const struct nb_model_memory *memory);
 
 int nb_weight_store_units(const struct nb_weight_store *store);
 
@@ -57,8 +58,13 @@ uint64_t nb_weight_store_fetched_bytes(const struct nb_weight_store *store);
 /* The tensors of a unit in the order in which they lie in it, the store's own list; returns how many. */
 int nb_weight_store_tensors(const struct nb_weight_store *store, int unit, const struct nb_tensor_spec **tensors);
 
-/* The unit that holds the head's matrix: the last, or the embedding's when they are tied. */
+/* The unit that holds the head's matrix: the last, or the embedding's where the head is that table. A tied head in 4
+ * bits is a matrix of its own in the last unit, made from the embedding's tensor. */
 int nb_weight_store_head_unit(const struct nb_weight_store *store);
+
+/* The embedding's table [vocab, hidden] where it lies on the host, or NULL. Its unit is acquired like any other, with a
+ * view of null addresses. On a dry device not to be touched. */
+const nb_bf16 *nb_weight_store_host_table(const struct nb_weight_store *store);
 
 /* Announces the accesses that follow, in order; they are not copied and must stay until the last has been acquired.
  * An acquire that is not the next of them is an error: streamed units are fetched in this order, as far ahead as
@@ -87,10 +93,10 @@ struct nb_unit_place {
     struct nb_unit_view view;
     nb_dptr base;
     uint64_t bytes;
-    bool on_host; /* in pinned memory: the addresses are the host's, and it writes there itself, at once */
+    bool on_host; /* in host memory: the addresses are the host's, and it writes there itself, at once */
 };
 
-/* Whether a unit lies in pinned memory. */
+/* Whether a unit lies in host memory. */
 bool nb_weight_store_is_on_host(const struct nb_weight_store *store, int unit);
 
 /* Whether a unit is read from a file at each use: what is written of it stays in a buffer at most. */

@@ -80,7 +80,8 @@ static nb_status run(struct evaluator *e)
     struct nb_device *device = session->device;
     void *losses = NULL;
     struct nb_pass_options options = {
-        .limits = session->run->eval_limits, .keep = NB_KEEP_NOTHING, .slots = 1, .batches = 1, .step = session->step};
+        .limits = session->run->eval_limits, .keep = NB_KEEP_NOTHING, .slots = 1, .batches = 1, .step = session->step,
+        .pinned = session->pinned};
     NB_TRY(nb_pass_create(session->model, session->adapter, &options, session->arena, session->stream, &e->pass));
     NB_TRY(nb_batch_create(&options.limits, &e->batch));
     NB_TRY(device->host_take(device, (uint64_t)options.limits.trained_rows * sizeof(float), &losses));

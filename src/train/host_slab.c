@@ -15,16 +15,18 @@ enum { TEXT_BYTES = 512 };
 
 /* ---- what is needed, and what there is ---- */
 
-void nb_host_need_of(const struct nb_arena *pinned, const struct nb_device *dry, struct nb_host_need *need)
+void nb_host_need_of(const struct nb_arena *pinned, const struct nb_arena *pageable, const struct nb_device *dry,
+    struct nb_host_need *need)
 {
     for (int c = 0; c < NB_CATEGORY_COUNT; c++)
         need->kept_bytes[c] = nb_arena_high_water_of(pinned, (enum nb_category)c);
+    need->pageable_bytes = nb_arena_high_water(pageable);
     need->staging_bytes = nb_dry_device_counts(dry)->host_bytes_max;
 }
 
 static uint64_t kept_bytes(const struct nb_host_need *need)
 {
-    uint64_t sum = 0;
+    uint64_t sum = need->pageable_bytes;
     for (int c = 0; c < NB_CATEGORY_COUNT; c++)
         sum += need->kept_bytes[c];
     return sum;
@@ -46,6 +48,7 @@ static void name_shares(const struct nb_host_need *need, uint64_t device_bytes, 
     name_share(text, &used, device_bytes, "the CPU device");
     for (int c = 0; c < NB_CATEGORY_COUNT; c++)
         name_share(text, &used, need->kept_bytes[c], nb_category_name((enum nb_category)c));
+    name_share(text, &used, need->pageable_bytes, "the embedding");
     name_share(text, &used, need->staging_bytes, "batches and copies");
 }
 
@@ -131,7 +134,7 @@ static void touch(char *memory, uint64_t bytes)
     }
 }
 
-static nb_status take_pageable(uint64_t bytes, struct nb_host_slab *slab)
+nb_status nb_host_slab_take_pageable(uint64_t bytes, struct nb_host_slab *slab)
 {
     void *map =
         bytes <= SIZE_MAX ? mmap(NULL, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0) : MAP_FAILED;
@@ -177,7 +180,7 @@ static nb_status explain_refusal(const struct nb_run *run, uint64_t bytes)
 static nb_status fall_back(uint64_t bytes, struct nb_host_slab *slab)
 {
     char *refusal = describe_refusal(bytes);
-    nb_status status = take_pageable(bytes, slab);
+    nb_status status = nb_host_slab_take_pageable(bytes, slab);
     if (status == NB_OK)
         nb_warn("%s; pageable memory serves instead: copies run at some %.3g GB/s, however fast the link, and not "
                 "beside the "
@@ -194,7 +197,7 @@ nb_status nb_host_slab_take(
     if (bytes == 0)
         return NB_OK;
     if (run->config->pinned == NB_CONFIG_PINNED_FALSE)
-        return take_pageable(bytes, slab);
+        return nb_host_slab_take_pageable(bytes, slab);
     nb_status status = device->host_take(device, bytes, &slab->memory);
     if (status == NB_OK)
         slab->bytes = bytes;

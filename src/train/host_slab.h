@@ -10,11 +10,13 @@
 /* As a dry session finds it, in bytes. */
 struct nb_host_need {
     uint64_t kept_bytes[NB_CATEGORY_COUNT]; /* off the device: at the pinned arena's peak, to which they add up */
+    uint64_t pageable_bytes;                /* at the pageable arena's peak: an embedding that stays there */
     uint64_t staging_bytes;                 /* at most: batches, and what loading and saving pass through */
 };
 
-/* `pinned` and `dry` are a dry session's arena and device. */
-void nb_host_need_of(const struct nb_arena *pinned, const struct nb_device *dry, struct nb_host_need *need);
+/* The arguments are a dry session's arenas and device. */
+void nb_host_need_of(const struct nb_arena *pinned, const struct nb_arena *pageable, const struct nb_device *dry,
+    struct nb_host_need *need);
 
 /* Whether run->host_available_bytes are enough. `device_bytes`: the arena's, which on a CPU are the host's as well. */
 bool nb_host_need_fits(const struct nb_run *run, const struct nb_host_need *need, uint64_t device_bytes);
@@ -39,6 +41,9 @@ struct nb_host_slab {
  * memory is touched here, so that a lack shows before the first step. 256-byte aligned. Errors: NB_MEMORY. */
 nb_status nb_host_slab_take(
     const struct nb_run *run, struct nb_device *device, uint64_t bytes, struct nb_host_slab *slab);
+
+/* Pageable memory, touched as above, whatever `pinned` says: for what no copy reads. Errors: NB_MEMORY. */
+nb_status nb_host_slab_take_pageable(uint64_t bytes, struct nb_host_slab *slab);
 
 /* Takes an empty one, and leaves one. */
 void nb_host_slab_give_back(struct nb_device *device, struct nb_host_slab *slab);

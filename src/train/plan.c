@@ -104,6 +104,22 @@ static void note_streaming(const struct nb_session *session, struct nb_plan *pla
     free(time);
 }
 
+static void note_outer_weights(const struct nb_session *session, struct nb_plan *plan)
+{
+    const struct nb_run *run = session->run;
+    const struct nb_model_config *model = nb_checkpoint_config(run->checkpoint);
+    const double mebibyte = 1024.0 * 1024.0;
+    double rows = (double)run->limits.tokens * model->hidden * (double)nb_dtype_bytes(run->model.activation);
+    if (run->model.embedding_on_host)
+        note(plan, nb_format("embedding_device: the embedding's %.1f MiB stand in host memory; rows of up to %.1f MiB a "
+                             "micro-batch are gathered there and pass over the link",
+                       (double)plan->pageable_bytes / mebibyte, rows / mebibyte));
+    if (run->model.head_format != NB_WEIGHT_BF16)
+        note(plan, nb_format("head_4bit: the output head is in 4 bits%s, which changes the loss and what is learned: "
+                             "others compute with it in 16 bits",
+                       model->tied ? ", quantized from the embedding, which stays in 16" : ""));
+}
+
 static nb_status rehearse_evaluation(struct nb_session *session)
 {
     const struct nb_run *run = session->run;
@@ -186,9 +202,12 @@ static nb_status measure(struct nb_session *session, struct nb_measure *measured
     return status;
 }
 
+/* A block's: the head's matrix is not one that a backward pass uses twice. */
 static bool is_fused(const struct nb_run *run, const struct nb_product_site *site)
 {
-    return site->format != NB_WEIGHT_BF16 && nb_product_path_of(&run->profile, site) == NB_PRODUCT_FUSED;
+    const struct nb_model_config *model = nb_checkpoint_config(run->checkpoint);
+    bool head = site->out == model->vocab && site->in == model->hidden;
+    return !head && site->format != NB_WEIGHT_BF16 && nb_product_path_of(&run->profile, site) == NB_PRODUCT_FUSED;
 }
 
 void nb_measure_session(const struct nb_session *session, struct nb_measure *measured)
@@ -197,7 +216,8 @@ void nb_measure_session(const struct nb_session *session, struct nb_measure *mea
     const struct nb_product_site *site = nb_dry_device_sites(session->device, &sites);
     measured->peak_bytes = nb_arena_high_water(session->arena);
     measured->pinned_bytes = nb_arena_high_water(session->pinned);
-    nb_host_need_of(session->pinned, session->device, &measured->host);
+    measured->pageable_bytes = nb_arena_high_water(session->pageable);
+    nb_host_need_of(session->pinned, session->pageable, session->device, &measured->host);
     measured->fuses = false;
     for (int i = 0; i < sites; i++)
         measured->fuses = measured->fuses || is_fused(session->run, &site[i]);
@@ -273,7 +293,8 @@ nb_status nb_plan_make(const struct nb_run *run, struct nb_plan *plan)
     if (status == NB_OK) {
         plan->peak_bytes = nb_arena_high_water(session->arena);
         plan->pinned_bytes = nb_arena_high_water(session->pinned);
-        nb_host_need_of(session->pinned, session->device, &plan->host);
+        plan->pageable_bytes = nb_arena_high_water(session->pageable);
+        nb_host_need_of(session->pinned, session->pageable, session->device, &plan->host);
         for (int c = 0; c < NB_CATEGORY_COUNT; c++)
             plan->category_bytes[c] = nb_arena_high_water_of(session->arena, (enum nb_category)c);
         plan->available_bytes = run->available_bytes;
@@ -284,6 +305,7 @@ nb_status nb_plan_make(const struct nb_run *run, struct nb_plan *plan)
         count_blocks(run, plan);
         note_offloading(session, plan);
         note_streaming(session, plan);
+        note_outer_weights(session, plan);
         collect_notes(run, plan);
         status = copy_sites(session->device, plan);
     }

@@ -14,6 +14,7 @@ struct nb_plan {
     uint64_t peak_bytes;                     /* high-water mark of the arena: what the run takes, to the byte */
     uint64_t category_bytes[NB_CATEGORY_COUNT]; /* at the peak; they add up to it */
     uint64_t pinned_bytes;                   /* high-water mark of the pinned host arena: what is kept off the device */
+    uint64_t pageable_bytes;                 /* the same of the pageable one: an embedding that stays on the host */
     struct nb_host_need host;                /* what is kept there, by category, and staging and batches beside it */
     uint64_t available_bytes;                /* of the device, for the arena */
     uint64_t driver_bytes;                   /* beside it: the driver's own share; with it, the memory_budget or the card */
@@ -36,10 +37,10 @@ struct nb_plan {
 
 /* The numbers that a choice goes by. */
 struct nb_measure {
-    uint64_t peak_bytes, pinned_bytes; /* as in struct nb_plan */
-    struct nb_host_need host;          /* the same */
-    double flops;                      /* of a step, at most */
-    bool fuses;                        /* some product with 4-bit weights dequantizes inside its kernel */
+    uint64_t peak_bytes, pinned_bytes, pageable_bytes; /* as in struct nb_plan */
+    struct nb_host_need host;                          /* the same */
+    double flops;                                      /* of a step, at most */
+    bool fuses; /* some product of a block with 4-bit weights dequantizes inside its kernel */
 };
 
 /* The same run as nb_plan_make's, without what is told of it alone. */
@@ -58,7 +59,7 @@ void nb_plan_destroy(struct nb_plan *plan);
 void nb_plan_print(const struct nb_run *run, const struct nb_plan *plan, FILE *out);
 
 /* One JSON object and a newline: "peak_bytes", "categories" {name: bytes}, "pinned_bytes", "pinned_categories" {name: bytes},
- * "host_bytes", "available_bytes", "driver_bytes", "trainable_parameters",
+ * "pageable_bytes", "host_bytes", "available_bytes", "driver_bytes", "trainable_parameters",
  * "parameters", "rows", "eval_rows", "epoch_tokens", "epoch_trained_tokens", "steps_per_epoch", "steps", "warmup_steps",
  * "rows_per_step", "step_flops", "fits", "device", "blocks", "blocks_keeping_everything", "blocks_keeping_attention",
  * "blocks_offloaded", "blocks_streamed", "streamed_bytes", "products" [{"out", "in", "tokens", "backward", "path"}], "notes" [text]. */

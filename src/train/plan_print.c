@@ -134,6 +134,8 @@ void nb_plan_print(const struct nb_run *run, const struct nb_plan *plan, FILE *o
     print_part(plan, plan->driver_bytes, "the driver's own share, beside them", out);
     if (plan->pinned_bytes)
         fprintf(out, "  %10.1f MiB  of pinned host memory beside it\n", (double)plan->pinned_bytes / mebibyte);
+    if (plan->pageable_bytes)
+        fprintf(out, "  %10.1f MiB  of pageable host memory\n", (double)plan->pageable_bytes / mebibyte);
     fprintf(out, "  %10.1f MiB  on the host beside it, for copies\n", (double)plan->host.staging_bytes / mebibyte);
     for (int i = 0; i < plan->notes; i++)
         fprintf(out, "note: %s\n", plan->note[i]);
@@ -180,6 +182,7 @@ nb_status nb_plan_print_json(const struct nb_run *run, const struct nb_plan *pla
     json_object_set_new(root, "categories", categories);
     json_object_set_new(root, "pinned_bytes", json_integer((json_int_t)plan->pinned_bytes));
     json_object_set_new(root, "pinned_categories", pinned);
+    json_object_set_new(root, "pageable_bytes", json_integer((json_int_t)plan->pageable_bytes));
     json_object_set_new(root, "host_bytes", json_integer((json_int_t)plan->host.staging_bytes));
     json_object_set_new(root, "available_bytes", json_integer((json_int_t)plan->available_bytes));
     json_object_set_new(root, "driver_bytes", json_integer((json_int_t)plan->driver_bytes));

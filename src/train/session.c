@@ -77,6 +77,16 @@ static nb_status take_host_slab(struct nb_session *s, uint64_t capacity)
     return nb_arena_create(name, base, capacity, &s->pinned);
 }
 
+static nb_status take_pageable_memory(struct nb_session *s, uint64_t capacity)
+{
+    if (s->dry)
+        return nb_arena_create("host memory", dry_base, UINT64_MAX, &s->pageable);
+    if (capacity == 0)
+        return nb_arena_create("host memory", dry_base, 0, &s->pageable);
+    NB_TRY(nb_host_slab_take_pageable(capacity, &s->pageable_slab));
+    return nb_arena_create("host memory", (uintptr_t)s->pageable_slab.memory, capacity, &s->pageable);
+}
+
 static nb_status make_adapter(struct nb_session *s)
 {
     const struct nb_run *run = s->run;
@@ -114,10 +124,12 @@ static nb_status open_session(struct nb_session *s, const struct nb_session_args
         NB_TRY(nb_host_need_check(run, args->host, args->capacity));
     NB_TRY(take_memory(s, args->capacity));
     NB_TRY(take_host_slab(s, args->pinned_capacity));
+    NB_TRY(take_pageable_memory(s, args->pageable_capacity));
+    struct nb_model_memory memory = {.device = s->arena, .pinned = s->pinned, .pageable = s->pageable};
     NB_TRY(nb_arena_take(s->arena, NB_CATEGORY_BATCH, "step", sizeof(struct nb_step), &s->step.address));
     NB_TRY(s->device->fill_zero(s->device, s->stream, s->step, sizeof(struct nb_step)));
     NB_TRY(nb_model_create(s->device, run->checkpoint, &run->model, &s->model));
-    NB_TRY(nb_model_allocate(s->model, s->arena, s->pinned, args->positions_max));
+    NB_TRY(nb_model_allocate(s->model, &memory, args->positions_max));
     NB_TRY(make_adapter(s));
     NB_TRY(load_model(s, args->shows_progress));
     NB_TRY(fill_adapter(s));
@@ -150,12 +162,14 @@ void nb_session_close(struct nb_session **session)
     nb_adapter_destroy(&s->adapter);
     nb_arena_destroy(&s->arena);
     nb_arena_destroy(&s->pinned);
+    nb_arena_destroy(&s->pageable);
     if (s->device) {
         if (s->stream)
             s->device->stream_destroy(s->device, &s->stream);
         if (s->staging)
             s->device->host_give_back(s->device, s->staging);
         nb_host_slab_give_back(s->device, &s->host);
+        nb_host_slab_give_back(s->device, &s->pageable_slab);
         if (!nb_dptr_is_null(s->slab)) {
             watch_memory(s, s->capacity, false);
             s->device->memory_give_back(s->device, s->slab);
@@ -207,7 +221,8 @@ nb_status nb_session_run(
     NB_TRY(nb_fit_search(run, rehearse, &r));
     NB_TRY(rehearse(run, &r, &measured));
     const struct nb_session_args args = {.capacity = measured.peak_bytes, .pinned_capacity = measured.pinned_bytes,
-        .host = &measured.host, .positions_max = positions_max, .shows_progress = true};
+        .pageable_capacity = measured.pageable_bytes, .host = &measured.host, .positions_max = positions_max,
+        .shows_progress = true};
     if (planned)
         *planned = args.capacity;
     NB_TRY(nb_session_open(run, &args, &session));

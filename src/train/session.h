@@ -17,6 +17,8 @@ struct nb_session {
     uint64_t capacity; /* of the slab */
     struct nb_arena *pinned;  /* host memory that copies reach: what is kept off the device. Host addresses */
     struct nb_host_slab host; /* under it; empty on a dry session, whose addresses are invented */
+    struct nb_arena *pageable;         /* host memory that no copy reads or writes: an embedding that stays there */
+    struct nb_host_slab pageable_slab; /* under it */
     struct nb_model *model;
     struct nb_adapter *adapter; /* NULL without one */
     void *staging;              /* nb_adapter_staging_bytes of host memory; NULL without an adapter */
@@ -26,7 +28,7 @@ struct nb_session {
 struct nb_session_args {
     bool dry;
     uint64_t capacity;    /* of the arena, to the byte; ignored when dry */
-    uint64_t pinned_capacity; /* the same of the host's; 0: nothing is kept there */
+    uint64_t pinned_capacity, pageable_capacity; /* the same of the host's; 0: nothing is kept there */
     const struct nb_host_need *host; /* what the plan takes of it, checked before anything is taken; NULL: unchecked */
     int positions_max;    /* rows of the rope tables */
     bool shows_progress;  /* of loading */

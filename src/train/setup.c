@@ -23,6 +23,25 @@ const char *nb_run_precision_note(const struct nb_run *run)
     return NULL;
 }
 
+/* The embedding and the head. */
+static nb_status choose_outer_weights(struct nb_run *run)
+{
+    const struct nb_config *config = run->config;
+    bool on_host = config->embedding_device == NB_CONFIG_EMBEDDING_HOST;
+    if (config->head_4bit && run->model.linear_format == NB_WEIGHT_BF16)
+        return nb_fail(NB_USAGE, "head_4bit: true, but the model's other matrices are in 16 bits; set load_in_4bit: true, or "
+                                 "remove head_4bit");
+    if (on_host && nb_checkpoint_config(run->checkpoint)->tied && !config->head_4bit)
+        return nb_fail(NB_USAGE,
+            "embedding_device: host, but %s has one matrix for embedding and output head (tie_word_embeddings), and the head's "
+            "products need it on the device; set head_4bit: true, which gives the head a copy of its own in 4 bits, or "
+            "embedding_device: device",
+            nb_checkpoint_path(run->checkpoint));
+    run->model.head_format = config->head_4bit ? run->model.linear_format : NB_WEIGHT_BF16;
+    run->model.embedding_on_host = on_host;
+    return NB_OK;
+}
+
 static nb_status choose_weights(struct nb_run *run)
 {
     const struct nb_config *config = run->config;
@@ -46,7 +65,7 @@ static nb_status choose_weights(struct nb_run *run)
     run->model.linear_format = !in_4bit ? NB_WEIGHT_BF16 : fp4 ? NB_WEIGHT_FP4 : NB_WEIGHT_NF4;
     if (!in_4bit)
         run->model.nested = false;
-    return NB_OK;
+    return choose_outer_weights(run);
 }
 
 /* Where weights come from that are not read from the checkpoint at the start alone. */

@@ -38,7 +38,7 @@ struct trainer {
 
 /* Of the session's arenas, in bytes. */
 struct capacity {
-    uint64_t device, pinned;
+    uint64_t device, pinned, pageable;
     struct nb_host_need host;
 };
 
@@ -311,6 +311,7 @@ static nb_status open_session(struct trainer *t, const struct capacity *capacity
     struct nb_session_args args = {
         .capacity = capacity->device,
         .pinned_capacity = capacity->pinned,
+        .pageable_capacity = capacity->pageable,
         .host = &capacity->host,
         .positions_max = t->run->sequence_len,
         .shows_progress = true,
@@ -343,7 +344,7 @@ static nb_status plan_memory(struct trainer *t, struct capacity *capacity)
         status = nb_plan_make(t->run, &plan);
     if (status == NB_OK) {
         nb_plan_print(t->run, &plan, stderr);
-        *capacity = (struct capacity){plan.peak_bytes, plan.pinned_bytes, plan.host};
+        *capacity = (struct capacity){plan.peak_bytes, plan.pinned_bytes, plan.pageable_bytes, plan.host};
         status = nb_product_table_record(&t->run->profile, plan.site, plan.sites, &t->run->recorded);
     }
     nb_plan_destroy(&plan);

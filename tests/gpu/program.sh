@@ -50,6 +50,15 @@ awk -v a="$gpu" -v b="$cpu" 'BEGIN { d = a - b; exit !(a > 0 && d < 0.005 && d >
 succeeds generate "$models/llama" --adapter "$work/run" --token-ids 5,6,7 --max-tokens 6 --ignore-eos
 [ "$(wc -w <"$work/out")" -ge 1 ] || problem "nothing was generated"
 
+# The same answer wherever the embedding lies, with either head: its one-token work is recorded too.
+for head in false true; do
+  for place in device host; do
+    succeeds generate "$models/llama" --token-ids 5,6,7 --max-tokens 8 --ignore-eos --set head_4bit=$head --set embedding_device=$place
+    mv "$work/out" "$work/answer-$place"
+  done
+  cmp "$work/answer-device" "$work/answer-host" || problem "head_4bit: $head: another answer with the embedding on the host"
+done
+
 # What it refuses.
 refuses 2 'bf16: false' 'device: cpu' -- plan "$work/config.yml" --set device=cuda --set bf16=false
 succeeds plan "$work/config.yml" --set bf16=false

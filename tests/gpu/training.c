@@ -106,7 +106,7 @@ static char *yaml_of(const struct test *t, const char *model, const char *device
 struct result {
     double loss[STEPS];
     float grad_norm[STEPS];
-    uint64_t planned, peak, pinned_planned, pinned_peak;
+    uint64_t planned, peak, pinned_planned, pinned_peak, pageable_planned, pageable_peak;
 };
 
 static nb_status take_steps(struct nb_run *run, struct nb_session *session, struct result *result)
@@ -141,7 +141,10 @@ static nb_status train_opened(struct nb_run *run, struct result *result)
     nb_status status = nb_plan_make(run, &plan);
     if (status == NB_OK)
         status = nb_run_open_device(run, plan.site, plan.sites);
-    struct nb_session_args args = {.capacity = plan.peak_bytes, .pinned_capacity = plan.pinned_bytes, .positions_max = run->sequence_len};
+    struct nb_session_args args = {.capacity = plan.peak_bytes,
+        .pinned_capacity = plan.pinned_bytes,
+        .pageable_capacity = plan.pageable_bytes,
+        .positions_max = run->sequence_len};
     if (status == NB_OK)
         status = nb_session_open(run, &args, &session);
     if (status == NB_OK)
@@ -150,6 +153,8 @@ static nb_status train_opened(struct nb_run *run, struct result *result)
     result->peak = session ? nb_arena_high_water(session->arena) : 0;
     result->pinned_planned = plan.pinned_bytes;
     result->pinned_peak = session ? nb_arena_high_water(session->pinned) : 0;
+    result->pageable_planned = plan.pageable_bytes;
+    result->pageable_peak = session ? nb_arena_high_water(session->pageable) : 0;
     nb_session_close(&session);
     nb_plan_destroy(&plan);
     return status;
@@ -302,7 +307,8 @@ static const struct way chunk_ways[] = {
 
 static bool holds_the_plan(const struct result *result)
 {
-    return result->planned == result->peak && result->pinned_planned == result->pinned_peak;
+    return result->planned == result->peak && result->pinned_planned == result->pinned_peak &&
+           result->pageable_planned == result->pageable_peak;
 }
 
 static void compare_ways(struct test *t, const char *name, const char *model, const struct way *way, size_t count)
@@ -328,6 +334,21 @@ static void compare_ways(struct test *t, const char *name, const char *model, co
     fflush(stdout);
 }
 
+/* Of a model with a head of its own. Recorded work begins behind rows that come from the host. */
+static const struct way embedding_ways[] = {
+    {"the table on the device", "gradient_checkpointing: true\n", NULL, true},
+    {"the table on the host", "gradient_checkpointing: true\nembedding_device: host\n", NULL, false},
+    {"the table on the device, three micro-batches", "gradient_accumulation_steps: 3\n", NULL, true},
+    {"the table on the host, three micro-batches", "gradient_accumulation_steps: 3\nembedding_device: host\n", NULL, false},
+    {"a head in 4 bits", "head_4bit: true\n", NULL, true},
+    {"a head in 4 bits, the table on the host", "head_4bit: true\nembedding_device: host\n", NULL, false},
+    {"a head in 4 bits, from scratch", "head_4bit: true\n", multiply_from_scratch, true},
+    {"a head in 4 bits, from scratch, the table on the host", "head_4bit: true\nembedding_device: host\n", multiply_from_scratch,
+        false},
+    {"a head in 4 bits, the loss at once", TWO_TILES "head_4bit: true\nloss_chunk_rows: 512\n", NULL, true},
+    {"a head in 4 bits, the loss in chunks", TWO_TILES "head_4bit: true\nloss_chunk_rows: 256\nembedding_device: host\n", NULL, false},
+};
+
 struct whole {
     const char *out, *optimizer;
     int steps;
@@ -343,6 +364,10 @@ static const struct way streaming_ways[] = {
     {"all streamed, keep this and that", "gradient_checkpointing: true\nresident_layers: 0\n", keep_this_and_that, false},
     {"all streamed, offloaded and paged",
         "gradient_checkpointing: true\nresident_layers: 0\nactivation_offloading: true\n" PAGED,
+        page_by_tensor, false},
+    {"all streamed, offloaded and paged, the embedding on the host",
+        "gradient_checkpointing: true\nresident_layers: 0\nactivation_offloading: true\noptimizer: paged_adamw_32bit\n"
+        "embedding_device: host\n",
         page_by_tensor, false},
     {"all resident, from scratch", "gradient_checkpointing: true\nresident_layers: 7\n", multiply_from_scratch, true},
     {"all streamed, from scratch", "gradient_checkpointing: true\nresident_layers: 0\n", multiply_from_scratch, false},
@@ -420,7 +445,8 @@ static void run_checks(struct test *t, const char *only)
             compare_devices(t, families[f], model, variants[f % 4]);
         free(model);
     }
-    char *block = nb_path_join(t->folder, "smollm2-block.json"), *llama = nb_path_join(t->models, "llama");
+    char *block = nb_path_join(t->folder, "smollm2-block.json"), *llama = nb_path_join(t->models, "llama"),
+         *tied = nb_path_join(t->models, "llama_tied");
     char *deep = nb_path_join(t->folder, "deep.json");
     if (!only || strcmp(only, "smollm2") == 0)
         compare_devices(t, "smollm2's block", block, "gradient_checkpointing: true\n");
@@ -434,7 +460,13 @@ static void run_checks(struct test *t, const char *only)
         compare_streaming(t, llama);
     if (!only || strcmp(only, "resume") == 0)
         compare_resumed(t, "llama", llama);
+    if (!only || strcmp(only, "embedding") == 0) {
+        compare_ways(t, "embedding", llama, embedding_ways, sizeof embedding_ways / sizeof *embedding_ways);
+        compare_devices(t, "a head in 4 bits", llama, "head_4bit: true\nlora_target_modules: [lm_head, q_proj]\n");
+        compare_devices(t, "a tied head in 4 bits", tied, "head_4bit: true\nembedding_device: host\n");
+    }
     free(block);
+    free(tied);
     free(llama);
     free(deep);
 }
@@ -444,7 +476,8 @@ int main(int argc, char **argv)
     struct nb_device_profile profile;
     const char *base = getenv("TMPDIR"), *only = argc == 4 && strcmp(argv[2], "--only") == 0 ? argv[3] : NULL;
     if (argc != 2 && !only) {
-        fprintf(stderr, "usage: %s MODELS [--only FAMILY|smollm2|ways|offloading|chunks|streaming|resume]\n", argv[0]);
+        fprintf(stderr, "usage: %s MODELS [--only FAMILY|smollm2|ways|offloading|chunks|streaming|resume|embedding]\n",
+            argv[0]);
         return 2;
     }
     if (nb_cuda_probe(&(struct nb_cuda_options){0}, &profile) != NB_OK) {

@@ -34,6 +34,15 @@ static void open_device(struct rig *rig)
     rig_check(nb_arena_create("device", rig->memory.address, bytes, &rig->arena));
 }
 
+static void open_host_memory(struct rig *rig)
+{
+    enum { BYTES = 1 << 20 };
+    for (int i = 0; i < 2; i++)
+        rig_check(rig->device->host_take(rig->device, BYTES, &rig->host[i]));
+    rig_check(nb_arena_create("pinned", (uintptr_t)rig->host[0], BYTES, &rig->pinned));
+    rig_check(nb_arena_create("pageable", (uintptr_t)rig->host[1], BYTES, &rig->pageable));
+}
+
 static void open_adapter(struct rig *rig)
 {
     const struct rig_options *o = &rig->options;
@@ -108,9 +117,13 @@ void rig_open(struct rig *rig, const struct rig_options *options)
     *rig = (struct rig){.options = *options};
     open_device(rig);
     rig_check(nb_checkpoint_open(options->model, &rig->checkpoint));
-    struct nb_model_options model = {.linear_format = options->format, .nested = options->nested, .activation = options->activation};
+    struct nb_model_options model = {.linear_format = options->format, .nested = options->nested, .activation = options->activation,
+        .embedding_on_host = options->embedding_on_host};
     rig_check(nb_model_create(rig->device, rig->checkpoint, &model, &rig->model));
-    rig_check(nb_model_allocate(rig->model, rig->arena, NULL, options->positions_max ? options->positions_max : 128));
+    if (options->embedding_on_host)
+        open_host_memory(rig);
+    struct nb_model_memory memory = {.device = rig->arena, .pinned = rig->pinned, .pageable = rig->pageable};
+    rig_check(nb_model_allocate(rig->model, &memory, options->positions_max ? options->positions_max : 128));
     rig_check(nb_model_load(rig->model, rig->stream, rig->arena, NULL));
     if (options->reference_scales)
         use_reference_scales(rig);
@@ -119,7 +132,7 @@ void rig_open(struct rig *rig, const struct rig_options *options)
     rig_check(nb_arena_take(rig->arena, NB_CATEGORY_BATCH, "step", sizeof(struct nb_step), &rig->step.address));
     if (options->limits.tokens) {
         struct nb_pass_options pass = {.limits = options->limits, .keep = options->keep, .slots = options->slots ? options->slots : 1,
-                                       .batches = options->batches, .step = rig->step};
+                                       .batches = options->batches, .step = rig->step, .pinned = rig->pinned};
         rig_check(nb_pass_create(rig->model, rig->adapter, &pass, rig->arena, rig->stream, &rig->pass));
     }
 }
@@ -132,6 +145,11 @@ void rig_close(struct rig *rig)
     nb_model_destroy(&rig->model);
     nb_checkpoint_close(&rig->checkpoint);
     nb_arena_destroy(&rig->arena);
+    nb_arena_destroy(&rig->pinned);
+    nb_arena_destroy(&rig->pageable);
+    for (int i = 0; i < 2; i++)
+        if (rig->host[i])
+            rig->device->host_give_back(rig->device, rig->host[i]);
     rig->device->memory_give_back(rig->device, rig->memory);
     rig->device->stream_destroy(rig->device, &rig->stream);
     nb_device_destroy(&rig->device);

@@ -20,6 +20,7 @@ struct rig_options {
     int threads;
     bool deferred, dry;
     bool reference_scales; /* see rig.c; `model` is a bitsandbytes checkpoint, `format` BF16 */
+    bool embedding_on_host;
     uint64_t seed, memory_bytes;
 };
 
@@ -32,6 +33,8 @@ struct rig {
     struct nb_adapter *adapter;
     nb_dptr memory, step;
     struct nb_arena *arena;
+    void *host[2]; /* with embedding_on_host */
+    struct nb_arena *pinned, *pageable;
     struct nb_pass *pass;
     struct nb_step host_step;
 };

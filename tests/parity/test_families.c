@@ -194,7 +194,8 @@ static void check_greedy(const struct family *f, int chunk)
     enum { PROMPT = 8, NEW = 12 };
     const int32_t *want = nb_golden_tensor(f->golden, "base.greedy").data;
     struct rig_options o = forward_only(f);
-    struct nb_generator_options greedy = {PROMPT + NEW, chunk, {.temperature = 0, .top_p = 1}};
+    struct nb_generator_options greedy = {
+        .context_max = PROMPT + NEW, .prompt_chunk = chunk, .sampling = {.temperature = 0, .top_p = 1}};
     struct nb_generator *generator;
     struct rig rig;
     o.adapter = NULL;

@@ -546,7 +546,8 @@ static void refused_memory_is_explained(void **state)
     host_take = run->device->host_take;
     run->device->host_take = refuse;
     struct nb_session_args args = {
-        .capacity = plan.peak_bytes, .pinned_capacity = plan.pinned_bytes, .positions_max = run->sequence_len};
+        .capacity = plan.peak_bytes, .pinned_capacity = plan.pinned_bytes,
+        .pageable_capacity = plan.pageable_bytes, .positions_max = run->sequence_len};
     assert_int_equal(nb_session_open(run, &args, &session), NB_MEMORY);
     assert_null(session);
     const char *said = nb_status_message(), *const wanted[] = {"0.1 MiB", "the limit is reached", " leaves ", "container",

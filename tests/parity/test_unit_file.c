@@ -252,7 +252,8 @@ static void load(const char *path, enum nb_weight_format format, int streamed, i
     training_check(nb_arena_create("pinned", (uintptr_t)host, BYTES, &pinned));
     training_check(nb_checkpoint_open(path, &checkpoint));
     training_check(nb_model_create(device, checkpoint, &options, &model));
-    training_check(nb_model_allocate(model, arena, pinned, positions));
+    struct nb_model_memory memory = {.device = arena, .pinned = pinned};
+    training_check(nb_model_allocate(model, &memory, positions));
     counted.original = *device;
     counted.host_bytes = counted.down_bytes = 0;
     device->host_take = counting_host_take;

@@ -35,6 +35,7 @@ void training_open_changed(struct training *training, const char *yaml, training
     training_check(nb_run_open_device(training->run, training->plan.site, training->plan.sites));
     struct nb_session_args session = {.capacity = training->plan.peak_bytes,
         .pinned_capacity = training->plan.pinned_bytes,
+        .pageable_capacity = training->plan.pageable_bytes,
         .host = &training->plan.host,
         .positions_max = training->run->sequence_len};
     struct nb_stepper_options options = nb_stepper_options_of(training->run);

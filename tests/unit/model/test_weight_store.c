@@ -31,7 +31,8 @@ static struct fixture open_store(const char *model, enum nb_weight_format format
     assert_int_equal(nb_checkpoint_open(model, &f.checkpoint), NB_OK);
     assert_int_equal(nb_arena_create("device", 1 << 20, UINT64_MAX, &f.arena), NB_OK);
     assert_int_equal(nb_weight_store_create(f.device, nb_checkpoint_config(f.checkpoint), &options, &f.store), NB_OK);
-    assert_int_equal(nb_weight_store_allocate(f.store, f.arena, NULL), NB_OK);
+    struct nb_model_memory memory = {.device = f.arena};
+    assert_int_equal(nb_weight_store_allocate(f.store, &memory), NB_OK);
     return f;
 }
 
@@ -171,7 +172,8 @@ static struct streaming open_streaming(struct nb_device *device, int streamed)
     assert_int_equal(nb_arena_create("device", s.slab.address, STREAM_BYTES, &s.f.arena), NB_OK);
     assert_int_equal(nb_arena_create("pinned", (uintptr_t)s.host, STREAM_BYTES, &s.pinned), NB_OK);
     assert_int_equal(nb_weight_store_create(device, &config, &options, &s.f.store), NB_OK);
-    assert_int_equal(nb_weight_store_allocate(s.f.store, s.f.arena, s.pinned), NB_OK);
+    struct nb_model_memory memory = {.device = s.f.arena, .pinned = s.pinned};
+    assert_int_equal(nb_weight_store_allocate(s.f.store, &memory), NB_OK);
     s.unit_bytes = streamed ? nb_arena_used(s.pinned) / (uint64_t)streamed : 0;
     return s;
 }

@@ -34,7 +34,8 @@ struct nb_model_options {
     enum nb_dtype activation;
     bool random_weights;  /* for benchmarks of a shape: nothing is read; matrices are random, norms 1, biases 0 */
     bool dequantize_once; /* a block's backward pass dequantizes each matrix that it uses twice (to compute again, and for dX) once, into
-                             the live set. Takes memory, saves time, changes no bit */
+                             the live set; layer_major, each of a block's matrices once for all micro-batches in either
+                             direction. Takes memory, saves time, changes no bit */
     int streamed_blocks;  /* of the blocks, how many lie in pinned host memory and are fetched for each use; 0 to all. They share
                              NB_UNIT_BUFFERS buffers on the device, so that as many or fewer save nothing */
     enum nb_weight_format head_format; /* of the head's matrix: BF16, or as linear_format */
@@ -117,19 +118,22 @@ struct nb_pass_options {
     const enum nb_keep *layer_keep; /* [blocks], of the blocks one by one, none NB_KEEP_NOTHING; NULL: all as `keep`. Must outlive the
                                        pass */
     int slots;
+    bool layer_major; /* the slots go through each layer together, by nb_pass_train_layer_major alone. Changes no bit */
     int batches;      /* how often nb_pass_set_batch may be called between two waits for the stream, at least slots (0: slots): each
                          call has pinned memory of its own until the wait. The trainer waits once a step */
     int cache_tokens; /* > 0: a key-value cache of so many tokens, one sequence; keep is NB_KEEP_NOTHING */
     nb_dptr step;     /* struct nb_step */
     int offloaded;    /* so many blocks, the first ones, have their input (and what NB_KEEP_ATTENTION keeps) in pinned
                          host memory between forward and backward pass; at most nb_pass_offloaded_max. 0: none. Each
-                         slot then has buffers on the device for as many as stay. Changes no bit */
+                         slot then has buffers on the device for as many as stay; layer_major, all slots together at
+                         least two more than slots. Changes no bit */
     struct nb_arena *pinned; /* the host memory for that, and for the rows of an embedding on the host on their way to the device. Must
                                 outlive the pass; NULL where there is neither */
 };
 
-/* All blocks but those whose inputs the last three buffers hold, the head's among them. */
-int nb_pass_offloaded_max(int blocks);
+/* All blocks but those whose inputs the fewest buffers hold, the head's among them: two more than `slots` that go layer
+ * by layer, three where a slot goes alone (`slots` is 1). */
+int nb_pass_offloaded_max(int blocks, int slots);
 
 /* Takes everything the pass will use from the arena, which it keeps for its frames: forward and backward take and
  * release their live sets there, and never more than at planning. Model, adapter, arena and stream must outlive the
@@ -156,6 +160,12 @@ nb_status nb_pass_backward(struct nb_pass *pass, int slot, int first, int last);
  * weights that stay where they are, the work (but an embedding's on the host) is recorded once for each length that
  * comes up (in tiles of NB_TILE_TOKENS) and launched from then on. */
 nb_status nb_pass_train(struct nb_pass *pass, int slot);
+
+/* Enqueues the micro-batches of slots 0 .. slots - 1 on a pass with layer_major, all through a layer before the next.
+ * Each layer's weights are acquired, and with dequantize_once dequantized, once in either direction. What is summed up
+ * over micro-batches is so in the order of slots, as by nb_pass_train one after the other: the same bits. Nothing is
+ * recorded. Errors: NB_USAGE for a number of slots that the pass does not have. */
+nb_status nb_pass_train_layer_major(struct nb_pass *pass, int slots);
 
 /* Enqueues the download of the slot's losses, fp32 [trained rows], in the order of trained_row. `losses` is host
  * memory that copies can reach (host_take's), valid once the stream has been waited for. */

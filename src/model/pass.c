@@ -39,12 +39,14 @@ static nb_status check_options(
     for (int i = 0; o->layer_keep && i < model->config.layers; i++)
         if (o->keep == NB_KEEP_NOTHING || o->layer_keep[i] == NB_KEEP_NOTHING)
             return nb_fail(NB_USAGE, "block %d keeps activations, or none, unlike its pass", i);
-    if (o->offloaded < 0 || o->offloaded > nb_pass_offloaded_max(model->config.layers))
+    if (o->offloaded < 0 || o->offloaded > nb_pass_offloaded_max(model->config.layers, o->layer_major ? o->slots : 1))
         return nb_fail(NB_USAGE, "%d of %d blocks' inputs cannot leave the device", o->offloaded, model->config.layers);
     if (o->offloaded && (o->keep == NB_KEEP_NOTHING || !o->pinned))
         return nb_fail(NB_USAGE, "block inputs that leave the device need pinned memory, and a pass that keeps them");
     if (model->options.embedding_on_host && !o->pinned)
         return nb_fail(NB_USAGE, "an embedding on the host needs pinned memory for its rows");
+    if (o->layer_major && o->keep == NB_KEEP_NOTHING)
+        return nb_fail(NB_USAGE, "a pass goes layer by layer to train, and this one keeps nothing");
     if (o->cache_tokens && (o->keep != NB_KEEP_NOTHING || o->slots != 1 || l->sequences != 1))
         return nb_fail(NB_USAGE, "a key-value cache serves one sequence without gradients");
     if (model->positions_max == 0)
@@ -52,28 +54,13 @@ static nb_status check_options(
     return NB_OK;
 }
 
-/* Attention's output of a block shares memory with that of a block before in the same buffer, if there is one. */
-static nb_status take_attention_output(struct nb_pass *pass, int slot, int index, const struct nb_block *block)
-{
-    struct nb_pass_slot *s = &pass->slot[slot];
-    int buffers = nb_inputs_buffers(pass);
-    for (int i = index - buffers; i >= 0; i -= buffers)
-        if (nb_pass_keep_of(pass, i) == NB_KEEP_ATTENTION) {
-            s->kept[index] = s->kept[i];
-            return NB_OK;
-        }
-    return nb_block_take_attention_output(block, NB_CATEGORY_BLOCK_INPUTS, &s->kept[index]);
-}
-
-/* What a block's backward pass will read, kept from its forward pass. */
+/* What a block's backward pass will read, kept from its forward pass, besides what inputs.h has. */
 static nb_status take_kept(struct nb_pass *pass, int slot, int index)
 {
     struct nb_pass_slot *s = &pass->slot[slot];
     struct nb_block block;
     nb_pass_set_block(pass, slot, index, NULL, &block);
     NB_TRY(nb_block_take_down_t(&block, NB_CATEGORY_BLOCK_INPUTS, &s->down_t[index]));
-    if (nb_pass_keep_of(pass, index) == NB_KEEP_ATTENTION)
-        return take_attention_output(pass, slot, index, &block);
     if (nb_pass_keep_of(pass, index) != NB_KEEP_EVERYTHING)
         return NB_OK;
     NB_TRY(nb_block_take_attention(&block, NB_CATEGORY_BLOCK_INPUTS, &s->kept[index]));
@@ -85,16 +72,13 @@ static nb_status take_slot(struct nb_pass *pass, int slot)
     struct nb_pass_slot *s = &pass->slot[slot];
     const struct nb_batch_limits *limits = &pass->options.limits;
     struct nb_matrix_shape stream = {limits->tokens, pass->model->config.hidden, pass->model->options.activation};
-    int layers = pass->model->config.layers, buffers = nb_pass_trains(pass) ? nb_inputs_buffers(pass) : 1;
+    int layers = pass->model->config.layers;
     s->tokens_max = limits->tokens;
     NB_TRY(nb_work_take(&pass->work, NB_CATEGORY_BATCH, "micro-batch", pass->layout.bytes, &s->batch));
     NB_TRY(nb_work_take(
         &pass->work, NB_CATEGORY_LOSS, "losses", (uint64_t)limits->trained_rows * sizeof(float), &s->losses));
     for (int i = 0; i <= layers; i++) {
-        if (i < buffers)
-            NB_TRY(nb_work_take_matrix(&pass->work, NB_CATEGORY_BLOCK_INPUTS, "a block's input", stream, &s->input[i]));
-        else
-            s->input[i] = s->input[i - buffers];
+        NB_TRY(nb_inputs_place(pass, slot, i));
         if (nb_pass_trains(pass) && i < layers)
             NB_TRY(take_kept(pass, slot, i));
     }
@@ -168,11 +152,11 @@ nb_status nb_pass_create(struct nb_model *model, const struct nb_adapter *adapte
     nb_batch_lay_out(&p->options.limits, &p->layout);
     nb_status status = make_lists(p);
     if (status == NB_OK)
-        status = take_all(p);
-    if (status == NB_OK)
         status = nb_host_embedding_create(p);
     if (status == NB_OK)
         status = nb_inputs_create(p);
+    if (status == NB_OK)
+        status = take_all(p);
     if (status != NB_OK) {
         nb_pass_destroy(&p);
         return status;

@@ -17,7 +17,7 @@ struct nb_pass_slot {
     nb_dptr losses;     /* fp32 [trained rows] */
     nb_dptr gradient;   /* [tokens, hidden]: of the residual stream, on its way down */
     nb_dptr *input;     /* [layers + 1]: of block i; the last is the head's. All the same buffer where nothing is kept,
-                           some the same where some leave the device (inputs.h) */
+                           some the same, or other slots', where some leave the device (inputs.h) */
     nb_dptr *down_t;    /* [layers] */
     struct nb_block_kept *kept; /* [layers]; what a block does not keep is null */
     const int32_t *ids; /* of the last nb_pass_set_batch, in the pass's pinned memory */
@@ -33,9 +33,12 @@ struct nb_pass_recording {
     struct nb_graph *graph;
 };
 
-/* What leaves the device and comes back: inputs.h. All zero where nothing does. */
+/* Where block inputs lie, leave the device from and come back to: inputs.h. */
 struct nb_inputs {
-    struct nb_stream *stream;    /* of the copies */
+    struct nb_inputs_ring *ring; /* [rings] */
+    int rings;                   /* one a slot, or one for all */
+    int active;                  /* slots with a micro-batch, the first ones: all but in a short step, layer by layer */
+    struct nb_stream *stream;    /* of the copies; NULL, like all that follows, where nothing leaves */
     struct nb_event *computed;   /* what copies wait for */
     struct nb_inputs_slot *slot; /* [slots] */
     uint64_t frame;              /* of the pinned arena, before the pass */

@@ -89,9 +89,34 @@ static nb_status backward_block(struct nb_pass *pass, int slot, int index, const
     return nb_inputs_after_read(pass, slot, index);
 }
 
-/* `weights` is the last unit's view, `embedding` that of a tied head's matrix (else NULL). */
-static struct nb_head make_head(
-    const struct nb_pass *pass, int slot, const struct nb_unit_view *weights, const struct nb_unit_view *embedding)
+/* What the head reads: the last unit and, tied, the embedding's. */
+struct head_views {
+    struct nb_unit_view last, embedding;
+    int matrix; /* the unit that has the head's matrix */
+    bool tied;
+};
+
+static nb_status acquire_head(const struct nb_pass *pass, struct head_views *views)
+{
+    struct nb_weight_store *store = pass->model->store;
+    struct nb_stream *stream = pass->work.stream;
+    int last = pass->model->config.layers + 1;
+    views->matrix = nb_weight_store_head_unit(store);
+    views->tied = views->matrix != last;
+    NB_TRY(nb_weight_store_acquire(store, last, NB_WEIGHT_FORWARD, stream, &views->last));
+    return views->tied ? nb_weight_store_acquire(store, views->matrix, NB_WEIGHT_FORWARD, stream, &views->embedding)
+                       : NB_OK;
+}
+
+static nb_status release_head(const struct nb_pass *pass, const struct head_views *views)
+{
+    struct nb_weight_store *store = pass->model->store;
+    if (views->tied)
+        NB_TRY(nb_weight_store_release(store, views->matrix, pass->work.stream));
+    return nb_weight_store_release(store, pass->model->config.layers + 1, pass->work.stream);
+}
+
+static struct nb_head make_head(const struct nb_pass *pass, int slot, const struct head_views *views)
 {
     const struct nb_pass_slot *s = &pass->slot[slot];
     const struct nb_batch_limits *limits = &pass->options.limits;
@@ -99,8 +124,8 @@ static struct nb_head make_head(
         .model = pass->model,
         .adapter = pass->adapter,
         .work = &pass->work,
-        .norm = weights->vector[NB_TENSOR_FINAL_NORM],
-        .matrix = embedding ? embedding->matrix[NB_TENSOR_EMBEDDING] : weights->matrix[NB_TENSOR_HEAD],
+        .norm = views->last.vector[NB_TENSOR_FINAL_NORM],
+        .matrix = views->tied ? views->embedding.matrix[NB_TENSOR_EMBEDDING] : views->last.matrix[NB_TENSOR_HEAD],
         .trains = nb_pass_trains(pass),
         .input_gradient = nb_pass_trains(pass) && pass->lowest < pass->model->config.layers,
         .step = pass->options.step,
@@ -116,30 +141,6 @@ static struct nb_head make_head(
     };
 }
 
-/* Acquires what the head reads: the last unit and, tied, the embedding's. */
-static nb_status with_head(
-    const struct nb_pass *pass, int slot, nb_status (*run)(const struct nb_head *, void *), void *context)
-{
-    struct nb_weight_store *store = pass->model->store;
-    struct nb_stream *stream = pass->work.stream;
-    int last = pass->model->config.layers + 1, matrix = nb_weight_store_head_unit(store);
-    struct nb_unit_view weights, embedding;
-    NB_TRY(nb_weight_store_acquire(store, last, NB_WEIGHT_FORWARD, stream, &weights));
-    if (matrix != last)
-        NB_TRY(nb_weight_store_acquire(store, matrix, NB_WEIGHT_FORWARD, stream, &embedding));
-    struct nb_head head = make_head(pass, slot, &weights, matrix != last ? &embedding : NULL);
-    NB_TRY(run(&head, context));
-    if (matrix != last)
-        NB_TRY(nb_weight_store_release(store, matrix, stream));
-    return nb_weight_store_release(store, last, stream);
-}
-
-static nb_status run_head(const struct nb_head *head, void *context)
-{
-    (void)context;
-    return nb_head_run(head);
-}
-
 /* Announces the units of layers first .. last, upwards or downwards, to the weight store. */
 static void announce(const struct nb_pass *pass, int first, int last, enum nb_weight_direction direction)
 {
@@ -153,54 +154,109 @@ static void announce(const struct nb_pass *pass, int first, int last, enum nb_we
     nb_weight_store_schedule(store, pass->schedule, count);
 }
 
+/* Slots that go through a layer together: one alone, or with layer_major all that have a micro-batch. */
+struct slots {
+    int first, last;
+};
+
+static nb_status forward_head(struct nb_pass *pass, struct slots slots)
+{
+    struct head_views views;
+    NB_TRY(acquire_head(pass, &views));
+    for (int slot = slots.first; slot <= slots.last; slot++) {
+        struct nb_head head = make_head(pass, slot, &views);
+        NB_TRY(nb_head_run(&head));
+        NB_TRY(nb_inputs_after_read(pass, slot, pass->model->config.layers));
+    }
+    return release_head(pass, &views);
+}
+
+/* For several micro-batches, which all use each matrix. For one alone, its blocks dequantize what they use twice. */
+static nb_status dequantize_for_all(struct nb_pass *pass, int layer, struct nb_unit_view *weights)
+{
+    struct nb_block block;
+    if (layer == 0 || !pass->options.layer_major || !pass->model->options.dequantize_once)
+        return NB_OK;
+    nb_pass_set_block(pass, 0, layer - 1, weights, &block);
+    for (enum nb_tensor_role role = 0; role < NB_TENSOR_LAYER_ROLES; role++)
+        if (weights->matrix[role].rows > 0)
+            NB_TRY(nb_block_dequantize(&block, &role, 1, weights));
+    return NB_OK;
+}
+
+/* Downwards through the slots, for the sake of block inputs that leave the device (inputs.h): nothing is summed up. */
+static nb_status forward_layer(struct nb_pass *pass, struct slots slots, int layer)
+{
+    struct nb_weight_store *store = pass->model->store;
+    uint64_t frame = nb_arena_frame(pass->work.arena);
+    struct nb_unit_view weights;
+    NB_TRY(nb_weight_store_acquire(store, layer, NB_WEIGHT_FORWARD, pass->work.stream, &weights));
+    NB_TRY(dequantize_for_all(pass, layer, &weights));
+    for (int slot = slots.last; slot >= slots.first; slot--)
+        NB_TRY(layer == 0 ? run_embedding(pass, slot, &weights) : forward_block(pass, slot, layer - 1, &weights));
+    nb_arena_release_to(pass->work.arena, frame);
+    return nb_weight_store_release(store, layer, pass->work.stream);
+}
+
+static nb_status forward(struct nb_pass *pass, struct slots slots, int first, int last)
+{
+    int head = pass->model->config.layers + 1;
+    if (last == head && pass->options.limits.trained_rows == 0)
+        return nb_fail(NB_USAGE, "a pass without trained rows has no loss");
+    announce(pass, first, last, NB_WEIGHT_FORWARD);
+    for (int layer = first; layer <= last; layer++)
+        NB_TRY(layer == head ? forward_head(pass, slots) : forward_layer(pass, slots, layer));
+    return NB_OK;
+}
+
+/* Upwards through the slots: the order in which the adapters' gradients are summed up. */
+static nb_status backward_layer(struct nb_pass *pass, struct slots slots, int layer)
+{
+    struct nb_weight_store *store = pass->model->store;
+    uint64_t frame = nb_arena_frame(pass->work.arena);
+    struct nb_unit_view weights;
+    NB_TRY(nb_weight_store_acquire(store, layer, NB_WEIGHT_BACKWARD, pass->work.stream, &weights));
+    NB_TRY(dequantize_for_all(pass, layer, &weights));
+    for (int slot = slots.first; slot <= slots.last; slot++)
+        NB_TRY(backward_block(pass, slot, layer - 1, &weights));
+    nb_arena_release_to(pass->work.arena, frame);
+    return nb_weight_store_release(store, layer, pass->work.stream);
+}
+
+/* The embedding does not train, nor does a block below the lowest adapter: nothing is to be done there. */
+static nb_status backward(struct nb_pass *pass, struct slots slots, int first, int last)
+{
+    int lowest = last > pass->lowest + 1 ? last : pass->lowest + 1;
+    if (!nb_pass_trains(pass))
+        return nb_fail(NB_USAGE, "a pass that keeps nothing has no backward direction");
+    if (first < lowest)
+        return NB_OK;
+    announce(pass, first, lowest, NB_WEIGHT_BACKWARD);
+    for (int layer = first; layer >= lowest; layer--)
+        NB_TRY(backward_layer(pass, slots, layer));
+    return NB_OK;
+}
+
 static nb_status check_range(const struct nb_pass *pass, int slot, int low, int high, int top)
 {
     if (slot < 0 || slot >= pass->options.slots || low < 0 || low > high || high > top)
         return nb_fail(NB_USAGE, "slot %d, layers %d to %d: the pass has %d slots and layers 0 to %d there", slot, low,
             high, pass->options.slots, top);
+    if (pass->options.layer_major)
+        return nb_fail(NB_USAGE, "slot %d cannot go alone: the pass's slots go layer by layer", slot);
     return NB_OK;
 }
 
 nb_status nb_pass_forward(struct nb_pass *pass, int slot, int first, int last)
 {
-    struct nb_weight_store *store = pass->model->store;
-    int head = pass->model->config.layers + 1;
-    NB_TRY(check_range(pass, slot, first, last, head));
-    if (last == head && pass->options.limits.trained_rows == 0)
-        return nb_fail(NB_USAGE, "a pass without trained rows has no loss");
-    announce(pass, first, last, NB_WEIGHT_FORWARD);
-    for (int layer = first; layer <= last; layer++) {
-        if (layer == head) {
-            NB_TRY(with_head(pass, slot, run_head, NULL));
-            NB_TRY(nb_inputs_after_read(pass, slot, layer - 1));
-            continue;
-        }
-        struct nb_unit_view weights;
-        NB_TRY(nb_weight_store_acquire(store, layer, NB_WEIGHT_FORWARD, pass->work.stream, &weights));
-        NB_TRY(layer == 0 ? run_embedding(pass, slot, &weights) : forward_block(pass, slot, layer - 1, &weights));
-        NB_TRY(nb_weight_store_release(store, layer, pass->work.stream));
-    }
-    return NB_OK;
+    NB_TRY(check_range(pass, slot, first, last, pass->model->config.layers + 1));
+    return forward(pass, (struct slots){slot, slot}, first, last);
 }
 
-/* The embedding does not train, nor does a block below the lowest adapter: nothing is to be done there. */
 nb_status nb_pass_backward(struct nb_pass *pass, int slot, int first, int last)
 {
-    struct nb_weight_store *store = pass->model->store;
     NB_TRY(check_range(pass, slot, last, first, pass->model->config.layers));
-    if (!nb_pass_trains(pass))
-        return nb_fail(NB_USAGE, "a pass that keeps nothing has no backward direction");
-    int lowest = last > pass->lowest + 1 ? last : pass->lowest + 1;
-    if (first < lowest)
-        return NB_OK;
-    announce(pass, first, lowest, NB_WEIGHT_BACKWARD);
-    for (int layer = first; layer >= lowest; layer--) {
-        struct nb_unit_view weights;
-        NB_TRY(nb_weight_store_acquire(store, layer, NB_WEIGHT_BACKWARD, pass->work.stream, &weights));
-        NB_TRY(backward_block(pass, slot, layer - 1, &weights));
-        NB_TRY(nb_weight_store_release(store, layer, pass->work.stream));
-    }
-    return NB_OK;
+    return backward(pass, (struct slots){slot, slot}, first, last);
 }
 
 struct training {
@@ -222,6 +278,18 @@ nb_status nb_pass_train(struct nb_pass *pass, int slot)
     return nb_pass_repeat(pass, slot, enqueue_training, &training);
 }
 
+nb_status nb_pass_train_layer_major(struct nb_pass *pass, int slots)
+{
+    struct slots all = {0, slots - 1};
+    int head = pass->model->config.layers + 1;
+    if (!pass->options.layer_major || slots < 1 || slots > pass->options.slots)
+        return nb_fail(NB_USAGE, "%d micro-batches layer by layer: the pass has %d slots for that", slots,
+            pass->options.layer_major ? pass->options.slots : 0);
+    pass->inputs.active = slots;
+    NB_TRY(forward(pass, all, 0, head));
+    return backward(pass, all, head - 1, 0);
+}
+
 nb_status nb_pass_download_losses(struct nb_pass *pass, int slot, float *losses)
 {
     const struct nb_pass_slot *s = &pass->slot[slot];
@@ -229,17 +297,6 @@ nb_status nb_pass_download_losses(struct nb_pass *pass, int slot, float *losses)
         return NB_OK;
     return pass->work.device->download(
         pass->work.device, pass->work.stream, losses, s->losses, (uint64_t)s->trained_rows * 4);
-}
-
-struct logits_of {
-    int token;
-    nb_dptr logits;
-};
-
-static nb_status run_logits(const struct nb_head *head, void *context)
-{
-    const struct logits_of *wanted = context;
-    return nb_head_logits(head, wanted->token, wanted->logits);
 }
 
 nb_status nb_pass_logits(struct nb_pass *pass, int slot, int token, nb_dptr *logits)
@@ -250,9 +307,11 @@ nb_status nb_pass_logits(struct nb_pass *pass, int slot, int token, nb_dptr *log
     NB_TRY(check_range(pass, slot, head, head, head));
     if (token < 0 || (uint32_t)token >= pass->slot[slot].tokens)
         return nb_fail(NB_USAGE, "logits of token %d of %u", token, pass->slot[slot].tokens);
-    struct logits_of wanted = {token, pass->logits};
+    struct head_views views;
     announce(pass, head, head, NB_WEIGHT_FORWARD);
-    NB_TRY(with_head(pass, slot, run_logits, &wanted));
+    NB_TRY(acquire_head(pass, &views));
+    struct nb_head row = make_head(pass, slot, &views);
+    NB_TRY(nb_head_logits(&row, token, pass->logits));
     *logits = pass->logits;
-    return NB_OK;
+    return release_head(pass, &views);
 }

@@ -45,7 +45,7 @@ static bool offloading_is_auto(const struct nb_config *config)
 
 static int offloading_notches(const struct nb_run *run)
 {
-    return 1 + nb_pass_offloaded_max(blocks_of(run));
+    return 1 + nb_pass_offloaded_max(blocks_of(run), nb_run_slots(run));
 }
 
 static void set_offloading(struct nb_run *run, int notch)
@@ -56,7 +56,7 @@ static void set_offloading(struct nb_run *run, int notch)
 static void give_offloading(struct nb_run *run)
 {
     bool on = run->config->activation_offloading == NB_CONFIG_OFFLOADING_TRUE;
-    run->offloaded = on ? nb_pass_offloaded_max(blocks_of(run)) : 0;
+    run->offloaded = on ? nb_pass_offloaded_max(blocks_of(run), nb_run_slots(run)) : 0;
 }
 
 /* ---- gradient_checkpointing ---- */
@@ -94,7 +94,7 @@ static void give_keeping(struct nb_run *run)
         given == NB_CONFIG_CHECKPOINTING_ATTENTION ? 0 : blocks);
 }
 
-/* ---- each matrix dequantized once, for computing again and for its gradient ---- */
+/* ---- each matrix dequantized once, for computing again and for its gradient, or for all micro-batches ---- */
 
 static bool always_auto(const struct nb_config *config)
 {
@@ -109,10 +109,10 @@ static int dequantizing_notches(const struct nb_run *run)
 
 static void set_dequantizing(struct nb_run *run, int notch)
 {
-    bool computes_again = false;
+    bool is_used_again = nb_run_slots(run) > 1;
     for (int i = 0; i < blocks_of(run); i++)
-        computes_again = computes_again || run->keep[i] != NB_KEEP_EVERYTHING;
-    run->model.dequantize_once = run->may_dequantize_once && computes_again && notch == 0;
+        is_used_again = is_used_again || run->keep[i] != NB_KEEP_EVERYTHING;
+    run->model.dequantize_once = run->may_dequantize_once && is_used_again && notch == 0;
 }
 
 static void give_dequantizing(struct nb_run *run)

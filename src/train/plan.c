@@ -36,6 +36,11 @@ static void collect_notes(const struct nb_run *run, struct nb_plan *plan)
     if (!run->random_rows && run->length.warmup_steps >= run->length.steps && config->lr_scheduler != NB_CONFIG_SCHEDULER_CONSTANT)
         note(plan, nb_format("warm-up takes all %lld steps: the learning rate never reaches its peak",
                        (long long)run->length.steps));
+    if (nb_run_slots(run) > 1)
+        note(plan,
+            nb_format("accumulation_order: layer_major: the %d micro-batches of a step go through a layer together; "
+                      "what blocks keep is kept for all of them",
+                nb_run_slots(run)));
     if (!nb_checkpoint_has_weights(run->checkpoint))
         note(plan, nb_format("%s holds no weights: this model can be planned, not trained",
                        nb_checkpoint_path(run->checkpoint)));
@@ -71,7 +76,7 @@ static void note_offloading(const struct nb_session *session, struct nb_plan *pl
     const struct nb_device_profile *profile = &session->run->profile;
     const double rate = (double)profile->link_gb_per_s * 1e9, flops = (double)profile->bf16_tflops * 1e12;
     uint64_t kept = nb_arena_high_water_of(session->pinned, NB_CATEGORY_BLOCK_INPUTS);
-    double bytes = 2 * (double)kept * (double)session->run->micro_batches;
+    double bytes = 2 * (double)kept * (double)session->run->micro_batches / nb_run_slots(session->run);
     if (plan->offloaded == 0)
         return;
     char *time = rate > 0 && flops > 0

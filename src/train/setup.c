@@ -94,6 +94,11 @@ static void choose_length(struct nb_run *run)
             run->sequence_len, nb_checkpoint_path(run->checkpoint), context);
 }
 
+int nb_run_slots(const struct nb_run *run)
+{
+    return run->layer_major ? run->micro_batches : 1;
+}
+
 /* ---- text ---- */
 
 static nb_status keep_problem(char **problem)
@@ -258,6 +263,7 @@ static nb_status open_run(struct nb_run *run, const struct nb_run_args *args)
     NB_TRY(choose_weights(run));
     choose_weight_files(run);
     choose_chunks(run);
+    run->layer_major = trains && config->accumulation_order == NB_CONFIG_LAYER_MAJOR;
     choose_length(run);
     NB_TRY(choose_adapter(run, trains ? config->lora_model_dir : args->adapter));
     NB_TRY(check_adapter(run));

@@ -114,6 +114,9 @@ void nb_run_destroy(struct nb_run **run);
  * run->mlp_chunk_tokens and loss_rows. */
 void nb_run_resize(struct nb_run *run, int sequence_len, int micro_batch_size, int micro_batches);
 
+/* Micro-batches of a training run that are between their forward and backward passes at a time. */
+int nb_run_slots(const struct nb_run *run);
+
 /* Why a run of this config computes in the dtype it does, where the user may wonder ("bf16: auto is fp32 here ..."); NULL if not. */
 const char *nb_run_precision_note(const struct nb_run *run);
 

@@ -8,6 +8,7 @@
 struct nb_stepper {
     struct nb_session *session; /* not owned */
     struct nb_stepper_options options;
+    int slots; /* micro-batches that go through a layer before the next */
     uint64_t frame; /* of the arena, before everything here */
     nb_dptr partial;
     struct nb_pass *pass;
@@ -24,7 +25,8 @@ static nb_status create(struct nb_stepper *s)
         .limits = session->run->limits,
         .keep = NB_KEEP_INPUT,
         .layer_keep = session->run->keep,
-        .slots = 1,
+        .slots = s->slots,
+        .layer_major = s->slots > 1,
         .batches = s->options.micro_batches,
         .step = session->step,
         .offloaded = session->run->offloaded,
@@ -67,6 +69,7 @@ nb_status nb_stepper_create(
         return nb_fail(NB_MEMORY, "no memory for a training step");
     s->session = session;
     s->options = *options;
+    s->slots = nb_run_slots(session->run);
     s->frame = nb_arena_frame(session->arena);
     nb_status status = create(s);
     if (status != NB_OK)
@@ -120,16 +123,38 @@ static nb_status upload_step(struct nb_stepper *s, int64_t step, double learning
     return session->device->upload(session->device, session->stream, session->step, s->up, sizeof *s->up);
 }
 
-/* Bins [first, last) as one micro-batch, forward and back. */
-static nb_status run_micro_batch(struct nb_stepper *s, const struct nb_dataset *dataset,
-    const struct nb_step_rows *rows, uint32_t first, uint32_t last, uint32_t *token_offset)
+/* The micro-batch that begins with bin `first`, into a slot. */
+static nb_status set_micro_batch(struct nb_stepper *s, const struct nb_dataset *dataset,
+    const struct nb_step_rows *rows, uint32_t first, int slot, uint32_t *token_offset)
 {
+    uint32_t bins = (uint32_t)s->options.micro_batch_size;
+    uint32_t last = rows->bin_count - first < bins ? rows->bin_count : first + bins;
     nb_batch_clear(s->batch, *token_offset);
     for (uint32_t i = rows->bin_first[first]; i < rows->bin_first[last]; i++)
         NB_TRY(nb_batch_add(s->batch, dataset, rows->rows[i]));
     *token_offset += nb_batch_view(s->batch)->counts.tokens;
-    NB_TRY(nb_pass_set_batch(s->pass, 0, nb_batch_view(s->batch)));
-    return nb_pass_train(s->pass, 0);
+    return nb_pass_set_batch(s->pass, slot, nb_batch_view(s->batch));
+}
+
+static nb_status train(struct nb_stepper *s, int slots)
+{
+    return s->slots > 1 ? nb_pass_train_layer_major(s->pass, slots) : nb_pass_train(s->pass, 0);
+}
+
+/* All bins, forward and back. */
+static nb_status run_micro_batches(
+    struct nb_stepper *s, const struct nb_dataset *dataset, const struct nb_step_rows *rows)
+{
+    uint32_t offset = 0;
+    int filled = 0;
+    for (uint32_t first = 0; first < rows->bin_count; first += (uint32_t)s->options.micro_batch_size) {
+        NB_TRY(set_micro_batch(s, dataset, rows, first, filled++, &offset));
+        if (filled < s->slots)
+            continue;
+        NB_TRY(train(s, filled));
+        filled = 0;
+    }
+    return filled ? train(s, filled) : NB_OK;
 }
 
 /* `record` is where a paged tensor's is at present; null for a resident one. */
@@ -192,17 +217,13 @@ nb_status nb_stepper_run(struct nb_stepper *stepper, const struct nb_dataset *da
 {
     struct nb_session *session = stepper->session;
     struct nb_device *device = session->device;
-    uint32_t bins = (uint32_t)stepper->options.micro_batch_size, offset = 0;
     *result = (struct nb_step_result){0};
     count_rows(dataset, rows, result);
     if (result->trained_tokens == 0)
         return nb_fail(
             NB_USAGE, "step %lld: none of its %u rows has a token that trains", (long long)step, rows->row_count);
     NB_TRY(upload_step(stepper, step, learning_rate, result->trained_tokens));
-    for (uint32_t first = 0; first < rows->bin_count; first += bins) {
-        uint32_t last = rows->bin_count - first < bins ? rows->bin_count : first + bins;
-        NB_TRY(run_micro_batch(stepper, dataset, rows, first, last, &offset));
-    }
+    NB_TRY(run_micro_batches(stepper, dataset, rows));
     NB_TRY(update(stepper));
     NB_TRY(device->download(device, session->stream, stepper->down, session->step, sizeof *stepper->down));
     NB_TRY(device->stream_wait(device, session->stream));

@@ -305,6 +305,21 @@ static const struct way chunk_ways[] = {
     {"the loss in chunks", TWO_TILES "lora_target_modules: [up_proj, lm_head]\nloss_chunk_rows: 256\n", NULL, false},
 };
 
+/* Seven layers, which differ all, and four micro-batches a step, two in the second. */
+static const struct way order_ways[] = {
+    {"batch-major", "gradient_accumulation_steps: 4\ngradient_checkpointing: true\nresident_layers: 7\n", NULL, true},
+    {"layer-major, streamed, offloaded and paged",
+        "gradient_accumulation_steps: 4\ngradient_checkpointing: attention\nresident_layers: 0\n"
+        "accumulation_order: layer_major\nactivation_offloading: true\noptimizer: paged_adamw_32bit\n",
+        page_by_tensor, false},
+    {"batch-major, from scratch", "gradient_accumulation_steps: 4\ngradient_checkpointing: true\n",
+        multiply_from_scratch, true},
+    {"layer-major, dequantize once, streamed",
+        "gradient_accumulation_steps: 4\ngradient_checkpointing: true\nresident_layers: 3\n"
+        "accumulation_order: layer_major\n",
+        dequantize_once, false},
+};
+
 static bool holds_the_plan(const struct result *result)
 {
     return result->planned == result->peak && result->pinned_planned == result->pinned_peak &&
@@ -373,11 +388,11 @@ static const struct way streaming_ways[] = {
     {"all streamed, from scratch", "gradient_checkpointing: true\nresident_layers: 0\n", multiply_from_scratch, false},
 };
 
-static void compare_streaming(struct test *t, const char *shape)
+static void compare_deep(struct test *t, const char *name, const char *shape, const struct way *way, size_t count)
 {
-    char *deep = nb_path_join(t->folder, "deep");
+    char *deep = nb_path_join(t->folder, name);
     if (works(t, "a model of seven layers", nb_test_write_deep_model(shape, 7, deep)))
-        compare_ways(t, "streaming", deep, streaming_ways, sizeof streaming_ways / sizeof *streaming_ways);
+        compare_ways(t, name, deep, way, count);
     free(deep);
 }
 
@@ -457,7 +472,9 @@ static void run_checks(struct test *t, const char *only)
     if (!only || strcmp(only, "chunks") == 0)
         compare_ways(t, "chunks", llama, chunk_ways, sizeof chunk_ways / sizeof *chunk_ways);
     if (!only || strcmp(only, "streaming") == 0)
-        compare_streaming(t, llama);
+        compare_deep(t, "streaming", llama, streaming_ways, sizeof streaming_ways / sizeof *streaming_ways);
+    if (!only || strcmp(only, "order") == 0)
+        compare_deep(t, "order", llama, order_ways, sizeof order_ways / sizeof *order_ways);
     if (!only || strcmp(only, "resume") == 0)
         compare_resumed(t, "llama", llama);
     if (!only || strcmp(only, "embedding") == 0) {
@@ -476,7 +493,7 @@ int main(int argc, char **argv)
     struct nb_device_profile profile;
     const char *base = getenv("TMPDIR"), *only = argc == 4 && strcmp(argv[2], "--only") == 0 ? argv[3] : NULL;
     if (argc != 2 && !only) {
-        fprintf(stderr, "usage: %s MODELS [--only FAMILY|smollm2|ways|offloading|chunks|streaming|resume|embedding]\n",
+        fprintf(stderr, "usage: %s MODELS [--only FAMILY|smollm2|ways|offloading|chunks|streaming|order|resume|embedding]\n",
             argv[0]);
         return 2;
     }

@@ -151,11 +151,11 @@ static void what_is_given_is_never_changed(void **state)
     }
     close_plan(p);
     p = plan(*state, "llama-3-8b", "rtx-4090", 2048, "optimizer: adamw_8bit\nresident_layers: 4\nactivation_offloading: true\n");
-    assert_true(p->run->model.streamed_blocks == 28 && p->run->offloaded == nb_pass_offloaded_max(32));
+    assert_true(p->run->model.streamed_blocks == 28 && p->run->offloaded == nb_pass_offloaded_max(32, 1));
     assert_int_equal(kept(p->run, NB_KEEP_EVERYTHING), 32);
     p->run->available_bytes = 4000 * mebibyte;
     plan_again(p);
-    assert_true(p->run->model.streamed_blocks == 28 && p->run->offloaded == nb_pass_offloaded_max(32));
+    assert_true(p->run->model.streamed_blocks == 28 && p->run->offloaded == nb_pass_offloaded_max(32, 1));
     assert_true(fits(p) && kept(p->run, NB_KEEP_EVERYTHING) < 32);
     close_plan(p);
 }
@@ -192,7 +192,7 @@ static void what_cannot_fit_takes_the_least(void **state)
 {
     struct planned *p = plan(*state, "llama-3-70b", "rtx-3060-12gb", 2048, "memory_budget: 1GB\noptimizer: paged_adamw_8bit\n");
     assert_true(!fits(p));
-    assert_true(p->run->model.streamed_blocks == 80 && p->run->offloaded == nb_pass_offloaded_max(80));
+    assert_true(p->run->model.streamed_blocks == 80 && p->run->offloaded == nb_pass_offloaded_max(80, 1));
     assert_int_equal(kept(p->run, NB_KEEP_INPUT), 80);
     assert_int_equal(p->run->adapter.paging.resident_bytes, 0);
     close_plan(p);
@@ -220,7 +220,7 @@ static void nothing_leaves_a_cpu_by_itself(void **state)
     assert_int_equal(kept(p->run, NB_KEEP_INPUT), 30);
     close_plan(p);
     p = plan(*state, "smollm2-135m", NULL, 512, "device: cpu\nmemory_budget: 1MiB\n");
-    assert_true(p->run->model.streamed_blocks == 30 && p->run->offloaded == nb_pass_offloaded_max(30));
+    assert_true(p->run->model.streamed_blocks == 30 && p->run->offloaded == nb_pass_offloaded_max(30, 1));
     close_plan(p);
 }
 

@@ -296,6 +296,8 @@ static const struct way chunk_ways[] = {
         TWO_TILES "gradient_checkpointing: attention\nmlp_chunk_tokens: 256\nloss_chunk_rows: 256\nactivation_offloading: true\n"
                   "optimizer: paged_adamw_32bit\n",
         page_by_tensor, false},
+    {"MLP in chunks, layer by layer",
+        TWO_TILES "gradient_checkpointing: true\nmlp_chunk_tokens: 256\naccumulation_order: layer_major\n", NULL, false},
     {"the MLP at once, from scratch", TWO_TILES "gradient_checkpointing: true\n", multiply_from_scratch, true},
     {"the MLP in chunks, from scratch", TWO_TILES "gradient_checkpointing: true\nmlp_chunk_tokens: 256\n",
         multiply_from_scratch, false},

@@ -178,14 +178,14 @@ const struct nb_key nb_keys[] = {
         .help = "Where the embedding lies. A tied one, the head's too, stays on the device unless head_4bit. auto: where it fits."},
     {.name = "quantized_cache", .type = NB_KEY_STRING, .group = NB_GROUP_MACHINE, .everywhere = true, .offset = AT(quantized_cache),
         .fallback_words = "none",
-        .help = "A folder for the model's quantized form, which later starts read at the disk's speed."},
+        .help = "A folder for the model's weights as a run uses them: the first start fills it, later ones quantize nothing."},
     {.name = "resident_layers", .type = NB_KEY_INTEGER, .group = NB_GROUP_MACHINE, .everywhere = true,
         .offset = AT(resident_layers),
         .fallback = "auto", .minimum = 0, .maximum = 65536,
         .help = "Layers whose weights stay on the device; the others stream in from host memory. auto: all that fit."},
     {.name = "weights_from", .type = NB_KEY_CHOICE, .group = NB_GROUP_MACHINE, .everywhere = true, .offset = AT(weights_from),
         .choices = CHOICES("host", "file", "auto"), .fallback = "auto",
-        .help = "Whence layers stream in: host memory, or their file at each use. auto: host memory where they fit."},
+        .help = "Whence layers stream in: host memory, or at each use quantized_cache's file, or a checkpoint already as used."},
 };
 
 const size_t nb_key_count = sizeof nb_keys / sizeof *nb_keys;

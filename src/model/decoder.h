@@ -23,4 +23,9 @@ struct nb_model {
     int positions_max; /* 0 before nb_model_allocate */
 };
 
+struct nb_work;
+
+/* Fills the tables of the model's rotations, and waits for it. Errors: NB_MEMORY. */
+nb_status nb_model_load_ropes(const struct nb_model *model, const struct nb_work *work);
+
 #endif

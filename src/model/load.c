@@ -3,9 +3,8 @@
 #include <string.h>
 
 #include "base/progress.h"
-#include "base/random.h"
 #include "model/decoder.h"
-#include "model/rope_table.h"
+#include "model/random_weights.h"
 #include "model/unit_cache.h"
 #include "model/unit_source.h"
 #include "model/work.h"
@@ -109,18 +108,7 @@ static uint64_t bytes_to_read(const struct nb_model *model, const struct nb_tens
                                          : nb_checkpoint_tensor_bytes(model->checkpoint, name);
 }
 
-/* Values of deviation 0.02 or so, the same in every run. Matrices take theirs from the same ones. */
-static void fill_random(nb_bf16 *values, uint64_t count)
-{
-    for (uint64_t i = 0; i < count; i += 4) {
-        const uint32_t counter[4] = {(uint32_t)i, (uint32_t)(i >> 32), 0, 0}, key[2] = {3, 5};
-        struct nb_philox number = nb_philox(counter, key);
-        for (uint64_t k = 0; k < 4 && i + k < count; k++)
-            values[i + k] = nb_bf16_from_float(((float)(number.word[k] >> 8) * 0x1p-23f - 1) * 0.035f);
-    }
-}
-
-/* In place of reading: matrices are what fill_random left in the staging buffer. */
+/* In place of reading: matrices are what nb_fill_random_weights left in the staging buffer. */
 static nb_status make_vector(const struct loader *l, const struct nb_tensor_spec *spec, nb_dptr vector)
 {
     nb_bf16 *values = l->staging;
@@ -129,7 +117,7 @@ static nb_status make_vector(const struct loader *l, const struct nb_tensor_spec
         values[i] = nb_bf16_from_float(is_bias ? 0.0f : 1.0f);
     NB_TRY(put(l, vector, values, (uint64_t)spec->columns * sizeof *values));
     NB_TRY(wait(l));
-    fill_random(values, (uint64_t)spec->columns);
+    nb_fill_random_weights(values, (uint64_t)spec->columns);
     return NB_OK;
 }
 
@@ -352,7 +340,7 @@ static nb_status load_from_checkpoint(struct loader *l)
 {
     const struct nb_model *model = l->model;
     if (model->options.random_weights && !model->device->dry)
-        fill_random(l->staging, l->staging_bytes / sizeof(nb_bf16));
+        nb_fill_random_weights(l->staging, l->staging_bytes / sizeof(nb_bf16));
     for (int unit = 0; unit < nb_weight_store_units(model->store); unit++)
         if (is_loaded(model, unit))
             NB_TRY(load_unit(l, unit));
@@ -360,48 +348,6 @@ static nb_status load_from_checkpoint(struct loader *l)
 }
 
 /* ---- the whole ---- */
-
-/* The tables of one rotation, a staging buffer's worth of positions at a time. */
-static nb_status load_rope(const struct loader *l, const struct nb_rope_table *table)
-{
-    const struct nb_model_config *config = &l->model->config;
-    int half = config->head_dim / 2;
-    float *inverse_frequency = malloc((size_t)half * sizeof *inverse_frequency);
-    if (!inverse_frequency)
-        return nb_fail(NB_MEMORY, "no memory for the rotation's tables");
-    nb_rope_inverse_frequencies(&config->rope, config->head_dim, inverse_frequency);
-    uint64_t row_bytes = (uint64_t)half * sizeof(float);
-    int rows = (int)(l->staging_bytes / 2 / row_bytes);
-    nb_status status = NB_OK;
-    for (int begin = 0; status == NB_OK && begin < l->model->positions_max; begin += rows) {
-        int count = l->model->positions_max - begin < rows ? l->model->positions_max - begin : rows;
-        float *cosine = l->staging, *sine = cosine + (size_t)count * (size_t)half;
-        if (!l->work.device->dry)
-            nb_rope_angles(inverse_frequency, half, begin, count, cosine, sine);
-        status = put(l, nb_dptr_at(table->cosine, (uint64_t)begin * row_bytes), cosine, (uint64_t)count * row_bytes);
-        if (status == NB_OK)
-            status = put(l, nb_dptr_at(table->sine, (uint64_t)begin * row_bytes), sine, (uint64_t)count * row_bytes);
-        if (status == NB_OK)
-            status = wait(l);
-    }
-    free(inverse_frequency);
-    return status;
-}
-
-static nb_status load_ropes(struct loader *l)
-{
-    for (int i = 0; i < NB_ROPE_TABLES; i++)
-        NB_TRY(load_rope(l, &l->model->rope[i]));
-    return NB_OK;
-}
-
-/* No larger than the tables, nor than a piece. */
-static uint64_t rope_staging_bytes(const struct nb_model *model)
-{
-    uint64_t row_bytes = 2 * (uint64_t)(model->config.head_dim / 2) * sizeof(float);
-    uint64_t bytes = row_bytes * (uint64_t)(model->positions_max > 0 ? model->positions_max : 1);
-    return bytes < piece_bytes ? bytes : piece_bytes;
-}
 
 /* The largest tensor that is read as bf16 on its way to another place; with a cache to write at least a piece. And the
  * bytes of all these tensors in their files. */
@@ -522,7 +468,7 @@ static nb_status set_source(struct loader *l, const struct nb_unit_cache *cache)
 static nb_status load(struct loader *l, const struct nb_unit_cache *cache)
 {
     bool done = false;
-    NB_TRY(with_staging(l, rope_staging_bytes(l->model), load_ropes));
+    NB_TRY(nb_model_load_ropes(l->model, &l->work));
     if (cache)
         NB_TRY(try_cache(l, cache, &done));
     if (!done)

@@ -71,7 +71,11 @@ static nb_status choose_weights(struct nb_run *run)
 /* Where weights come from that are not read from the checkpoint at the start alone. */
 static void choose_weight_files(struct nb_run *run)
 {
-    run->model.cache_folder = run->config->quantized_cache;
+    const char *folder = run->config->quantized_cache, *home = getenv("HOME");
+    if (folder)
+        run->cache_folder =
+            home && strncmp(folder, "~/", 2) == 0 ? nb_path_join(home, folder + 2) : nb_format("%s", folder);
+    run->model.cache_folder = run->cache_folder;
     run->model.streams_from_file = run->config->weights_from == NB_CONFIG_WEIGHTS_FROM_FILE;
 }
 
@@ -318,6 +322,7 @@ void nb_run_destroy(struct nb_run **run)
     nb_product_table_destroy(&r->products);
     nb_product_table_destroy(&r->recorded);
     free(r->device_note);
+    free(r->cache_folder);
     free(r->keep);
     free(r);
     *run = NULL;

@@ -68,6 +68,7 @@ struct nb_run {
     struct nb_adapter_options adapter; /* its target list points into config or start */
     uint64_t page_bytes;               /* of a chunk of paged masters and moments; 0: as the pager chooses. Tests force small ones */
     struct nb_model_options model;
+    char *cache_folder; /* quantized_cache, ~/ being HOME; NULL: none */
     struct nb_cpu_options cpu;
     struct nb_device_profile profile;
     char *device_note;                  /* why `device: auto` is not a GPU here, or NULL */

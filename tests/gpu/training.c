@@ -398,6 +398,23 @@ static void compare_deep(struct test *t, const char *name, const char *shape, co
     free(deep);
 }
 
+/* Quantized on the device, kept in a file, and read from it: in between, at the next start, and at each use. */
+static void compare_files(struct test *t, const char *shape)
+{
+    char *cache = nb_format("gradient_checkpointing: true\nquantized_cache: %s/cache\nresident_layers: ", t->folder);
+    char *host = nb_format("%s3\nweights_from: host\n", cache), *file = nb_format("%s2\nweights_from: file\n", cache);
+    const struct way file_ways[] = {
+        {"quantized", "gradient_checkpointing: true\nresident_layers: 7\n", NULL, true},
+        {"from a file, first start", file, NULL, false},
+        {"from a file, second start", file, NULL, false},
+        {"from host memory, second start", host, NULL, false},
+    };
+    compare_deep(t, "files", shape, file_ways, sizeof file_ways / sizeof *file_ways);
+    free(host);
+    free(file);
+    free(cache);
+}
+
 static nb_status train_whole(struct test *t, const char *model, const struct whole *whole)
 {
     struct nb_train_options options = {.resume = whole->resume};
@@ -475,6 +492,8 @@ static void run_checks(struct test *t, const char *only)
         compare_ways(t, "chunks", llama, chunk_ways, sizeof chunk_ways / sizeof *chunk_ways);
     if (!only || strcmp(only, "streaming") == 0)
         compare_deep(t, "streaming", llama, streaming_ways, sizeof streaming_ways / sizeof *streaming_ways);
+    if (!only || strcmp(only, "files") == 0)
+        compare_files(t, llama);
     if (!only || strcmp(only, "order") == 0)
         compare_deep(t, "order", llama, order_ways, sizeof order_ways / sizeof *order_ways);
     if (!only || strcmp(only, "resume") == 0)
@@ -495,7 +514,7 @@ int main(int argc, char **argv)
     struct nb_device_profile profile;
     const char *base = getenv("TMPDIR"), *only = argc == 4 && strcmp(argv[2], "--only") == 0 ? argv[3] : NULL;
     if (argc != 2 && !only) {
-        fprintf(stderr, "usage: %s MODELS [--only FAMILY|smollm2|ways|offloading|chunks|streaming|order|resume|embedding]\n",
+        fprintf(stderr, "usage: %s MODELS [--only FAMILY|smollm2|ways|offloading|chunks|streaming|files|order|resume|embedding]\n",
             argv[0]);
         return 2;
     }

@@ -77,6 +77,15 @@ static void set_fault(int what, int at, const char *path)
     fault.path = path;
 }
 
+static void copy(const char *from, const char *to)
+{
+    char *data;
+    size_t bytes;
+    training_check(nb_file_read(from, UINT32_MAX, false, &data, &bytes));
+    training_check(nb_file_write(to, data, bytes));
+    free(data);
+}
+
 /* ---- what is said on stderr ---- */
 
 static struct {
@@ -237,16 +246,69 @@ static void so_is_one_that_reads_the_checkpoint(void **state)
     free(weights);
 }
 
-/* ---- damage ---- */
-
-static void copy(const char *from, const char *to)
+/* What no checksum tells is looked for as in loading: the unit is the first that is read. */
+static void a_weight_that_is_no_number_is_found(void **state)
 {
-    char *data;
-    size_t bytes;
-    training_check(nb_file_read(from, UINT32_MAX, false, &data, &bytes));
-    training_check(nb_file_write(to, data, bytes));
-    free(data);
+    const struct file_model *m = *state;
+    char *weights = nb_path_join(m->path, "model.safetensors"), *metrics;
+    struct stat status = file_model_stat(weights);
+    const unsigned char infinite[] = {0x80, 0x7f};
+    int file = open(weights, O_RDWR);
+    assert_int_equal(pwrite(file, infinite, 2, status.st_size - 2), 2); /* of the last tensor, one of the last block */
+    close(file);
+    set_fault(FAIL, 0, NULL);
+    assert_int_equal(file_model_run(m, "infinite",
+                         "adapter: lora\nmax_steps: 1\nresident_layers: 2\nweights_from: file\n", false, &metrics),
+        NB_FORMAT);
+    says(nb_status_message(), weights);
+    says(nb_status_message(), "offset");
+    says(nb_status_message(), "not a number");
+    free(weights);
 }
+
+/* Between the opening of the checkpoint and that of its file for streaming. */
+static void a_checkpoint_replaced_in_the_meantime_is_refused(void **state)
+{
+    const struct file_model *m = *state;
+    const struct nb_cpu_options cpu = {.threads = 1};
+    struct nb_model_options options = {
+        .linear_format = NB_WEIGHT_BF16, .streamed_blocks = FILE_MODEL_LAYERS, .streams_from_file = true};
+    char *weights = nb_path_join(m->path, "model.safetensors"), *other = nb_path_join(m->path, "other");
+    struct nb_device *device;
+    struct nb_stream *stream;
+    struct nb_checkpoint *checkpoint;
+    struct nb_arena *arena, *pinned;
+    struct nb_model *model;
+    nb_dptr slab;
+    void *host = aligned_alloc(4096, 64 << 20);
+    training_check(nb_cpu_device_create(&cpu, &device));
+    training_check(device->stream_create(device, &stream));
+    training_check(device->memory_take(device, 64 << 20, &slab));
+    training_check(nb_arena_create("device", slab.address, 64 << 20, &arena));
+    training_check(nb_arena_create("pinned", (uintptr_t)host, 64 << 20, &pinned));
+    training_check(nb_checkpoint_open(m->path, &checkpoint));
+    training_check(nb_model_create(device, checkpoint, &options, &model));
+    struct nb_model_memory memory = {.device = arena, .pinned = pinned};
+    training_check(nb_model_allocate(model, &memory, 4));
+    copy(weights, other);
+    assert_int_equal(rename(other, weights), 0);
+    set_fault(FAIL, 0, NULL);
+    assert_int_equal(nb_model_load(model, stream, arena, NULL), NB_IO);
+    says(nb_status_message(), weights);
+    says(nb_status_message(), "replaced");
+    nb_model_destroy(&model);
+    nb_checkpoint_close(&checkpoint);
+    nb_arena_destroy(&arena);
+    nb_arena_destroy(&pinned);
+    device->stream_destroy(device, &stream);
+    device->memory_give_back(device, slab);
+    nb_device_destroy(&device);
+    free(host);
+    free(other);
+    free(weights);
+}
+
+/* ---- damage ---- */
 
 static bool same_file(const char *a, const char *b)
 {
@@ -413,6 +475,8 @@ int main(int argc, char **argv)
         TEST(a_step_that_cannot_read_is_abandoned),
         TEST(a_file_in_its_place_changes_nothing),
         TEST(so_is_one_that_reads_the_checkpoint),
+        TEST(a_weight_that_is_no_number_is_found),
+        TEST(a_checkpoint_replaced_in_the_meantime_is_refused),
         TEST(a_damaged_cache_is_made_anew),
         TEST(damage_that_streams_is_found_and_removed),
         TEST(a_cache_that_cannot_be_written_is_done_without),

@@ -14,6 +14,7 @@
 #include "base/file.h"
 #include "file_model.h"
 #include "model/generate.h"
+#include "support/deep_model.h"
 
 enum { LAYERS = FILE_MODEL_LAYERS, ANSWER = 6 };
 
@@ -41,6 +42,7 @@ static const struct form forms[] = {
     {"quantized", "adapter: qlora\n", false, false},
     {"4 bits", "adapter: qlora\n", true, true},
     {"bf16", "adapter: lora\n", false, true},
+    {"4-bit head", "adapter: qlora\nhead_4bit: true\nembedding_device: host\n", false, false},
     {"plain scales", "adapter: qlora\nbnb_4bit_use_double_quant: false\nbnb_4bit_quant_type: fp4\n", false, false},
 };
 
@@ -123,6 +125,38 @@ static void late_work_changes_no_bit(void **state)
     free(yaml);
     free(file);
     free(cache);
+}
+
+/* Of a head that is larger than what is read at once: in several pieces, each over one that has left. */
+static void large_units_pass_in_pieces(void **state)
+{
+    const struct file_model *m = *state;
+    static const char key[] = "\"vocab_size\": ";
+    char *shape = nb_format("%s/shape", m->folder), *large = nb_format("%s/large", m->folder), *json;
+    char *from = nb_format("tests/golden/models/%s/config.json", m->shape), *to = nb_path_join(shape, "config.json");
+    size_t bytes;
+    training_check(nb_make_folder(shape));
+    training_check(nb_file_read(from, 1 << 20, false, &json, &bytes));
+    char *at = strstr(json, key);
+    assert_non_null(at);
+    at += sizeof key - 1;
+    char *text = nb_format("%.*s100000%s", (int)(at - json), json, at + strspn(at, "0123456789"));
+    training_check(nb_file_write(to, text, strlen(text)));
+    training_check(nb_test_write_deep_model(shape, 1, large));
+    char *more = nb_format("adapter: qlora\nquantized_cache: %s/cache\n", m->folder),
+         *yaml = file_model_yaml(m, large, more);
+    struct file_trained first = file_model_train(yaml, 0);
+    for (uint64_t seed = 0; seed <= 4; seed++)
+        same_as(&first, m, large, more, seed);
+    free(first.masters);
+    free(yaml);
+    free(more);
+    free(text);
+    free(json);
+    free(to);
+    free(from);
+    free(large);
+    free(shape);
 }
 
 /* ---- the key ---- */
@@ -326,6 +360,36 @@ static nb_status answer(struct nb_session *session, void *context)
     return status;
 }
 
+/* All that loading takes, and no more. */
+static nb_status load_only(struct nb_session *session, void *context)
+{
+    uint64_t *taken = context;
+    if (!session->dry)
+        *taken = nb_arena_high_water(session->arena);
+    return NB_OK;
+}
+
+static void a_start_from_the_cache_takes_what_was_planned(void **state)
+{
+    const struct file_model *m = *state;
+    char *cache = nb_format("quantized_cache=%s/planned", m->folder);
+    const char *overrides[] = {"bf16=false", "threads=1", cache, "resident_layers=0", "weights_from=file"};
+    for (size_t given = 3; given <= 5; given++)
+        for (int start = 1; start <= 2; start++) {
+            struct nb_config config;
+            struct nb_run *run = NULL;
+            uint64_t taken = 0, planned = 1;
+            training_check(nb_config_from_overrides(overrides, given, &config));
+            struct nb_run_args args = {.config = &config, .purpose = NB_PURPOSE_GENERATE, .model = m->path};
+            training_check(nb_run_open(&args, &run));
+            training_check(nb_session_run(run, 20, load_only, &taken, &planned));
+            assert_int_equal(taken, planned);
+            nb_run_destroy(&run);
+            nb_config_destroy(&config);
+        }
+    free(cache);
+}
+
 static void generate(const struct file_model *m, const char *resident, const char *from, uint64_t seed, int32_t *id)
 {
     char *cache = nb_format("quantized_cache=%s/answers", m->folder);
@@ -364,6 +428,8 @@ int main(int argc, char **argv)
             where_weights_come_from_changes_no_bit, file_model_open, file_model_close, argv[1]),
         cmocka_unit_test_prestate_setup_teardown(late_work_changes_no_bit, file_model_open, file_model_close, argv[1]),
         cmocka_unit_test_prestate_setup_teardown(
+            large_units_pass_in_pieces, file_model_open, file_model_close, argv[1]),
+        cmocka_unit_test_prestate_setup_teardown(
             a_cache_is_of_one_state_of_one_source, file_model_open, file_model_close, argv[1]),
         cmocka_unit_test_prestate_setup_teardown(
             says_what_to_do_without_a_file, file_model_open, file_model_close, argv[1]),
@@ -371,6 +437,8 @@ int main(int argc, char **argv)
             what_is_used_as_it_is_goes_to_its_place, file_model_open, file_model_close, argv[1]),
         cmocka_unit_test_prestate_setup_teardown(
             runs_with_evaluation_are_the_same, file_model_open, file_model_close, argv[1]),
+        cmocka_unit_test_prestate_setup_teardown(
+            a_start_from_the_cache_takes_what_was_planned, file_model_open, file_model_close, argv[1]),
         cmocka_unit_test_prestate_setup_teardown(answers_are_the_same, file_model_open, file_model_close, argv[1]),
     };
     if (argc != 2) {

@@ -61,9 +61,10 @@ static void where_the_table_lies_changes_no_bit(void **state)
         "gradient_checkpointing: true\n",
         "adapter: lora\nload_in_4bit: false\ngradient_checkpointing: true\n",
         "gradient_checkpointing: true\nhead_4bit: true\nactivation_offloading: true\n",
+        "gradient_checkpointing: true\naccumulation_order: layer_major\nactivation_offloading: true\nresident_layers: 0\n",
     };
     for (size_t i = 0; i < sizeof ways / sizeof *ways; i++)
-        compare_places(m, OWN, ways[i], i == 3 || i == 6 ? 4 : 1);
+        compare_places(m, OWN, ways[i], i == 3 || i == 6 || i == 10 ? 4 : 1);
     compare_places(m, TIED, "gradient_checkpointing: true\nhead_4bit: true\n", 3);
 }
 

@@ -6,29 +6,39 @@
 #include "base/shipped.h"
 #include "bench/memory_picture.h"
 #include "bench/steps.h"
+#include "checkpoint/checkpoint.h"
 
 enum { RUNS_MAX = 256, MODELS_MAX = 2, RUNG_SETTINGS_MAX = 3, ACCUMULATION = 2 };
 
 static const double mebibyte = 1024.0 * 1024.0;
 
-/* From most memory to least: each rung keeps what those above it set. OPTIMIZER stands for the kind of moments. */
-#define OPTIMIZER "OPTIMIZER"
+/* What a rung asks of the run, beside memory. */
+enum needs { ANYTHING, OWN_EMBEDDING, MICRO_BATCHES, A_GPU, WEIGHTS };
 
+/* From most memory to least: each rung keeps what those above it set. A value in capitals is filled in: the kind of moments, a quarter of
+ * a row in whole tiles, a folder. */
 static const struct rung {
     const char *name;
     const char *setting[RUNG_SETTINGS_MAX + 1];
+    enum needs needs;
 } ladder[] = {
-    {"resident", {"gradient_checkpointing=false", "optimizer=" OPTIMIZER}},
-    {"attention kept", {"gradient_checkpointing=attention"}},
-    {"recomputed", {"gradient_checkpointing=true"}},
-    {"+ paged", {"optimizer=paged_" OPTIMIZER, "resident_optimizer_bytes=0"}},
-    {"+ offloaded", {"activation_offloading=true"}},
-    {"+ streamed", {"resident_layers=0"}},
+    {"resident", {"gradient_checkpointing=false", "optimizer=OPTIMIZER"}, ANYTHING},
+    {"attention kept", {"gradient_checkpointing=attention"}, ANYTHING},
+    {"recomputed", {"gradient_checkpointing=true"}, ANYTHING},
+    {"+ paged", {"optimizer=PAGED", "resident_optimizer_bytes=0"}, ANYTHING},
+    {"+ offloaded", {"activation_offloading=true"}, ANYTHING},
+    {"+ host embedding", {"embedding_device=host"}, OWN_EMBEDDING},
+    {"+ MLP in chunks", {"mlp_chunk_tokens=CHUNK"}, ANYTHING},
+    {"+ streamed", {"resident_layers=0"}, ANYTHING},
+    {"+ layer-major", {"accumulation_order=layer_major"}, MICRO_BATCHES},
+    {"+ not pinned", {"pinned=false"}, A_GPU},
+    {"+ from its file", {"pinned=auto", "weights_from=file", "quantized_cache=FOLDER"}, WEIGHTS},
 };
 enum { RUNGS = sizeof ladder / sizeof *ladder };
 
 /* Under the first rung: nothing is left to nibble. */
-static const char *const floor_settings[] = {"activation_offloading=false", "resident_layers=65536"};
+static const char *const floor_settings[] = {"activation_offloading=false", "embedding_device=device", "mlp_chunk_tokens=0",
+    "resident_layers=65536", "weights_from=host", "accumulation_order=batch_major"};
 enum { FLOOR_SETTINGS = sizeof floor_settings / sizeof *floor_settings };
 
 struct run {
@@ -40,7 +50,10 @@ struct memory {
     const char *model[MODELS_MAX]; /* paths */
     int models;
     int length[NB_BENCH_LENGTHS_MAX]; /* ended by 0 */
-    bool moments_8bit, accumulates;   /* what a config says; accumulates: the steps are those of a config */
+    bool moments_8bit;                /* what a config says */
+    int accumulation;                 /* the same; 0: without one */
+    char *folder;                     /* for the quantized form of models with weights */
+    bool cuda;
     struct run run[RUNS_MAX];
     int runs;
 };
@@ -62,7 +75,7 @@ static double rate(const struct nb_bench_steps *s)
 static void print_run(FILE *out, const struct run *r)
 {
     const struct nb_bench_steps *s = &r->steps;
-    fprintf(out, "%8d  %-15s %10.1f %10.1f %10.1f %10.1f %10.1f  %9.1f\n", s->tokens, ladder[r->rung].name,
+    fprintf(out, "%8d  %-16s %10.1f %10.1f %10.1f %10.1f %10.1f  %9.1f\n", s->tokens, ladder[r->rung].name,
         (double)s->planned_bytes / mebibyte, (double)s->high_water_bytes / mebibyte, (double)s->taken_bytes / mebibyte,
         (double)s->pinned_bytes / mebibyte, (double)s->host_peak_bytes / mebibyte, rate(s));
     fflush(out);
@@ -131,34 +144,60 @@ static nb_status check_loss(const struct memory *m)
     return NB_OK;
 }
 
+/* The caller frees it. */
+static char *filled_in(const struct memory *m, const char *setting, int tokens)
+{
+    int chunk = tokens / 4 / NB_TILE_TOKENS * NB_TILE_TOKENS, key = (int)(strchr(setting, '=') - setting);
+    const char *value = setting + key + 1;
+    if (strcmp(value, "OPTIMIZER") == 0)
+        return nb_format("%.*s=%s", key, setting, m->moments_8bit ? "adamw_8bit" : "adamw_torch");
+    if (strcmp(value, "PAGED") == 0)
+        return nb_format("%.*s=%s", key, setting, m->moments_8bit ? "paged_adamw_8bit" : "paged_adamw_32bit");
+    if (strcmp(value, "CHUNK") == 0)
+        return nb_format("%.*s=%d", key, setting, chunk ? chunk : NB_TILE_TOKENS);
+    if (strcmp(value, "FOLDER") == 0)
+        return nb_format("%.*s=\"%s\"", key, setting, m->folder);
+    return nb_format("%s", setting);
+}
+
 /* The caller frees each. */
-static int list_settings(const struct memory *m, int rung, char *settings[NB_BENCH_SETTINGS_MAX])
+static int list_settings(const struct memory *m, int rung, int tokens, bool possible[RUNGS], char *settings[NB_BENCH_SETTINGS_MAX])
 {
     int count = 0;
     for (int i = 0; i < FLOOR_SETTINGS; i++)
         settings[count++] = nb_format("%s", floor_settings[i]);
-    if (!m->accumulates)
+    if (!m->accumulation)
         settings[count++] = nb_format("gradient_accumulation_steps=%d", ACCUMULATION);
     for (int r = 0; r <= rung; r++)
-        for (const char *const *s = ladder[r].setting; *s; s++) {
-            const char *at = strstr(*s, OPTIMIZER);
-            settings[count++] = at ? nb_format("%.*sadamw_%s", (int)(at - *s), *s,
-                                         m->moments_8bit           ? "8bit"
-                                         : strstr(*s, "paged_")    ? "32bit"
-                                                                   : "torch")
-                                   : nb_format("%s", *s);
-        }
+        for (const char *const *s = ladder[r].setting; possible[r] && *s; s++)
+            settings[count++] = filled_in(m, *s, tokens);
     return count;
 }
 
-static nb_status measure(const struct nb_bench_options *o, struct memory *m, int model, int tokens, int rung)
+/* Which rungs a model can take. */
+static nb_status choose_rungs(const struct memory *m, int model, bool possible[RUNGS])
 {
-    struct run *run = &m->run[m->runs];
+    struct nb_checkpoint *checkpoint = NULL;
+    NB_TRY(nb_checkpoint_open(m->model[model], &checkpoint));
+    for (int r = 0; r < RUNGS; r++)
+        switch (ladder[r].needs) {
+        case ANYTHING: possible[r] = true; break;
+        case OWN_EMBEDDING: possible[r] = !nb_checkpoint_config(checkpoint)->tied; break;
+        case MICRO_BATCHES: possible[r] = m->accumulation != 1; break;
+        case A_GPU: possible[r] = m->cuda; break;
+        case WEIGHTS: possible[r] = nb_checkpoint_has_weights(checkpoint); break;
+        }
+    nb_checkpoint_close(&checkpoint);
+    return NB_OK;
+}
+
+/* run->model and rung say what. */
+static nb_status measure(const struct nb_bench_options *o, const struct memory *m, int tokens, bool possible[RUNGS], struct run *run)
+{
     struct nb_bench_options one = *o;
     char *settings[NB_BENCH_SETTINGS_MAX];
-    one.model = m->model[model];
-    *run = (struct run){.model = model, .rung = rung};
-    int count = list_settings(m, rung, settings);
+    one.model = m->model[run->model];
+    int count = list_settings(m, run->rung, tokens, possible, settings);
     struct nb_bench_steps_args args = {.tokens = tokens, .settings = (const char *const *)settings, .setting_count = count};
     nb_status status = nb_bench_run_steps(&one, &args, &run->steps);
     for (int i = 0; i < count; i++)
@@ -168,9 +207,14 @@ static nb_status measure(const struct nb_bench_options *o, struct memory *m, int
 
 static nb_status climb(const struct nb_bench_options *o, int model, int tokens, struct memory *m, json_t *results)
 {
+    bool possible[RUNGS];
+    NB_TRY(choose_rungs(m, model, possible));
     for (int rung = 0; rung < RUNGS && m->runs < RUNS_MAX; rung++) {
         struct run *run = &m->run[m->runs];
-        nb_status status = measure(o, m, model, tokens, rung);
+        *run = (struct run){.model = model, .rung = rung};
+        if (!possible[rung])
+            continue;
+        nb_status status = measure(o, m, tokens, possible, run);
         if (status == NB_MEMORY) {
             fprintf(stderr, "%s, %d tokens, %s: %s\n", model_name(m, model), tokens, ladder[rung].name, nb_status_message());
             continue;
@@ -195,7 +239,7 @@ static nb_status run_ladder(const struct nb_bench *bench, const struct nb_bench_
     }
     for (int model = 0; model < m->models; model++) {
         if (!o->json)
-            fprintf(o->out, "%s%s\n%8s  %-15s %10s %10s %10s %10s %10s  %9s\n", model ? "\n" : "", model_name(m, model), "tokens",
+            fprintf(o->out, "%s%s\n%8s  %-16s %10s %10s %10s %10s %10s  %9s\n", model ? "\n" : "", model_name(m, model), "tokens",
                 "settings", "planned", "peak", "driver", "pinned", "host peak", "tokens/s");
         for (int i = 0; m->length[i]; i++)
             NB_TRY(climb(o, model, m->length[i], m, results));
@@ -216,7 +260,7 @@ static nb_status follow_config(struct nb_bench_options *o, struct memory *m)
     nb_status status = nb_config_validate_train(&config);
     if (status == NB_OK) {
         m->moments_8bit = nb_config_moments_8bit(&config);
-        m->accumulates = true;
+        m->accumulation = (int)config.gradient_accumulation_steps;
         if (o->device == NB_CONFIG_DEVICE_AUTO)
             o->device = config.device;
         int length = (int)config.sequence_len;
@@ -245,6 +289,13 @@ static nb_status choose_shapes(const struct nb_bench_options *o, bool cuda, stru
     return NB_OK;
 }
 
+static nb_status make_folder(struct memory *m)
+{
+    const char *base = getenv("TMPDIR");
+    m->folder = nb_format("%s/nibble-bench-XXXXXX", base && *base ? base : "/tmp");
+    return mkdtemp(m->folder) ? NB_OK : nb_fail_errno("%s: cannot make a folder", m->folder);
+}
+
 static void choose_lengths(const struct nb_bench_options *o, bool cuda, struct memory *m)
 {
     static const int gpu[] = {2048, 4096, 8192, 0}, cpu[] = {128, 256, 512, 0}, quick[] = {32, 64, 0};
@@ -270,8 +321,14 @@ nb_status nb_bench_memory(const struct nb_bench_options *options)
         status = choose_shapes(&o, bench.cuda, m);
     if (status == NB_OK) {
         choose_lengths(&o, bench.cuda, m);
-        status = run_ladder(&bench, &o, m, results);
+        m->cuda = bench.cuda;
+        status = make_folder(m);
     }
+    if (status == NB_OK)
+        status = run_ladder(&bench, &o, m, results);
+    if (m->folder)
+        nb_remove_folder(m->folder);
+    free(m->folder);
     json_decref(results);
     for (int i = 0; i < m->models; i++)
         if (m->model[i] != o.model)

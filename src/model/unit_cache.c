@@ -1,6 +1,10 @@
 #include "model/unit_cache.h"
 
+#include <dirent.h>
+#include <errno.h>
 #include <inttypes.h>
+#include <limits.h>
+#include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -126,10 +130,35 @@ static void give_up(struct nb_unit_file_writer **writer)
     nb_unit_file_abandon(writer);
 }
 
+/* What a start that was killed has left of this file: as large as the model, and of no use to anyone. A writer of
+ * another machine that shares the folder would find its file gone, and go without a cache. */
+static void remove_leftovers(const struct nb_unit_cache *cache)
+{
+    static const char mark[] = ".tmp-"; /* nb_writer's, and the number of its process */
+    const char *name = strrchr(cache->path, '/') + 1;
+    const size_t length = strlen(name);
+    DIR *folder = opendir(cache->folder);
+    for (struct dirent *entry; folder && (entry = readdir(folder));) {
+        const char *rest = entry->d_name + length;
+        if (strncmp(entry->d_name, name, length) != 0 || strncmp(rest, mark, sizeof mark - 1) != 0)
+            continue;
+        long process = strtol(rest + sizeof mark - 1, NULL, 10);
+        if (process > 0 && process <= INT_MAX && (kill((pid_t)process, 0) == 0 || errno != ESRCH))
+            continue;
+        char *path = nb_path_join(cache->folder, entry->d_name);
+        unlink(path);
+        free(path);
+    }
+    if (folder)
+        closedir(folder);
+}
+
 struct nb_unit_file_writer *nb_unit_cache_create(const struct nb_unit_cache *cache)
 {
     struct nb_unit_file_writer *writer = NULL;
     nb_status status = nb_make_folder(cache->folder);
+    if (status == NB_OK)
+        remove_leftovers(cache);
     if (status == NB_OK)
         status = nb_unit_file_create(cache->path, &cache->shape, &writer);
     if (status != NB_OK)

@@ -46,6 +46,21 @@ done
 equal "the cache that both made" "$(listing "$cache" | grep units)" "$(grep "$(basename "$(units)")" <<<"$made")"
 equal "no leftovers" "$(find "$cache" -name '*.tmp*' | wc -l)" 0
 
+# A first start that is killed leaves what the next one removes; another program's unfinished file stays.
+name=$(basename "$(units)")
+rm -rf "$cache"/*
+sleep 100 &
+other=$!
+(exec sleep 0) & # a process that is gone
+gone=$!
+wait $gone
+touch "$cache/$name.tmp-$gone" "$cache/$name.tmp-$other" "$cache/another.units.tmp-$gone"
+succeeds train "$work/config.yml" --set output_dir="$work/leftovers" --set quantized_cache="$cache"
+kill $other
+absent "$cache/$name.tmp-$gone"
+exists "$cache/$name" "$cache/$name.tmp-$other" "$cache/another.units.tmp-$gone"
+rm "$cache/$name.tmp-$other" "$cache/another.units.tmp-$gone"
+
 # A damaged one is named, and made anew.
 printf x | dd of="$(units)" bs=1 seek=5000 conv=notrunc status=none
 run train "$work/config.yml" --set output_dir="$work/damaged" --set quantized_cache="$cache"

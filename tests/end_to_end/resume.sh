@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
 # Kills the program with SIGKILL at random moments, at least 20 of them, some while it writes a checkpoint, and goes on with --resume
 # each time: the adapter's bytes and the metrics are those of a run that nobody touched. The killed run pages its masters and moments,
-# each time more or less of them; the other keeps them on the device.
+# each time more or less of them, and goes on each time with other things kept elsewhere and in other pieces; the other run keeps all on
+# the device. (Where exactly in a step a kill lands is tests/parity/test_killed.c's.)
 . "${0%/*}/common.sh"
 kills_wanted=24
 
@@ -56,11 +57,20 @@ succeeds train "$work/whole.yml"
 exists "$work/whole/adapter_model.safetensors"
 
 kills=0 while_writing=0 round=0
+elsewhere=(
+  "--set gradient_checkpointing=true"
+  "--set accumulation_order=layer_major --set loss_chunk_rows=256"
+  "--set embedding_device=host --set pinned=false"
+  "--set gradient_checkpointing=attention --set mlp_chunk_tokens=256"
+  "--set accumulation_order=layer_major --set embedding_device=host"
+)
 
 # Starts or resumes the run and, until there were enough of them, kills it. Returns 1 when the run came to its own end.
 run_round() {
   round=$((round + 1))
-  "$nibble" train "$work/killed.yml" --resume --set resident_optimizer_bytes=$((1 + round % 3 * 200000)) >"$work/out" 2>"$work/err" </dev/null &
+  # shellcheck disable=SC2086
+  "$nibble" train "$work/killed.yml" --resume --set resident_optimizer_bytes=$((round % 3 * 200000)) \
+    ${elsewhere[round % ${#elsewhere[@]}]} >"$work/out" 2>"$work/err" </dev/null &
   local run_id=$! before status
   before=$(lines)
   if ! is_enough; then

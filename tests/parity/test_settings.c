@@ -1,11 +1,13 @@
-/* One job under every setting that says what is kept where and in what pieces: metrics, adapter and moments are the same
- * bytes, and both arenas are filled to the byte that was planned. A setting that does nothing is none: each row says
- * whether it takes more or less of the device than the row it is compared with, or what it keeps off the device.
+/* One job under every setting that says what is kept where and in what pieces: metrics, adapter and moments are the
+ * same bytes, and both arenas are filled to the byte that was planned. A setting that does nothing is none: each row
+ * says whether it takes more or less of the device than the row it is compared with, or what it keeps off the
+ * device.
  *
  *   test_settings cpu | deferred | cuda
  *
- * deferred: the CPU device's streams run late, in orders that a seed draws, and its memory is unreadable to the host.
- * cuda: the GPU, or the emulated one, in a smaller form; exit 77 where there is none. To add a setting, add a row.
+ * deferred: the CPU device's streams run late, in orders that a seed draws, and its memory is unreadable to the
+ * host. cuda: the GPU, or the emulated one, in a smaller form; exit 77 where there is none. To add a setting, add a
+ * row.
  *
  * The linker puts __wrap_nb_cpu_device_create before the device's own, to defer it, and __wrap_nb_session_close, to
  * look at the arenas of the program's own sessions. */
@@ -37,31 +39,40 @@ struct setting {
     bool small; /* among the few that the emulated GPU runs */
 };
 
-#define RECOMPUTED "gradient_checkpointing: true\n"
-#define PAGED      "optimizer: paged_adamw_8bit\n"
-#define ALL_PAGED  PAGED "resident_optimizer_bytes: 0\n"
-#define FROM_FILE  "weights_from: file\nquantized_cache: FOLDER/cache\n"
-#define EVERYTHING       \
-    RECOMPUTED ALL_PAGED \
-        "activation_offloading: true\nresident_layers: 0\nmlp_chunk_tokens: 256\nloss_chunk_rows: 256\n"
+#define RECOMPUTED     "gradient_checkpointing: true\n"
+#define PAGED          "optimizer: paged_adamw_8bit\n"
+#define ALL_PAGED      PAGED "resident_optimizer_bytes: 0\n"
+#define OFFLOADED      "activation_offloading: true\n"
+#define STREAMED       "resident_layers: 0\n"
+#define CHUNKS         "mlp_chunk_tokens: 256\nloss_chunk_rows: 256\n"
+#define HOST_EMBEDDING "embedding_device: host\n"
+#define LAYER_MAJOR    "accumulation_order: layer_major\n"
+#define FROM_FILE      "weights_from: file\nquantized_cache: FOLDER/cache\n"
+#define EVERYTHING     RECOMPUTED ALL_PAGED OFFLOADED STREAMED CHUNKS HOST_EMBEDDING
 
 static const struct setting settings[] = {
-    {"recomputed", RECOMPUTED, ANY, false, true},
+    {"recomputed", RECOMPUTED, ANY, false, false},
     {"resident", "gradient_checkpointing: false\n", MORE, false, true},
     {"attention kept", "gradient_checkpointing: attention\n", MORE, false, false},
-    {"inputs offloaded", RECOMPUTED "activation_offloading: true\n", LESS, true, false},
+    {"inputs offloaded", RECOMPUTED OFFLOADED, LESS, true, false},
     {"paged", RECOMPUTED ALL_PAGED, LESS, true, false},
     {"paged, partly resident", RECOMPUTED PAGED "resident_optimizer_bytes: 20kB\n", LESS, true, false},
-    {"MLP in chunks", RECOMPUTED "mlp_chunk_tokens: 256\n", LESS, false, true},
+    {"host embedding", RECOMPUTED HOST_EMBEDDING, LESS, true, false},
+    {"host embedding, pageable", RECOMPUTED HOST_EMBEDDING "pinned: false\n", LESS, true, true},
+    {"MLP in chunks", RECOMPUTED "mlp_chunk_tokens: 256\n", LESS, false, false},
     {"loss in chunks", RECOMPUTED "loss_chunk_rows: 256\n", ANY, false, false},
-    {"streamed", RECOMPUTED "resident_layers: 0\n", LESS, true, false},
-    {"partly streamed", RECOMPUTED "resident_layers: 2\n", LESS, true, true},
-    {"streamed from a file", RECOMPUTED "resident_layers: 0\n" FROM_FILE, LESS, true, true},
+    {"layer-major", RECOMPUTED LAYER_MAJOR, MORE, false, false},
+    {"streamed", RECOMPUTED STREAMED, LESS, true, false},
+    {"partly streamed", RECOMPUTED "resident_layers: 2\n", LESS, true, false},
+    {"streamed, layer-major", RECOMPUTED STREAMED LAYER_MAJOR, ANY, true, true},
+    {"streamed from a file", RECOMPUTED STREAMED FROM_FILE, LESS, true, false},
     {"streamed from a file, again", "gradient_checkpointing: attention\nresident_layers: 1\n" FROM_FILE, ANY, true,
         false},
-    {"everything", EVERYTHING, LESS, true, true},
-    {"everything, pageable", EVERYTHING "pinned: false\n", LESS, true, true},
-    {"everything, from a file", EVERYTHING FROM_FILE, LESS, true, false},
+    {"everything", EVERYTHING, LESS, true, false},
+    {"everything, pageable", EVERYTHING "pinned: false\n", LESS, true, false},
+    {"everything, layer-major", EVERYTHING LAYER_MAJOR, ANY, true, false},
+    {"everything, layer-major, pageable, from a file", EVERYTHING LAYER_MAJOR FROM_FILE "pinned: false\n", ANY, true,
+        true},
 };
 
 enum { SETTINGS = sizeof settings / sizeof *settings };
@@ -165,9 +176,9 @@ static void train(const struct fixture *f, const char *out, bool bf16, const cha
     char *yaml = nb_format("base_model: %s\nadapter: qlora\nlora_r: 32\nlora_dropout: 0.1\nlora_target_linear: true\n"
                            "datasets: [{path: %s/rows.jsonl, type: tokens}]\nlearning_rate: 1e-3\nsequence_len: %d\n"
                            "micro_batch_size: %d\ngradient_accumulation_steps: 2\nmax_steps: %d\nsave_steps: 2\n"
-                           "val_set_size: 2\neval_steps: 1\nbf16: %s\ndevice: %s\nthreads: 2\noutput_dir: %s/%s\n%s%s",
-        f->model, f->folder, LONGEST, 13, f->small ? 2 : 3, bf16 ? "true" : "false", f->device, f->folder, out,
-        strstr(more, "optimizer:") ? "" : "optimizer: adamw_8bit\n", own);
+                           "val_set_size: 2\neval_steps: %d\nbf16: %s\ndevice: %s\nthreads: 2\noutput_dir: %s/%s\n%s%s",
+        f->model, f->folder, LONGEST, 13, f->small ? 2 : 3, f->small ? 2 : 1, bf16 ? "true" : "false", f->device,
+        f->folder, out, strstr(more, "optimizer:") ? "" : "optimizer: adamw_8bit\n", own);
     training_config(yaml, &config);
     arenas.sessions = 0;
     training_check(nb_train(&config, &options));
@@ -238,17 +249,16 @@ static void assert_effect(const struct setting *s, uint64_t reference_bytes)
 /* Every setting, with each seed from `first` to `last`, beside the first setting run immediately. */
 static void compare(const struct fixture *f, bool bf16, uint64_t first, uint64_t last)
 {
-    uint64_t reference_bytes = 0;
     char *reference = nb_format("reference-%d", bf16);
     deferred_seed = 0;
     train(f, reference, bf16, settings[0].yaml);
+    uint64_t reference_bytes = arenas.device;
     for (size_t i = 0; i < SETTINGS; i++)
         for (uint64_t seed = first; seed <= last && (settings[i].small || !f->small); seed++) {
             char *out = nb_format("%zu-%d-%llu", i, bf16, (unsigned long long)seed);
             print_message("%s, %s, seed %llu\n", settings[i].name, bf16 ? "bf16" : "fp32", (unsigned long long)seed);
             deferred_seed = seed;
             train(f, out, bf16, settings[i].yaml);
-            reference_bytes = i == 0 ? arenas.device : reference_bytes;
             assert_effect(&settings[i], reference_bytes);
             assert_same_run(f, reference, out);
             free(out);

@@ -49,6 +49,9 @@ static const struct form forms[] = {
 static const char mixed[] = "sample_packing: true\nactivation_offloading: true\noptimizer: paged_adamw_8bit\n"
                             "gradient_checkpointing: true\n";
 
+static const char layer_major[] = "accumulation_order: layer_major\n"
+                                  "optimizer: paged_adamw_8bit\ngradient_checkpointing: true\n";
+
 /* With what else stands in pinned memory (`rest`), as many units as are said to. */
 static void pins(uint64_t pinned, uint64_t rest, uint64_t unit, uint64_t units)
 {
@@ -106,7 +109,7 @@ static void where_weights_come_from_changes_no_bit(void **state)
     const struct file_model *m = *state;
     for (size_t i = 0; i < sizeof forms / sizeof *forms; i++) {
         one_form(m, &forms[i], "gradient_checkpointing: attention\n", 0);
-        one_form(m, &forms[i], mixed, 11 + i);
+        one_form(m, &forms[i], i % 2 ? mixed : layer_major, 11 + i);
     }
 }
 

@@ -26,5 +26,9 @@ for pinned in auto true false; do
   succeeds train "$work/run.yml" --set output_dir="$work/$pinned" --set pinned=$pinned --set host_memory_budget="$needed"
   cmp "$work/auto/adapter_model.safetensors" "$work/$pinned/adapter_model.safetensors" || problem "pinned: $pinned changes bits"
 done
+succeeds plan "$work/run.yml" --device rtx-4090 --set pinned=false --set bf16=true
+says out '^note: pinned: false: .* pageable host memory' '^note: optimizer: .* at 8\.3 GB/s'
+succeeds plan "$work/run.yml" --device rtx-4090 --set bf16=true
+says out '^note: optimizer: .* at [1-9][0-9]\.?[0-9]* GB/s'
 refuses 2 'pinned' 'auto, true, false' -- train "$work/run.yml" --set pinned=maybe
 finish

@@ -8,6 +8,7 @@
 #include <stddef.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/mman.h>
 #include <unistd.h>
 
 #include <cmocka.h>
@@ -153,6 +154,26 @@ static void no_bit_depends_on_it(void **state)
         free(reference.masters);
         free(resident);
     }
+}
+
+/* What is pageable is there when the session opens: a lack of memory is not left to the first step that needs it. */
+static void pageable_memory_is_touched(void **state)
+{
+    char *more = nb_format("%spinned: false\n", everything_leaves), *yaml = yaml_of(*state, more);
+    struct training training;
+    training_open(&training, yaml);
+    const struct nb_host_slab slab = training.session->host;
+    size_t page = (size_t)sysconf(_SC_PAGESIZE), pages = (slab.bytes + page - 1) / page, there = 0;
+    unsigned char *resident = calloc(pages, 1);
+    assert_true(slab.pageable && pages > 1);
+    assert_int_equal(mincore(slab.memory, slab.bytes, resident), 0);
+    for (size_t i = 0; i < pages; i++)
+        there += resident[i] & 1;
+    assert_int_equal(there, pages);
+    free(resident);
+    training_close(&training);
+    free(yaml);
+    free(more);
 }
 
 /* ---- what is said ---- */
@@ -334,6 +355,7 @@ int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(no_bit_depends_on_it),
+        cmocka_unit_test(pageable_memory_is_touched),
         cmocka_unit_test(falling_back_warns_once),
         cmocka_unit_test(asking_for_it_makes_a_refusal_an_error),
         cmocka_unit_test(a_lack_is_told_before_anything_is_taken),

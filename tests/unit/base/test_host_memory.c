@@ -132,7 +132,8 @@ static void odd_tables_are_no_group(void **state)
     for (size_t i = 0; i < sizeof groups / sizeof *groups; i++)
         expect_folder(groups[i], V2, false, NULL, 0);
     static const char *const mounts[] = {"", "\n", "cgroup2", "41 31 0:38 / /cg rw - cgroup2",
-        "41 31 0:38 / /cg rw cgroup2 cgroup rw\n", "41 31 0:38 / cg rw - cgroup2 cgroup rw\n", "41 31 0:38  /cg rw - cgroup2 cgroup rw\n", "- - - - - - - - - -\n"};
+        "41 31 0:38 / /cg rw cgroup2 cgroup rw\n", "41 31 0:38 / cg rw - cgroup2 cgroup rw\n",
+        "41 31 0:38  /cg rw - cgroup2 cgroup rw\n", "- - - - - - - - - -\n"};
     for (size_t i = 0; i < sizeof mounts / sizeof *mounts; i++)
         expect_folder("0::/a\n", mounts[i], false, NULL, 0);
     char line[200] = "0::/";

@@ -302,8 +302,10 @@ static nb_status load_tensors(
             return nb_fail(NB_USAGE, "%s: tensor %s is missing, which adapter_config.json and the base model ask for",
                 count ? nb_safetensors_at(file, 0)->path : "adapter_model.safetensors", t->name);
         NB_TRY(check_tensor(tensor, t));
-        if (!adapter->device->dry)
+        if (!adapter->device->dry) {
+            NB_TRY(nb_safetensors_fetch(file, tensor));
             NB_TRY(read_values(tensor, staging));
+        }
         NB_TRY(nb_adapter_put(adapter, stream, staging, i));
         found++;
     }

@@ -3,6 +3,7 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <ftw.h>
+#include <inttypes.h>
 #include <limits.h>
 #include <stdarg.h>
 #include <stdio.h>
@@ -75,16 +76,44 @@ void nb_mapped_file_close(struct nb_mapped_file *file)
     *file = (struct nb_mapped_file){0};
 }
 
+/* Cuts a range to the file's, and lets it begin where a page does. */
+static bool find_pages(const struct nb_mapped_file *file, uint64_t offset, uint64_t bytes, uint64_t *begin, uint64_t *end)
+{
+    if (!file->data || bytes == 0 || offset >= file->bytes)
+        return false;
+    uint64_t page = (uint64_t)sysconf(_SC_PAGESIZE);
+    *begin = offset / page * page;
+    *end = bytes > file->bytes - offset ? file->bytes : offset + bytes;
+    return true;
+}
+
+nb_status nb_mapped_file_fetch(const struct nb_mapped_file *file, uint64_t offset, uint64_t bytes)
+{
+    const uint64_t piece = 4 << 20;
+    uint64_t begin, end;
+    if (!find_pages(file, offset, bytes, &begin, &end))
+        return NB_OK;
+    for (; begin < end; begin += piece) {
+        uint64_t length = end - begin < piece ? end - begin : piece;
+        int result;
+        do
+            result = madvise((void *)(uintptr_t)(file->data + begin), (size_t)length, MADV_POPULATE_READ);
+        while (result != 0 && errno == EINTR);
+        if (result != 0 && errno == EFAULT)
+            return nb_fail(NB_IO,
+                "%s: reading fails at or after offset %" PRIu64 ": the disk has an error, or the file was changed", file->path,
+                begin);
+    }
+    return NB_OK;
+}
+
 void nb_mapped_file_forget(const struct nb_mapped_file *file, uint64_t offset, uint64_t bytes)
 {
-    if (!file->data || offset >= file->bytes)
+    uint64_t begin, end;
+    if (!find_pages(file, offset, bytes, &begin, &end)) /* a neighbour on the first page is read again from the page cache */
         return;
-    if (bytes > file->bytes - offset)
-        bytes = file->bytes - offset;
-    uint64_t page = (uint64_t)sysconf(_SC_PAGESIZE);
-    uint64_t begin = offset / page * page; /* a neighbour on the first page is read again from the page cache */
     /* Advice only: a refusal costs memory, never correctness. */
-    (void)madvise((void *)(uintptr_t)(file->data + begin), (size_t)(offset + bytes - begin), MADV_DONTNEED);
+    (void)madvise((void *)(uintptr_t)(file->data + begin), (size_t)(end - begin), MADV_DONTNEED);
 }
 
 /* A text that grows up to a limit. There is always one byte of room for the terminating zero. */

@@ -32,6 +32,11 @@ nb_status nb_mapped_file_open(const char *path, struct nb_mapped_file *file);
 /* Unmaps and clears `file`. Takes a cleared one. */
 void nb_mapped_file_close(struct nb_mapped_file *file);
 
+/* Brings [offset, offset + bytes) into memory, so that a disk that fails, or a file that has become shorter, is an error here and not
+ * a signal at the first access. Where the kernel cannot (before Linux 5.14) it does nothing. Errors: NB_IO, naming the file and, to
+ * within a few megabytes, the offset. */
+nb_status nb_mapped_file_fetch(const struct nb_mapped_file *file, uint64_t offset, uint64_t bytes);
+
 /* Tells the kernel that [offset, offset + bytes) has been read and its pages may go, so that a loaded model's file does not count
  * as the program's memory. */
 void nb_mapped_file_forget(const struct nb_mapped_file *file, uint64_t offset, uint64_t bytes);

@@ -242,6 +242,19 @@ uint64_t nb_checkpoint_tensor_bytes(const struct nb_checkpoint *checkpoint, cons
     return bytes;
 }
 
+nb_status nb_checkpoint_fetch(const struct nb_checkpoint *checkpoint, const char *name)
+{
+    const struct nb_safetensors_tensor *parts[6];
+    enum nb_tensor_role role;
+    if (checkpoint->gguf) {
+        const struct nb_gguf_tensor *tensor = find_gguf(checkpoint, name, &role);
+        return tensor ? nb_gguf_fetch(checkpoint->gguf, tensor) : NB_OK;
+    }
+    for (int i = 0, count = parts_of(checkpoint, name, parts); i < count; i++)
+        NB_TRY(nb_safetensors_fetch(checkpoint->safetensors, parts[i]));
+    return NB_OK;
+}
+
 void nb_checkpoint_forget(const struct nb_checkpoint *checkpoint, const char *name)
 {
     const struct nb_safetensors_tensor *parts[6];
@@ -326,6 +339,7 @@ static nb_status read_gguf(const struct nb_checkpoint *c, const char *name, int6
         return missing(c, name);
     if (!shape_is(tensor->shape, tensor->rank, rows, columns))
         return wrong_shape(c->path, name, tensor->shape, tensor->rank, rows, columns);
+    NB_TRY(nb_checkpoint_fetch(c, name));
     int64_t heads = 0;
     if (c->config.family->gguf_permuted && (role == NB_TENSOR_Q || role == NB_TENSOR_K))
         heads = role == NB_TENSOR_Q ? c->config.heads : c->config.kv_heads;
@@ -342,6 +356,7 @@ nb_status nb_checkpoint_tensor_read_bf16(
         return missing(checkpoint, name);
     if (nb_checkpoint_tensor_is_quantized(checkpoint, name)) {
         struct nb_quant_matrix view;
+        NB_TRY(nb_checkpoint_fetch(checkpoint, name));
         NB_TRY(nb_checkpoint_matrix_quantized(checkpoint, name, rows, columns, &view));
         return check_finite(tensor->path, name, nb_tensor_read_quantized(&view, out), columns);
     }
@@ -352,6 +367,7 @@ nb_status nb_checkpoint_tensor_read_bf16(
         return nb_fail(NB_FORMAT,
             "%s: tensor %s at offset %" PRIu64 ": weights of dtype %s are not read; BF16, F16, F32 are", tensor->path,
             name, tensor->offset, nb_safetensors_dtype_name(tensor->dtype));
+    NB_TRY(nb_checkpoint_fetch(checkpoint, name));
     return check_finite(
         tensor->path, name, nb_tensor_read_plain(tensor->dtype, tensor->data, rows, columns, out), columns);
 }
@@ -396,5 +412,8 @@ nb_status nb_checkpoint_matrix_quantized(const struct nb_checkpoint *checkpoint,
         return missing(checkpoint, name);
     if (!nb_bnb_find(checkpoint->safetensors, name, &parts))
         return nb_fail(NB_FORMAT, "%s: tensor %s is not in bitsandbytes' 4-bit layout", checkpoint->path, name);
+    const struct nb_safetensors_tensor *read[6]; /* all but the packed values, which come first */
+    for (int i = 1, count = parts_of(checkpoint, name, read); i < count; i++)
+        NB_TRY(nb_safetensors_fetch(checkpoint->safetensors, read[i]));
     return nb_bnb_view(&parts, rows, columns, aligned, checkpoint->copies, view);
 }

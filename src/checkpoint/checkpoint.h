@@ -61,6 +61,10 @@ nb_status nb_checkpoint_matrix_quantized(const struct nb_checkpoint *checkpoint,
  * checksum of its header, all as they were when it was opened. */
 void nb_checkpoint_describe_files(const struct nb_checkpoint *checkpoint, FILE *out);
 
+/* Brings what a tensor is made of into memory: a failing disk, or a file cut short under the program, is an error here and not a signal
+ * where it is read. Reading in bf16 does so itself; with a view of the packed values it is the reader's to do. Errors: NB_IO. */
+nb_status nb_checkpoint_fetch(const struct nb_checkpoint *checkpoint, const char *name);
+
 /* The tensor, with what belongs to it, has been read: its pages may go. A later read brings them back. */
 void nb_checkpoint_forget(const struct nb_checkpoint *checkpoint, const char *name);
 

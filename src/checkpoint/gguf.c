@@ -15,6 +15,7 @@ enum {
     TENSOR_BYTES_MIN = 8 + 4 + 8 + 4 + 8, /* an empty name's length, rank, one extent, type, offset */
     ALIGNMENT_DEFAULT = 32,
     ALIGNMENT_MAX = 1 << 20,
+    METADATA_BYTES = 16 << 20,            /* more than a vocabulary's; what is longer is read where it is used */
 };
 
 /* What remains to be read. */
@@ -321,7 +322,10 @@ nb_status nb_gguf_open(const char *path, struct nb_gguf **gguf)
     struct nb_mapped_file map;
     *gguf = NULL;
     NB_TRY(nb_mapped_file_open(path, &map));
-    nb_status status = nb_gguf_parse(map.data, map.bytes, path, gguf);
+    /* How long the metadata is shows while it is read; a vocabulary's takes a few megabytes. */
+    nb_status status = nb_mapped_file_fetch(&map, 0, METADATA_BYTES);
+    if (status == NB_OK)
+        status = nb_gguf_parse(map.data, map.bytes, path, gguf);
     if (status == NB_OK)
         (*gguf)->map = map;
     else
@@ -378,6 +382,11 @@ const struct nb_gguf_tensor *nb_gguf_tensor_find(const struct nb_gguf *gguf, con
     const struct nb_gguf_tensor **found =
         bsearch(name, gguf->by_name, gguf->tensor_count, sizeof *gguf->by_name, compare_key);
     return found ? *found : NULL;
+}
+
+nb_status nb_gguf_fetch(const struct nb_gguf *gguf, const struct nb_gguf_tensor *tensor)
+{
+    return gguf->map.data ? nb_mapped_file_fetch(&gguf->map, tensor->offset, tensor->bytes) : NB_OK;
 }
 
 void nb_gguf_forget(const struct nb_gguf *gguf, const struct nb_gguf_tensor *tensor)

@@ -78,6 +78,7 @@ const struct nb_mapped_file *nb_gguf_file(const struct nb_gguf *gguf); /* NULL w
 size_t nb_gguf_tensor_count(const struct nb_gguf *gguf);
 const struct nb_gguf_tensor *nb_gguf_tensor_at(const struct nb_gguf *gguf, size_t i); /* in the file's order */
 const struct nb_gguf_tensor *nb_gguf_tensor_find(const struct nb_gguf *gguf, const char *name); /* or NULL */
+nb_status nb_gguf_fetch(const struct nb_gguf *gguf, const struct nb_gguf_tensor *tensor); /* as nb_safetensors_fetch */
 void nb_gguf_forget(const struct nb_gguf *gguf, const struct nb_gguf_tensor *tensor);           /* its pages may go */
 
 /* Metadata. Each of these returns false, and leaves *value alone, when the key is absent or of another kind: integers of any width

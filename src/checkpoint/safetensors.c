@@ -193,6 +193,7 @@ static nb_status load_header(struct source *source, uint64_t *base)
     if (source->bytes < sizeof length)
         return nb_fail(
             NB_FORMAT, "%s: %" PRIu64 " bytes are too few for a safetensors file", source->path, source->bytes);
+    NB_TRY(nb_mapped_file_fetch(&source->map, 0, sizeof length));
     memcpy(&length, source->data, sizeof length);
     if (length > HEADER_BYTES_MAX)
         return nb_fail(NB_FORMAT,
@@ -202,6 +203,7 @@ static nb_status load_header(struct source *source, uint64_t *base)
         return nb_fail(NB_FORMAT,
             "%s: a header of %" PRIu64 " bytes reaches past the end of the file (%" PRIu64 " bytes)", source->path,
             length, source->bytes);
+    NB_TRY(nb_mapped_file_fetch(&source->map, sizeof length, length));
     json_error_t error;
     source->header = json_loadb((const char *)source->data + sizeof length, length, JSON_REJECT_DUPLICATES, &error);
     if (!source->header)
@@ -440,9 +442,24 @@ const struct nb_mapped_file *nb_safetensors_file_at(const struct nb_safetensors 
     return i < file->source_count && file->sources[i].map.data ? &file->sources[i].map : NULL;
 }
 
-void nb_safetensors_forget(const struct nb_safetensors *file, const struct nb_safetensors_tensor *tensor)
+/* NULL where the bytes are the caller's. */
+static const struct nb_mapped_file *map_of(const struct nb_safetensors *file, const struct nb_safetensors_tensor *tensor)
 {
     for (size_t i = 0; i < file->source_count; i++)
         if (file->sources[i].path == tensor->path && file->sources[i].map.data)
-            nb_mapped_file_forget(&file->sources[i].map, tensor->offset, tensor->bytes);
+            return &file->sources[i].map;
+    return NULL;
+}
+
+nb_status nb_safetensors_fetch(const struct nb_safetensors *file, const struct nb_safetensors_tensor *tensor)
+{
+    const struct nb_mapped_file *map = map_of(file, tensor);
+    return map ? nb_mapped_file_fetch(map, tensor->offset, tensor->bytes) : NB_OK;
+}
+
+void nb_safetensors_forget(const struct nb_safetensors *file, const struct nb_safetensors_tensor *tensor)
+{
+    const struct nb_mapped_file *map = map_of(file, tensor);
+    if (map)
+        nb_mapped_file_forget(map, tensor->offset, tensor->bytes);
 }

@@ -81,6 +81,8 @@ const char *nb_safetensors_metadata(const struct nb_safetensors *file, const cha
 const struct nb_mapped_file *nb_safetensors_file_at(const struct nb_safetensors *file, size_t i);
 
 /* The tensor has been read: its pages may go. */
+/* Brings a tensor into memory: a failing disk is an error here, not a signal where it is read. Errors: NB_IO. */
+nb_status nb_safetensors_fetch(const struct nb_safetensors *file, const struct nb_safetensors_tensor *tensor);
 void nb_safetensors_forget(const struct nb_safetensors *file, const struct nb_safetensors_tensor *tensor);
 
 /* A tensor to be written. */

@@ -94,6 +94,7 @@ static nb_status put_four_bits(
 static nb_status load_four_bits(const struct loader *l, const char *name, const struct nb_weight *weight)
 {
     struct nb_quant_matrix view;
+    NB_TRY(nb_checkpoint_fetch(l->model->checkpoint, name));
     NB_TRY(nb_checkpoint_matrix_quantized(l->model->checkpoint, name, weight->rows, weight->columns, &view));
     if (view.type != quant_type(weight) || view.nested != weight->nested)
         return nb_fail(NB_FORMAT, "%s: %s is quantized in another way than the model's config.json says",

@@ -140,6 +140,8 @@ static nb_status read_trainable(
          i--) { /* the master last: it stays in the staging for its copy */
         status = check_part(file, path, &parts[i], &tensor);
         if (status == NB_OK)
+            status = nb_safetensors_fetch(file, tensor);
+        if (status == NB_OK)
             memcpy(i > 0 && parts[i].page ? (void *)parts[i].page : session->staging, tensor->data, tensor->bytes);
         if (status == NB_OK && i > 0 && !parts[i].page)
             status = device->upload(device, session->stream, parts[i].at, session->staging, tensor->bytes);

@@ -188,21 +188,26 @@ static void wrong_tensors_are_refused(void **state)
     nb_checkpoint_close(&c);
 }
 
-/* A folder with llama_tied's config and one tensor, of each float dtype. */
-static void write_one_tensor(const char *folder, enum nb_safetensors_dtype dtype, const void *data, size_t bytes)
+/* A folder with llama_tied's config and one tensor. */
+static void write_tensor(const char *folder, const struct nb_safetensors_entry *entry, const void *data, size_t bytes)
 {
     struct nb_safetensors_writer *writer;
-    struct nb_safetensors_entry entry = {"model.norm.weight", dtype, 1, {4}};
     char *path = nb_path_join(folder, "model.safetensors"), *config = nb_path_join(folder, "config.json"), *text;
     size_t length;
     nb_test_must(nb_file_read("tests/golden/models/llama_tied/config.json", 1 << 20, false, &text, &length));
     nb_test_must(nb_file_write(config, text, length));
-    nb_test_must(nb_safetensors_writer_open(path, &entry, 1, &writer));
+    nb_test_must(nb_safetensors_writer_open(path, entry, 1, &writer));
     nb_test_must(nb_safetensors_writer_write(writer, data, bytes));
     nb_test_must(nb_safetensors_writer_finish(&writer, NULL));
     free(text);
     free(path);
     free(config);
+}
+
+static void write_one_tensor(const char *folder, enum nb_safetensors_dtype dtype, const void *data, size_t bytes)
+{
+    const struct nb_safetensors_entry entry = {"model.norm.weight", dtype, 1, {4}};
+    write_tensor(folder, &entry, data, bytes);
 }
 
 static void float_types_are_rounded_to_bf16(void **state)
@@ -253,6 +258,26 @@ static void float_types_are_rounded_to_bf16(void **state)
     free(temporary);
 }
 
+/* What a failing disk does to a mapping, a file cut short does too: the first access to a page would end the program. */
+static void files_that_are_cut_short_are_errors(void **state)
+{
+    const char *folder = *state;
+    static const float values[1 << 15];
+    static nb_bf16 out[1 << 15];
+    struct nb_checkpoint *c;
+    char *path = nb_path_join(folder, "model.safetensors");
+    struct nb_safetensors_entry entry = {"model.norm.weight", NB_SAFETENSORS_F32, 1, {1 << 15}};
+    write_tensor(folder, &entry, values, sizeof values);
+    nb_test_must(nb_checkpoint_open(folder, &c));
+    nb_test_must(nb_checkpoint_tensor_read_bf16(c, "model.norm.weight", 1, 1 << 15, out));
+    assert_int_equal(truncate(path, 1 << 14), 0);
+    assert_int_equal(nb_checkpoint_tensor_read_bf16(c, "model.norm.weight", 1, 1 << 15, out), NB_IO);
+    nb_test_says(path);
+    nb_test_says("offset 0");
+    nb_checkpoint_close(&c);
+    free(path);
+}
+
 static void strangers_are_told_from_a_models_own(void **state)
 {
     (void)state;
@@ -282,6 +307,7 @@ int main(void)
         cmocka_unit_test_setup_teardown(a_config_alone_opens, nb_test_make_folder, nb_test_remove_folder),
         cmocka_unit_test(wrong_tensors_are_refused),
         cmocka_unit_test(strangers_are_told_from_a_models_own),
+        cmocka_unit_test_setup_teardown(files_that_are_cut_short_are_errors, nb_test_make_folder, nb_test_remove_folder),
         cmocka_unit_test_setup_teardown(float_types_are_rounded_to_bf16, nb_test_make_folder, nb_test_remove_folder),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);

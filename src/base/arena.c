@@ -27,6 +27,7 @@ struct nb_arena {
     size_t entries, entries_capacity;
     struct entry *high_entry; /* the stack as it stood at the high-water mark */
     size_t high_entries, high_capacity;
+    size_t same_entries; /* so many, the oldest, are the same in both */
     nb_arena_mark *mark;
     void *mark_context;
 };
@@ -96,10 +97,11 @@ static bool entries_reserve(struct entry **entry, size_t *capacity, size_t count
 
 static bool record_high_water(struct nb_arena *arena)
 {
+    size_t same = arena->same_entries;
     if (!entries_reserve(&arena->high_entry, &arena->high_capacity, arena->entries))
         return false;
-    memcpy(arena->high_entry, arena->entry, arena->entries * sizeof *arena->entry);
-    arena->high_entries = arena->entries;
+    memcpy(arena->high_entry + same, arena->entry + same, (arena->entries - same) * sizeof *arena->entry);
+    arena->high_entries = arena->same_entries = arena->entries;
     arena->high_water = arena->used;
     memcpy(arena->high_water_of, arena->used_of, sizeof arena->used_of);
     return true;
@@ -135,6 +137,8 @@ void nb_arena_release_to(struct nb_arena *arena, uint64_t frame)
 {
     while (arena->entries && arena->entry[arena->entries - 1].offset >= frame) {
         const struct entry *e = &arena->entry[--arena->entries];
+        if (arena->same_entries > arena->entries)
+            arena->same_entries = arena->entries;
         arena->used_of[e->category] -= arena->used - e->offset;
         arena->used = e->offset;
         if (arena->mark)

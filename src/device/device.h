@@ -410,6 +410,9 @@ struct nb_device {
     nb_status (*graph_launch)(struct nb_device *, struct nb_stream *, struct nb_graph *);
     void (*graph_destroy)(struct nb_device *, struct nb_graph **);
 
+    /* A dry device's: what follows counts so many times, until the next call. NULL on others. */
+    void (*repeat)(struct nb_device *, int times);
+
     /* The ops, and what scratch each asks for with these args: plain C, reads shapes and the profile alone, callable without the
      * device. Pointers in the args may be null there. */
 #define NB_OP_ENTRY(name)                                                                \
@@ -453,13 +456,18 @@ const char *nb_cpu_backend_description(void);
  * NaN and unreadable under the address sanitizer. Call it once for the whole slab, unusable, before the arena. */
 void nb_cpu_memory_mark(void *context, uint64_t address, uint64_t bytes, bool usable);
 
+/* What a device does at once, one thing at a time each. */
+enum nb_dry_engine { NB_DRY_COMPUTE, NB_DRY_UPLOAD, NB_DRY_DOWNLOAD, NB_DRY_ENGINES };
+
 /* What the dry device counted. */
 struct nb_dry_counts {
     uint64_t memory_bytes, host_bytes; /* taken now */
     uint64_t host_bytes_max;           /* taken at once, at most */
     uint64_t ops;
-    double flops;                      /* of the linear and attention ops, for the time estimate */
-    uint64_t copied_bytes;
+    double flops;                      /* of the linear and attention ops */
+    uint64_t uploaded_bytes, downloaded_bytes;
+    double seconds;                    /* no less than this the target would have taken until the last wait (dry/dry.c) */
+    double busy[NB_DRY_ENGINES];       /* seconds that an engine works, waits apart */
 };
 
 /* A device of `target`'s kind that owns no memory and runs nothing: addresses are invented, ops are checked (nb_check_*) and

@@ -10,6 +10,16 @@ static int chunk_tokens(const struct nb_block *b)
     return b->mlp_chunk_tokens > 0 && b->mlp_chunk_tokens < b->tokens_limit ? b->mlp_chunk_tokens : b->tokens_limit;
 }
 
+static int first_chunk(const struct nb_block *b)
+{
+    return nb_work_first_chunk(b->work, chunk_tokens(b), b->tokens_max);
+}
+
+static int next_chunk(const struct nb_block *b, int begin)
+{
+    return nb_work_next_chunk(b->work, begin, chunk_tokens(b), b->tokens_max);
+}
+
 /* The block at work on the rows from `begin` on. */
 static struct nb_block chunk_of(const struct nb_block *b, int begin)
 {
@@ -155,7 +165,7 @@ nb_status nb_block_mlp(const struct nb_block *block, enum nb_keep keep, const st
     NB_TRY(dequantize(&b, gate_and_up, 2, 1, &weights));
     NB_TRY(dequantize(&b, down, 1, 1, &weights));
     NB_TRY(take_forward(&b, keep == NB_KEEP_EVERYTHING, &f));
-    for (int begin = 0; begin < b.tokens_max; begin += chunk_tokens(&b)) {
+    for (int begin = first_chunk(&b); begin < b.tokens_max; begin = next_chunk(&b, begin)) {
         const struct nb_block chunk = chunk_of(&b, begin);
         NB_TRY(forward_chunk(&chunk, &f));
     }
@@ -214,7 +224,7 @@ nb_status nb_block_mlp_backward(
         NB_TRY(nb_block_take_mlp(&memory, NB_CATEGORY_LIVE_SET, &k.memory.own));
     NB_TRY(nb_block_take(&memory, NB_CATEGORY_LIVE_SET, "MLP's inner values", widest(&b), &k.h));
     NB_TRY(nb_block_take(&memory, NB_CATEGORY_LIVE_SET, "gradient of MLP's inner values", widest(&b), &k.dh));
-    for (int begin = 0; begin < b.tokens_max; begin += chunk_tokens(&b)) {
+    for (int begin = first_chunk(&b); begin < b.tokens_max; begin = next_chunk(&b, begin)) {
         const struct nb_block chunk = chunk_of(&b, begin);
         NB_TRY(backward_chunk(&chunk, &k));
     }

@@ -211,8 +211,11 @@ nb_status nb_head_run(const struct nb_head *head)
         uint64_t row_bytes = (uint64_t)head->model->config.hidden * nb_dtype_bytes(head->model->options.activation);
         NB_TRY(device->fill_zero(device, head->work->stream, head->gradient, (uint64_t)head->tokens_max * row_bytes));
     }
-    for (; chunk.rows.begin < head->trained_rows_max; chunk.rows.begin += head->loss_rows)
+    int rows = head->loss_rows, end = head->trained_rows_max;
+    for (int at = nb_work_first_chunk(head->work, rows, end); at < end; at = nb_work_next_chunk(head->work, at, rows, end)) {
+        chunk.rows.begin = at;
         NB_TRY(run_chunk(head, &chunk));
+    }
     nb_arena_release_to(head->work->arena, frame);
     struct nb_loss_sum sum = {
         .loss = head->losses, .step = head->step, .slot = head->slot, .rows_max = head->trained_rows_max};

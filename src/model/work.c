@@ -52,3 +52,25 @@ DEFINE_WITH_SCRATCH_OF_TOKENS(attention)
 DEFINE_WITH_SCRATCH_OF_TOKENS(attention_backward)
 DEFINE_WITH_SCRATCH(quantize)
 DEFINE_WITH_SCRATCH(sample)
+
+static int last_chunk(int chunk, int end)
+{
+    return end > 0 ? (end - 1) / chunk * chunk : 0;
+}
+
+int nb_work_first_chunk(const struct nb_work *work, int chunk, int end)
+{
+    int last = last_chunk(chunk, end);
+    if (work->device->repeat && last > 0)
+        work->device->repeat(work->device, last / chunk);
+    return 0;
+}
+
+int nb_work_next_chunk(const struct nb_work *work, int begin, int chunk, int end)
+{
+    int last = last_chunk(chunk, end);
+    if (!work->device->repeat || begin == last)
+        return begin + chunk;
+    work->device->repeat(work->device, 1);
+    return last;
+}

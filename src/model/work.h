@@ -31,4 +31,9 @@ nb_status nb_work_attention_backward(const struct nb_work *work, struct nb_atten
 nb_status nb_work_quantize(const struct nb_work *work, struct nb_quantize *args);
 nb_status nb_work_sample(const struct nb_work *work, struct nb_sample *args);
 
+/* The chunks of 0 .. end - 1: the first, and after each the one at `begin` the next, until `end` is reached. On a dry
+ * device the first, counted for all others that are as long, and the last. */
+int nb_work_first_chunk(const struct nb_work *work, int chunk, int end);
+int nb_work_next_chunk(const struct nb_work *work, int begin, int chunk, int end);
+
 #endif

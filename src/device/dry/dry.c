@@ -1,11 +1,21 @@
 /* The dry device: a named target's stand-in for planning. It owns no device memory and runs nothing; it checks every
- * op's args, counts, and answers for scratch as the target does. */
+ * op's args, counts, and answers for scratch as the target does.
+ *
+ * It also keeps time. A stream has a clock, an event holds the one of the stream that recorded it, and each of the
+ * target's engines (arithmetic with the device's memory, copies to the device, copies from it) does one thing at a time,
+ * in the order in which it is enqueued: work begins when its stream, its engine and the host are there, and takes
+ *   an op      prepared bytes / memory rate + max(operations / arithmetic rate, bytes / memory rate)
+ *   a copy     bytes / link rate, or twice the bytes / memory rate within the device
+ * (Williams et al. 2009, the roofline model). So what overlaps and what waits is what the schedule itself makes of it.
+ * The rates are the profile's, which nothing reaches, and launches cost nothing: the seconds are a lower bound. Where a
+ * rate is 0 it is unknown, and no time passes. */
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
 
 #include "device/cpu/cpu.h"
 #include "device/cuda/plan.h"
+#include "device/dry/work.h"
 
 /* Memory is only an address and its size. */
 struct slab {
@@ -20,14 +30,17 @@ struct dry {
     uint64_t next_address;
     struct nb_product_site *site; /* [sites], of a CUDA target */
     int sites, sites_capacity;
+    int times;                      /* that what is enqueued counts */
+    double free_at[NB_DRY_ENGINES]; /* when an engine has done what is enqueued, in seconds */
 };
 
 struct nb_stream {
-    char unused;
+    double now; /* when it has done what is enqueued */
 };
 
 struct nb_event {
     bool recorded;
+    double at;
 };
 
 static struct dry *dry_of(struct nb_device *device)
@@ -104,6 +117,45 @@ static void host_give_back(struct nb_device *device, void *memory)
     munmap(memory, bytes ? bytes : 1);
 }
 
+/* ---- time ---- */
+
+static double seconds_for(double amount, double rate)
+{
+    return rate > 0 ? amount / rate : 0;
+}
+
+static void spend(struct dry *dry, struct nb_stream *stream, enum nb_dry_engine engine, double seconds)
+{
+    double begin = stream->now > dry->counts.seconds ? stream->now : dry->counts.seconds;
+    if (dry->free_at[engine] > begin)
+        begin = dry->free_at[engine];
+    stream->now = dry->free_at[engine] = begin + dry->times * seconds;
+    dry->counts.busy[engine] += dry->times * seconds;
+}
+
+static void repeat(struct nb_device *device, int times)
+{
+    dry_of(device)->times = times;
+}
+
+static double memory_rate(const struct dry *dry)
+{
+    return 1e9 * (double)dry->base.profile.memory_gb_per_s;
+}
+
+static double link_rate(const struct dry *dry)
+{
+    return 1e9 * (double)dry->base.profile.link_gb_per_s;
+}
+
+static void compute(struct dry *dry, struct nb_stream *stream, struct nb_dry_work work)
+{
+    double arithmetic = seconds_for(work.flops, 1e12 * (double)dry->base.profile.bf16_tflops);
+    double memory = seconds_for(work.bytes, memory_rate(dry)), prepared = seconds_for(work.prepared_bytes, memory_rate(dry));
+    spend(dry, stream, NB_DRY_COMPUTE, prepared + (arithmetic > memory ? arithmetic : memory));
+    dry->counts.flops += dry->times * work.flops;
+}
+
 /* ---- streams, events, copies ---- */
 
 static nb_status stream_create(struct nb_device *device, struct nb_stream **stream)
@@ -137,109 +189,66 @@ static void event_destroy(struct nb_device *device, struct nb_event **event)
 static nb_status event_record(struct nb_device *device, struct nb_stream *stream, struct nb_event *event)
 {
     (void)device;
-    (void)stream;
     event->recorded = true;
+    event->at = stream->now;
     return NB_OK;
 }
 
 static nb_status stream_wait_event(struct nb_device *device, struct nb_stream *stream, struct nb_event *event)
 {
     (void)device;
-    (void)stream;
     if (!event->recorded)
         return nb_fail(
             NB_UNSUPPORTED, "a stream is to wait for an event that no stream has recorded: it would wait for ever");
+    if (event->at > stream->now)
+        stream->now = event->at;
     return NB_OK;
 }
 
 static nb_status stream_wait(struct nb_device *device, struct nb_stream *stream)
 {
-    (void)device;
-    (void)stream;
+    struct dry *dry = dry_of(device);
+    if (stream->now > dry->counts.seconds)
+        dry->counts.seconds = stream->now;
     return NB_OK;
 }
 
 static nb_status upload(
     struct nb_device *device, struct nb_stream *stream, nb_dptr to, const void *from, uint64_t bytes)
 {
-    (void)stream;
+    struct dry *dry = dry_of(device);
     (void)to;
     (void)from;
-    dry_of(device)->counts.copied_bytes += bytes;
+    dry->counts.uploaded_bytes += (uint64_t)dry->times * bytes;
+    spend(dry, stream, NB_DRY_UPLOAD, seconds_for((double)bytes, link_rate(dry)));
     return NB_OK;
 }
 
 static nb_status download(struct nb_device *device, struct nb_stream *stream, void *to, nb_dptr from, uint64_t bytes)
 {
-    (void)stream;
+    struct dry *dry = dry_of(device);
     (void)to;
     (void)from;
-    dry_of(device)->counts.copied_bytes += bytes;
+    dry->counts.downloaded_bytes += (uint64_t)dry->times * bytes;
+    spend(dry, stream, NB_DRY_DOWNLOAD, seconds_for((double)bytes, link_rate(dry)));
     return NB_OK;
 }
 
 static nb_status copy(struct nb_device *device, struct nb_stream *stream, nb_dptr to, nb_dptr from, uint64_t bytes)
 {
-    (void)stream;
+    struct dry *dry = dry_of(device);
     (void)to;
     (void)from;
-    dry_of(device)->counts.copied_bytes += bytes;
+    spend(dry, stream, NB_DRY_COMPUTE, seconds_for(2 * (double)bytes, memory_rate(dry)));
     return NB_OK;
 }
 
 static nb_status fill_zero(struct nb_device *device, struct nb_stream *stream, nb_dptr to, uint64_t bytes)
 {
-    (void)device;
-    (void)stream;
+    struct dry *dry = dry_of(device);
     (void)to;
-    (void)bytes;
+    spend(dry, stream, NB_DRY_COMPUTE, seconds_for((double)bytes, memory_rate(dry)));
     return NB_OK;
-}
-
-/* ---- floating-point operations, with tokens_max valid rows: 2 a multiplication and addition ---- */
-
-/* A part's product, and its adapter's where there is one; the sums over `out` (dx) cost what those over `in` do. */
-static double part_flops(const struct nb_linear_part *part, int rows, int in)
-{
-    double adapter = nb_dptr_is_null(part->lora.a) ? 0 : (double)part->lora.rank * ((double)in + part->out);
-    return 2.0 * rows * ((double)in * part->out + adapter);
-}
-
-static double flops_linear(const struct nb_linear *a)
-{
-    double flops = 0;
-    for (int p = 0; p < a->parts; p++)
-        flops += part_flops(&a->part[p], a->tokens_max, a->in);
-    return flops;
-}
-
-static double flops_linear_backward(const struct nb_linear_backward *a)
-{
-    double flops = 0;
-    for (int p = 0; p < a->parts; p++) {
-        double whole = part_flops(&a->part[p], a->tokens_max, a->in),
-               weight = 2.0 * a->tokens_max * (double)a->in * a->part[p].out;
-        double adapter = whole - weight; /* u and dx's share; as much again for da and db */
-        flops += nb_dptr_is_null(a->dx) ? 1.5 * adapter : weight + 2 * adapter;
-    }
-    return flops;
-}
-
-/* Pairs of a query and a key it sees, if the tokens are sequences of longest_max. */
-static double attention_pairs(int tokens, int longest, int window)
-{
-    double seen = window > 0 && window < longest ? window - (double)window * window / (2.0 * longest) : longest / 2.0;
-    return (double)tokens * seen;
-}
-
-static double flops_attention(const struct nb_attention *a)
-{
-    return 4.0 * attention_pairs(a->tokens_max, a->longest_max, a->window) * a->heads * a->head_dim;
-}
-
-static double flops_attention_backward(const struct nb_attention_backward *a)
-{
-    return 10.0 * attention_pairs(a->tokens_max, a->longest_max, a->window) * a->heads * a->head_dim;
 }
 
 /* ---- the products of a CUDA target ---- */
@@ -289,21 +298,12 @@ static nb_status sites_linear_backward(struct dry *dry, const struct nb_linear_b
         const struct nb_linear_backward *: sites_linear_backward(dry, (const void *)(args)),                 \
         default: NB_OK)
 
-#define FLOPS(args) \
-    _Generic((args),                                                                                       \
-        const struct nb_linear *: flops_linear((const void *)(args)),                                      \
-        const struct nb_linear_backward *: flops_linear_backward((const void *)(args)),                    \
-        const struct nb_attention *: flops_attention((const void *)(args)),                                \
-        const struct nb_attention_backward *: flops_attention_backward((const void *)(args)),              \
-        default: 0.0)
-
 #define DEFINE_OP(name)                                                                                             \
     static nb_status enter_##name(struct nb_device *device, struct nb_stream *stream, const struct nb_##name *args) \
     {                                                                                                               \
-        (void)stream;                                                                                               \
         NB_TRY(nb_check_##name(args));                                                                              \
-        dry_of(device)->counts.ops++;                                                                               \
-        dry_of(device)->counts.flops += FLOPS(args);                                                                \
+        dry_of(device)->counts.ops += (uint64_t)dry_of(device)->times;                                                                               \
+        compute(dry_of(device), stream, nb_dry_work_of_##name(&device->profile, args));                             \
         return SITES(dry_of(device), args);                                                                         \
     }
 NB_OPS(DEFINE_OP)
@@ -327,6 +327,7 @@ nb_status nb_dry_device_create(const struct nb_device_profile *target, struct nb
     if (!dry)
         return nb_fail(NB_MEMORY, "no memory for the dry device");
     dry->next_address = 1 << 20;
+    dry->times = 1;
     dry->base = (struct nb_device){
         .profile = *target,
         .dry = true,
@@ -345,6 +346,7 @@ nb_status nb_dry_device_create(const struct nb_device_profile *target, struct nb
         .download = download,
         .copy = copy,
         .fill_zero = fill_zero,
+        .repeat = repeat,
         .destroy = destroy,
     };
 #define ENTER_OP(name)             \

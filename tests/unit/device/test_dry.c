@@ -1,4 +1,5 @@
 /* The dry device: it counts what a run would take and do, checks the args, and needs no memory for it. */
+#include <math.h>
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stddef.h>
@@ -119,10 +120,130 @@ static void copies_are_counted_and_touch_nothing(void **state)
     assert_int_equal(d->download(d, stream, host, x, 40), NB_OK);
     assert_int_equal(d->fill_zero(d, stream, x, 64), NB_OK);
     assert_int_equal(d->stream_wait(d, stream), NB_OK);
-    assert_int_equal(counts->copied_bytes, 104);
+    assert_true(counts->uploaded_bytes == 64 && counts->downloaded_bytes == 40);
     assert_int_equal(host[0], 5);
     d->stream_destroy(d, &stream);
     nb_device_destroy(&d);
+}
+
+/* ---- time: a target of 1 TFLOP/s, 1 GB/s of memory and 0.5 GB/s each way over the link ---- */
+
+static struct nb_device *timed(struct nb_stream *stream[2])
+{
+    struct nb_device_profile profile = {.name = "card", .kind = NB_DEVICE_CUDA, .memory_bytes = 1 << 30, .compute_capability = 90,
+        .multiprocessors = 1, .bf16 = true, .bf16_tflops = 1, .memory_gb_per_s = 1, .link_gb_per_s = 0.5f};
+    struct nb_device *d = NULL;
+    assert_int_equal(nb_dry_device_create(&profile, &d), NB_OK);
+    for (int i = 0; i < 2; i++)
+        assert_int_equal(d->stream_create(d, &stream[i]), NB_OK);
+    return d;
+}
+
+static void end_timed(struct nb_device *d, struct nb_stream *stream[2])
+{
+    for (int i = 0; i < 2; i++)
+        d->stream_destroy(d, &stream[i]);
+    nb_device_destroy(&d);
+}
+
+static void assert_seconds(const struct nb_device *d, double wanted)
+{
+    double seconds = nb_dry_device_counts(d)->seconds;
+    if (fabs(seconds - wanted) > 1e-9 * wanted)
+        fail_msg("%.12g seconds, not %.12g", seconds, wanted);
+}
+
+/* Each 10^9 bytes: a second of the device's memory, two of the link. */
+static const uint64_t gigabyte = 1000000000;
+
+static void streams_and_engines_overlap(void **state)
+{
+    (void)state;
+    struct nb_stream *stream[2];
+    struct nb_device *d = timed(stream);
+    const struct nb_dry_counts *counts = nb_dry_device_counts(d);
+    nb_dptr at = {1 << 20};
+    char host = 0;
+    /* Both directions of the link and the memory at once: the longest is what is waited for. */
+    assert_int_equal(d->fill_zero(d, stream[0], at, gigabyte), NB_OK);
+    assert_int_equal(d->upload(d, stream[1], at, &host, gigabyte), NB_OK);
+    assert_int_equal(d->stream_wait(d, stream[0]), NB_OK);
+    assert_seconds(d, 1);
+    assert_int_equal(d->stream_wait(d, stream[1]), NB_OK);
+    assert_seconds(d, 2);
+    assert_int_equal(d->download(d, stream[0], &host, at, gigabyte), NB_OK);
+    assert_int_equal(d->upload(d, stream[1], at, &host, gigabyte), NB_OK);
+    assert_int_equal(d->stream_wait(d, stream[0]), NB_OK);
+    assert_int_equal(d->stream_wait(d, stream[1]), NB_OK);
+    assert_seconds(d, 4);
+    /* One direction does one thing at a time, whatever the streams. */
+    assert_int_equal(d->upload(d, stream[0], at, &host, gigabyte), NB_OK);
+    assert_int_equal(d->upload(d, stream[1], at, &host, gigabyte), NB_OK);
+    assert_int_equal(d->stream_wait(d, stream[1]), NB_OK);
+    assert_seconds(d, 8);
+    assert_true(counts->busy[NB_DRY_COMPUTE] == 1 && counts->busy[NB_DRY_UPLOAD] == 8 && counts->busy[NB_DRY_DOWNLOAD] == 2);
+    assert_true(counts->uploaded_bytes == 4 * gigabyte && counts->downloaded_bytes == gigabyte);
+    end_timed(d, stream);
+}
+
+static void events_are_waited_for(void **state)
+{
+    (void)state;
+    struct nb_stream *stream[2];
+    struct nb_device *d = timed(stream);
+    struct nb_event *arrived = NULL;
+    nb_dptr at = {1 << 20};
+    char host = 0;
+    assert_int_equal(d->event_create(d, &arrived), NB_OK);
+    assert_int_equal(d->stream_wait_event(d, stream[0], arrived), NB_UNSUPPORTED);
+    assert_int_equal(d->upload(d, stream[1], at, &host, gigabyte), NB_OK);
+    assert_int_equal(d->event_record(d, stream[1], arrived), NB_OK);
+    assert_int_equal(d->upload(d, stream[1], at, &host, gigabyte), NB_OK); /* after the event: not waited for */
+    assert_int_equal(d->fill_zero(d, stream[0], at, gigabyte / 2), NB_OK);
+    assert_int_equal(d->stream_wait_event(d, stream[0], arrived), NB_OK);
+    d->repeat(d, 3);
+    assert_int_equal(d->fill_zero(d, stream[0], at, gigabyte), NB_OK);
+    d->repeat(d, 1);
+    assert_int_equal(d->stream_wait(d, stream[0]), NB_OK);
+    assert_seconds(d, 5);
+    /* What is enqueued after a wait of the host begins after it. */
+    assert_int_equal(d->stream_wait(d, stream[1]), NB_OK);
+    assert_seconds(d, 5);
+    assert_int_equal(d->upload(d, stream[1], at, &host, gigabyte), NB_OK);
+    assert_int_equal(d->stream_wait(d, stream[1]), NB_OK);
+    assert_seconds(d, 7);
+    d->event_destroy(d, &arrived);
+    end_timed(d, stream);
+}
+
+/* The longer of arithmetic and traffic. */
+static void ops_take_what_their_roofline_says(void **state)
+{
+    (void)state;
+    enum { TOKENS = 1024, IN = 4096, OUT = 8192 };
+    struct nb_stream *stream[2];
+    struct nb_device *d = timed(stream);
+    nb_dptr at = {1 << 20}, other = {1 << 21};
+    struct nb_add add = {.a = at, .b = at, .y = at, .slot = at, .tokens_max = TOKENS, .width = IN, .activation = NB_DTYPE_BF16};
+    assert_int_equal(d->add(d, stream[0], &add), NB_OK);
+    assert_int_equal(d->stream_wait(d, stream[0]), NB_OK);
+    double seconds = 3.0 * TOKENS * IN * 2 / 1e9;
+    assert_seconds(d, seconds);
+    struct nb_linear args = {.x = at, .step = at, .slot = at, .tokens_max = TOKENS, .in = IN, .x_stride = IN, .parts = 1,
+        .activation = NB_DTYPE_BF16};
+    args.part[0] = (struct nb_linear_part){.weight = {.rows = OUT, .columns = IN, .data = at}, .out = OUT, .y = other,
+                                           .y_stride = OUT, .output_scale = 1};
+    double bytes = 2.0 * (TOKENS * IN + TOKENS * OUT + (double)IN * OUT), flops = 2.0 * TOKENS * IN * OUT;
+    assert_int_equal(d->linear(d, stream[0], &args), NB_OK);
+    assert_int_equal(d->stream_wait(d, stream[0]), NB_OK);
+    assert_true(bytes / 1e9 > flops / 1e12);
+    seconds += bytes / 1e9;
+    assert_seconds(d, seconds);
+    d->profile.memory_gb_per_s = 1000;
+    assert_int_equal(d->linear(d, stream[0], &args), NB_OK);
+    assert_int_equal(d->stream_wait(d, stream[0]), NB_OK);
+    assert_seconds(d, seconds + flops / 1e12);
+    end_timed(d, stream);
 }
 
 /* Planning for a machine asks for what the machine itself would. */
@@ -166,6 +287,9 @@ int main(void)
         cmocka_unit_test(ops_are_checked_and_counted),
         cmocka_unit_test(a_linear_op_counts_its_operations),
         cmocka_unit_test(copies_are_counted_and_touch_nothing),
+        cmocka_unit_test(streams_and_engines_overlap),
+        cmocka_unit_test(events_are_waited_for),
+        cmocka_unit_test(ops_take_what_their_roofline_says),
         cmocka_unit_test(scratch_is_the_target_s),
         cmocka_unit_test(a_device_without_an_op_is_named),
     };

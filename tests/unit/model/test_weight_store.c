@@ -227,7 +227,7 @@ enum { RED_ZONE = 0 };
 
 static uint64_t fetched(const struct streaming *s, uint64_t *before)
 {
-    uint64_t all = nb_dry_device_counts(s->f.device)->copied_bytes, unit = s->unit_bytes - RED_ZONE;
+    uint64_t all = nb_dry_device_counts(s->f.device)->uploaded_bytes, unit = s->unit_bytes - RED_ZONE;
     uint64_t units = (all - *before) / unit;
     assert_int_equal((all - *before) % unit, 0);
     *before = all;

@@ -1,3 +1,4 @@
+#include "train/fit_advice.h"
 #include "train/plan_limits.h"
 #include "train/plan_table.h"
 
@@ -36,8 +37,8 @@ static nb_status print_limit(struct nb_run *run, enum nb_plan_limit limit)
     if (found.pinned_bytes)
         printf(", %.1f MiB of pinned host memory", (double)found.pinned_bytes / mebibyte);
     printf("; %d of %d blocks computed again", found.blocks - found.kept_everything, found.blocks);
-    if (run->profile.bf16_tflops > 0)
-        printf("; a micro-batch takes no less than %.3g s", found.step_flops / 1e12 / (double)run->profile.bf16_tflops);
+    if (found.step_seconds > 0)
+        printf("; a step takes no less than %.3g s", found.step_seconds);
     printf("\n");
     return NB_OK;
 }
@@ -66,6 +67,8 @@ static nb_status print_plan(const struct nb_config *config, const struct wanted 
     bool whole = !wanted->longest_context && !wanted->largest_batch;
     if (status == NB_OK && whole)
         status = nb_plan_make(opened, &plan);
+    if (status == NB_OK && whole)
+        status = nb_plan_advise(opened, &plan);
     if (status == NB_OK && whole) {
         if (wanted->json)
             status = nb_plan_print_json(opened, &plan, stdout);

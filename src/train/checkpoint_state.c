@@ -59,21 +59,22 @@ static uint32_t crc_of_object(const json_t *root)
 
 static json_t *state_json(const struct nb_trainer_state *s)
 {
-    return json_pack("{s:I, s:f, s:I, s:I, s:I, s:I, s:f, s:I, s:I, s:b}", "step", (json_int_t)s->step, "epoch",
+    return json_pack("{s:I, s:f, s:I, s:I, s:I, s:I, s:f, s:I, s:I, s:i, s:b}", "step", (json_int_t)s->step, "epoch",
         s->epoch, "seed", (json_int_t)s->seed, "tokens", (json_int_t)s->tokens, "trained_tokens",
         (json_int_t)s->trained_tokens, "metrics_bytes", (json_int_t)s->metrics_bytes, "best_loss", s->best_loss,
         "best_step", (json_int_t)s->best_step, "evaluations_without_gain", (json_int_t)s->evaluations_without_gain,
-        "evaluation_due", (int)s->evaluation_due);
+        "micro_batch_size", s->micro_batch_size, "evaluation_due", (int)s->evaluation_due);
 }
 
 static bool state_from_json(json_t *root, struct nb_trainer_state *s)
 {
     json_int_t step, seed, tokens, trained, metrics, best_step, without_gain;
     int due;
-    if (json_unpack(root, "{s:I, s:F, s:I, s:I, s:I, s:I, s:F, s:I, s:I, s:b}", "step", &step, "epoch", &s->epoch,
+    s->micro_batch_size = 0; /* of a checkpoint from before it was recorded */
+    if (json_unpack(root, "{s:I, s:F, s:I, s:I, s:I, s:I, s:F, s:I, s:I, s?i, s:b}", "step", &step, "epoch", &s->epoch,
             "seed", &seed, "tokens", &tokens, "trained_tokens", &trained, "metrics_bytes", &metrics, "best_loss",
-            &s->best_loss, "best_step", &best_step, "evaluations_without_gain", &without_gain, "evaluation_due",
-            &due) != 0)
+            &s->best_loss, "best_step", &best_step, "evaluations_without_gain", &without_gain, "micro_batch_size",
+            &s->micro_batch_size, "evaluation_due", &due) != 0)
         return false;
     s->step = step;
     s->seed = (uint64_t)seed;
@@ -83,7 +84,7 @@ static bool state_from_json(json_t *root, struct nb_trainer_state *s)
     s->best_step = best_step;
     s->evaluations_without_gain = without_gain;
     s->evaluation_due = due != 0;
-    return step > 0 && metrics >= 0;
+    return step > 0 && metrics >= 0 && s->micro_batch_size >= 0;
 }
 
 static nb_status write_state(const char *folder, const struct nb_trainer_state *state)

@@ -23,6 +23,7 @@ struct nb_trainer_state {
     double best_loss;        /* of the evaluations so far; meaningful if best_step > 0 */
     int64_t best_step;
     int64_t evaluations_without_gain;
+    int micro_batch_size;    /* of the run: with micro_batch_size: auto the last bits follow from what was chosen */
     bool evaluation_due;     /* the evaluation of this step was interrupted */
 };
 

@@ -7,25 +7,27 @@ enum { TOKENS_MAX = 1 << 29 };
 
 static const double mebibyte = 1024.0 * 1024.0;
 
-static nb_status try_sizes(struct nb_run *run, int sequence_len, int micro_batch_size, struct nb_plan_limit_found *tried)
+/* What a run of the sizes that it has takes. */
+static nb_status plan_sizes(struct nb_run *run, struct nb_plan_limit_found *found, bool *fits)
 {
-    struct nb_plan plan;
-    nb_run_resize(run, sequence_len, micro_batch_size, run->micro_batches);
+    struct nb_measure measured;
+    int blocks = nb_checkpoint_config(run->checkpoint)->layers;
     NB_TRY(nb_fit_choose(run));
-    nb_status status = nb_plan_make(run, &plan);
-    if (status == NB_OK)
-        *tried = (struct nb_plan_limit_found){
-            .sequence_len = sequence_len,
-            .micro_batch_size = micro_batch_size,
-            .peak_bytes = plan.peak_bytes,
-            .pinned_bytes = plan.pinned_bytes,
-            .step_flops = plan.step_flops,
-            .kept_everything = plan.kept_everything,
-            .kept_attention = plan.kept_attention,
-            .blocks = plan.blocks,
-        };
-    nb_plan_destroy(&plan);
-    return status;
+    NB_TRY(nb_plan_measure(run, &measured));
+    *fits = nb_fit_holds(run, &measured);
+    *found = (struct nb_plan_limit_found){
+        .sequence_len = run->sequence_len,
+        .micro_batch_size = run->micro_batch_size,
+        .peak_bytes = measured.peak_bytes,
+        .pinned_bytes = measured.pinned_bytes,
+        .step_seconds = measured.seconds,
+        .blocks = blocks,
+    };
+    for (int i = 0; i < blocks; i++) {
+        found->kept_everything += run->keep[i] == NB_KEEP_EVERYTHING;
+        found->kept_attention += run->keep[i] == NB_KEEP_ATTENTION;
+    }
+    return NB_OK;
 }
 
 /* Units of what grows: tiles of a row's tokens, or rows. */
@@ -34,12 +36,28 @@ struct search {
     enum nb_plan_limit limit;
 };
 
-static nb_status try_units(const struct search *s, int64_t units, struct nb_plan_limit_found *tried)
+static void resize(const struct search *s, int64_t units)
 {
-    const struct nb_config *config = s->run->config;
-    return s->limit == NB_PLAN_LONGEST_CONTEXT
-               ? try_sizes(s->run, (int)(units * NB_TILE_TOKENS), s->run->micro_batch_size, tried)
-               : try_sizes(s->run, (int)config->sequence_len, (int)units, tried);
+    struct nb_run *run = s->run;
+    if (s->limit == NB_PLAN_LONGEST_CONTEXT)
+        nb_run_resize(run, (int)(units * NB_TILE_TOKENS), run->micro_batch_size, run->micro_batches);
+    else
+        nb_run_resize(run, run->sequence_len, (int)units, run->micro_batches);
+}
+
+static nb_status fail_smallest(const struct nb_run *run, const struct nb_plan_limit_found *found)
+{
+    double taken = (double)found->peak_bytes, there = (double)run->available_bytes;
+    if (taken > there)
+        return nb_fail(NB_MEMORY,
+            "not even sequence_len: %d with micro_batch_size: %d fits: it needs %.0f MiB, %.0f are there; %.0f too few",
+            found->sequence_len, found->micro_batch_size, taken / mebibyte, there / mebibyte,
+            (taken - there) / mebibyte);
+    return nb_fail(NB_MEMORY,
+        "not even sequence_len: %d with micro_batch_size: %d fits: it needs %.0f MiB of pinned host memory, and the host "
+        "has %.0f MiB",
+        found->sequence_len, found->micro_batch_size, (double)found->pinned_bytes / mebibyte,
+        (double)run->host_available_bytes / mebibyte);
 }
 
 static int64_t lesser(int64_t a, int64_t b)
@@ -49,34 +67,27 @@ static int64_t lesser(int64_t a, int64_t b)
 
 nb_status nb_plan_find_limit(struct nb_run *run, enum nb_plan_limit limit, struct nb_plan_limit_found *found)
 {
-    const struct nb_config *config = run->config;
     const struct search search = {run, limit};
-    struct nb_plan_limit_found tried;
-    NB_TRY(try_sizes(run, (int)config->sequence_len, run->micro_batch_size, found));
-    if (found->peak_bytes > run->available_bytes)
-        return nb_fail(NB_MEMORY,
-            "not even sequence_len: %d with micro_batch_size: %d fits: it needs %.0f MiB, %.0f are there; %.0f too few",
-            found->sequence_len, found->micro_batch_size, (double)found->peak_bytes / mebibyte,
-            (double)run->available_bytes / mebibyte, (double)(found->peak_bytes - run->available_bytes) / mebibyte);
-    bool context = limit == NB_PLAN_LONGEST_CONTEXT;
-    int64_t fits = context ? config->sequence_len / NB_TILE_TOKENS : run->micro_batch_size;
+    bool can, context = limit == NB_PLAN_LONGEST_CONTEXT;
+    run->chooses_micro_batch = false;
+    NB_TRY(plan_sizes(run, found, &can));
+    if (!can)
+        return fail_smallest(run, found);
+    int64_t fits = context ? run->sequence_len / NB_TILE_TOKENS : run->micro_batch_size;
     int64_t top = context ? lesser(TOKENS_MAX / run->micro_batch_size, NB_CONFIG_SEQUENCE_LEN_MAX) / NB_TILE_TOKENS
-                          : lesser(TOKENS_MAX / config->sequence_len, NB_CONFIG_MICRO_BATCH_MAX);
-    int64_t fails = top + 1, step = 1;
-    while (fails - fits > 1) {
+                          : lesser(TOKENS_MAX / run->sequence_len, NB_CONFIG_MICRO_BATCH_MAX);
+    int64_t fails = top + 1, step = 1, first = fits;
+    while (fails - fits > 1 && fits < top) {
         int64_t units = fails > top ? fits + step : fits + (fails - fits) / 2;
         units = units > top ? top : units;
-        NB_TRY(try_units(&search, units, &tried));
-        if (tried.peak_bytes <= run->available_bytes) {
-            fits = units;
-            *found = tried;
-            step *= 2;
-        } else {
-            fails = units;
-        }
-        if (fits == top)
-            break;
+        resize(&search, units);
+        NB_TRY(nb_fit_can(run, &can));
+        *(can ? &fits : &fails) = units;
+        step *= 2;
     }
-    nb_run_resize(run, found->sequence_len, found->micro_batch_size, run->micro_batches);
-    return nb_fit_choose(run);
+    if (fits == first) /* a length that is no whole number of tiles stays as it is */
+        nb_run_resize(run, found->sequence_len, found->micro_batch_size, run->micro_batches);
+    else
+        resize(&search, fits);
+    return plan_sizes(run, found, &can);
 }

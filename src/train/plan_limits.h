@@ -12,7 +12,7 @@ enum nb_plan_limit {
 struct nb_plan_limit_found {
     int sequence_len, micro_batch_size;
     uint64_t peak_bytes, pinned_bytes; /* with them */
-    double step_flops;                 /* of one micro-batch */
+    double step_seconds;               /* at least; 0: unknown */
     int kept_everything, kept_attention, blocks;
 };
 

@@ -122,6 +122,34 @@ static void print_run(const struct nb_run *run, const struct nb_plan *plan, FILE
         plan->warmup_steps, config->learning_rate, nb_config_choice_name(config, "lr_scheduler"));
 }
 
+/* A list below its title. */
+static void print_lines(const char *title, char *const *line, int count, FILE *out)
+{
+    for (int i = 0; i < count; i++)
+        fprintf(out, "%-11s%s\n", i ? "" : title, line[i]);
+}
+
+/* Of the engines the one that works the longest; the rest of the step it is waited for. */
+static void print_time(const struct nb_plan *plan, FILE *out)
+{
+    static const char *const names[NB_DRY_ENGINES] = {"the arithmetic", "the link to the device", "the link from the device"};
+    const double *busy = plan->busy;
+    int most = 0;
+    for (int i = 1; i < NB_DRY_ENGINES; i++)
+        most = busy[i] > busy[most] ? i : most;
+    if (plan->step_seconds > 0)
+        fprintf(out, "time       %.4g s a step or more: arithmetic %.4g, to the device %.4g (%.1f MiB), from it %.4g (%.1f MiB); bound by %s\n",
+            plan->step_seconds, busy[NB_DRY_COMPUTE], busy[NB_DRY_UPLOAD], (double)plan->uploaded_bytes / mebibyte,
+            busy[NB_DRY_DOWNLOAD], (double)plan->downloaded_bytes / mebibyte, names[most]);
+}
+
+static void print_choices(const struct nb_plan *plan, FILE *out)
+{
+    print_lines("chosen", plan->choice, plan->choices, out);
+    print_time(plan, out);
+    print_lines("next", plan->next, plan->nexts, out);
+}
+
 void nb_plan_print(const struct nb_run *run, const struct nb_plan *plan, FILE *out)
 {
     print_run(run, plan, out);
@@ -137,6 +165,7 @@ void nb_plan_print(const struct nb_run *run, const struct nb_plan *plan, FILE *o
     if (plan->pageable_bytes)
         fprintf(out, "  %10.1f MiB  of pageable host memory\n", (double)plan->pageable_bytes / mebibyte);
     fprintf(out, "  %10.1f MiB  on the host beside it, for copies\n", (double)plan->host.staging_bytes / mebibyte);
+    print_choices(plan, out);
     for (int i = 0; i < plan->notes; i++)
         fprintf(out, "note: %s\n", plan->note[i]);
 }
@@ -158,6 +187,14 @@ static bool fits(const struct nb_run *run, const struct nb_plan *plan)
 {
     return plan->peak_bytes <= plan->available_bytes &&
            nb_host_need_fits(run, &plan->host, plan->peak_bytes);
+}
+
+static json_t *lines_json(char *const *line, int count)
+{
+    json_t *list = json_array();
+    for (int i = 0; i < count; i++)
+        json_array_append_new(list, json_string(line[i]));
+    return list;
 }
 
 nb_status nb_plan_print_json(const struct nb_run *run, const struct nb_plan *plan, FILE *out)
@@ -198,6 +235,12 @@ nb_status nb_plan_print_json(const struct nb_run *run, const struct nb_plan *pla
     json_object_set_new(root, "warmup_steps", json_integer(plan->warmup_steps));
     json_object_set_new(root, "rows_per_step", json_integer(plan->rows_per_step));
     json_object_set_new(root, "step_flops", json_real(plan->step_flops));
+    json_object_set_new(root, "choices", lines_json(plan->choice, plan->choices));
+    json_object_set_new(root, "next", lines_json(plan->next, plan->nexts));
+    json_object_set_new(root, "seconds",
+        json_pack("{s:f, s:f, s:f, s:f, s:I, s:I}", "step", plan->step_seconds, "compute", plan->busy[NB_DRY_COMPUTE], "to_device",
+            plan->busy[NB_DRY_UPLOAD], "from_device", plan->busy[NB_DRY_DOWNLOAD], "bytes_to_device",
+            (json_int_t)plan->uploaded_bytes, "bytes_from_device", (json_int_t)plan->downloaded_bytes));
     json_object_set_new(root, "notes", notes);
     char *text = json_dumps(root, JSON_INDENT(2));
     json_decref(root);

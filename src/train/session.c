@@ -7,7 +7,7 @@
 
 #include "base/progress.h"
 #include "train/device.h"
-#include "train/fit.h"
+#include "train/fit_advice.h"
 
 /* The dry device invents addresses; an arena over it only has to begin at one that is not null. */
 static const uint64_t dry_base = 1u << 20;
@@ -220,6 +220,7 @@ nb_status nb_session_run(
     struct nb_measure measured;
     NB_TRY(nb_fit_search(run, rehearse, &r));
     NB_TRY(rehearse(run, &r, &measured));
+    NB_TRY(nb_fit_check(run, &measured, rehearse, &r));
     const struct nb_session_args args = {.capacity = measured.peak_bytes, .pinned_capacity = measured.pinned_bytes,
         .pageable_capacity = measured.pageable_bytes, .host = &measured.host, .positions_max = positions_max,
         .shows_progress = true};

@@ -38,7 +38,6 @@ static nb_status choose_outer_weights(struct nb_run *run)
             "embedding_device: device",
             nb_checkpoint_path(run->checkpoint));
     run->model.head_format = config->head_4bit ? run->model.linear_format : NB_WEIGHT_BF16;
-    run->model.embedding_on_host = on_host;
     return NB_OK;
 }
 
@@ -68,23 +67,14 @@ static nb_status choose_weights(struct nb_run *run)
     return choose_outer_weights(run);
 }
 
-/* Where weights come from that are not read from the checkpoint at the start alone. */
-static void choose_weight_files(struct nb_run *run)
+/* A path with a tilde is the user's, as in a shell. */
+static void choose_cache(struct nb_run *run)
 {
     const char *folder = run->config->quantized_cache, *home = getenv("HOME");
     if (folder)
         run->cache_folder =
             home && strncmp(folder, "~/", 2) == 0 ? nb_path_join(home, folder + 2) : nb_format("%s", folder);
     run->model.cache_folder = run->cache_folder;
-    run->model.streams_from_file = run->config->weights_from == NB_CONFIG_WEIGHTS_FROM_FILE;
-}
-
-/* What goes through in pieces, and how large they are. */
-static void choose_chunks(struct nb_run *run)
-{
-    const struct nb_config *config = run->config;
-    run->mlp_chunk_tokens = config->mlp_chunk_tokens > 0 ? (int)config->mlp_chunk_tokens : 0;
-    run->loss_rows = config->loss_chunk_rows > 0 ? (int)config->loss_chunk_rows : 0;
 }
 
 /* A length past the model's context is computed like any other, as in transformers; what it is worth is said where it is used. */
@@ -265,8 +255,7 @@ static nb_status open_run(struct nb_run *run, const struct nb_run_args *args)
     run->model.random_weights = args->random_weights && !nb_checkpoint_has_weights(run->checkpoint);
     NB_TRY(args->profile ? nb_run_assume_device(run, args->profile) : nb_run_choose_device(run));
     NB_TRY(choose_weights(run));
-    choose_weight_files(run);
-    choose_chunks(run);
+    choose_cache(run);
     run->layer_major = trains && config->accumulation_order == NB_CONFIG_LAYER_MAJOR;
     choose_length(run);
     NB_TRY(choose_adapter(run, trains ? config->lora_model_dir : args->adapter));
@@ -294,6 +283,7 @@ nb_status nb_run_open(const struct nb_run_args *args, struct nb_run **run)
     r->purpose = args->purpose;
     r->random_rows = args->random_rows;
     r->random_tokens = args->random_tokens;
+    r->micro_batch_size = args->micro_batch_size;
     nb_status status = open_run(r, args);
     if (status != NB_OK)
         nb_run_destroy(&r);

@@ -33,19 +33,27 @@ struct nb_run_args {
     const char *data;    /* NB_PURPOSE_EVALUATE: the data file */
     const struct nb_device_profile *profile; /* to plan for a device that is not here; NULL: the config's. Copied */
     int random_rows, random_tokens; /* in place of the config's data: so many rows of so many random tokens; 0: that data */
+    int micro_batch_size; /* with micro_batch_size: auto, what to take instead of choosing, as a resumed run does; 0: choose */
     bool random_weights; /* for benchmarks: a checkpoint without weights gets random ones */
 };
 
 /* What may be chosen for a run, from what costs the most time to what costs the least (fit.h). */
 enum nb_knob_name {
+    NB_KNOB_FILE,         /* whether they come from their file, where host memory is short */
     NB_KNOB_STREAMING,    /* how many blocks' weights stream in */
     NB_KNOB_OFFLOADING,   /* how many blocks' inputs leave the device */
     NB_KNOB_DEQUANTIZING, /* model.dequantize_once */
     NB_KNOB_EVERYTHING,   /* how many blocks, the first ones, do not keep everything */
     NB_KNOB_ATTENTION,    /* and how many of them not even attention's output */
     NB_KNOB_RESIDENCY,    /* how much of a paged optimizer is on the device */
+    NB_KNOB_EMBEDDING,    /* whether it is on the host */
+    NB_KNOB_MLP_CHUNK,    /* how many tokens go through an MLP at a time */
+    NB_KNOB_LOSS_CHUNK,   /* how many rows of logits there are at a time */
     NB_KNOBS
 };
+
+/* Tokens of a micro-batch. */
+enum { NB_RUN_TOKENS_MAX = 1 << 30 };
 
 /* How long a training run is. */
 struct nb_run_length {
@@ -87,6 +95,8 @@ struct nb_run {
     bool layer_major;                   /* all micro-batches of a step go through a layer before the next */
     int mlp_chunk_tokens, loss_rows;    /* as in struct nb_batch_limits; loss_rows 0: as many as the memory of logits makes sensible */
     int notch[NB_KNOBS];                /* what was chosen, 0 the fastest; of knobs that the config leaves open (fit_knobs.h) */
+    unsigned opened_knobs;              /* a bit a knob: may be chosen though the config gives it; to find what would fit */
+    bool chooses_micro_batch;           /* micro_batch_size too */
     bool may_dequantize_once;           /* it would change no bit */
     uint64_t paged_bytes;               /* masters and moments of a paged optimizer */
     int sequence_len;
@@ -117,6 +127,9 @@ void nb_run_resize(struct nb_run *run, int sequence_len, int micro_batch_size, i
 
 /* Micro-batches of a training run that are between their forward and backward passes at a time. */
 int nb_run_slots(const struct nb_run *run);
+
+/* The rows of logits that run->loss_rows: 0 stands for, of so many rows that train. */
+int nb_run_loss_rows(const struct nb_run *run, int trained_rows);
 
 /* Why a run of this config computes in the dtype it does, where the user may wonder ("bf16: auto is fp32 here ..."); NULL if not. */
 const char *nb_run_precision_note(const struct nb_run *run);

@@ -145,7 +145,7 @@ static nb_status read_data(struct nb_run *run)
 }
 
 /* Whole tiles of rows whose logits take about LOGITS_BYTES, and no more than the batch has. */
-static int loss_rows(const struct nb_run *run, int trained_rows)
+int nb_run_loss_rows(const struct nb_run *run, int trained_rows)
 {
     uint64_t row = (uint64_t)nb_checkpoint_config(run->checkpoint)->vocab * nb_dtype_bytes(run->model.activation);
     int64_t tiles = (int64_t)(LOGITS_BYTES / row / NB_TILE_TOKENS),
@@ -161,7 +161,7 @@ static struct nb_batch_limits limits_of(const struct nb_run *run, int tokens, in
         .sequences = sequences,
         .longest = longest,
         .trained_rows = tokens,
-        .loss_rows = run->loss_rows ? run->loss_rows : loss_rows(run, tokens),
+        .loss_rows = run->loss_rows ? run->loss_rows : nb_run_loss_rows(run, tokens),
         .mlp_chunk_tokens = run->mlp_chunk_tokens};
 }
 
@@ -209,9 +209,13 @@ nb_status nb_setup_training_data(struct nb_run *run)
 {
     const struct nb_config *config = run->config;
     NB_TRY(read_data(run));
-    int64_t rows = config->micro_batch_size < 0 ? 1 : config->micro_batch_size;
-    int64_t tokens = rows * run->sequence_len, bins = rows * config->gradient_accumulation_steps;
-    if (tokens > INT32_MAX / 2 || bins > INT32_MAX / 2)
+    bool is_auto = config->micro_batch_size < 0;
+    int64_t rows = !is_auto ? config->micro_batch_size : run->micro_batch_size > 0 ? run->micro_batch_size : 1;
+    int64_t bins = (is_auto ? 1 : rows) * config->gradient_accumulation_steps, tokens = rows * run->sequence_len;
+    run->chooses_micro_batch = is_auto && run->micro_batch_size == 0;
+    if (bins % rows != 0)
+        return nb_fail(NB_FORMAT, "a micro-batch of %" PRId64 " rows does not divide the %" PRId64 " of a step", rows, bins);
+    if (tokens > NB_RUN_TOKENS_MAX || bins > NB_RUN_TOKENS_MAX)
         return nb_fail(NB_USAGE, "micro_batch_size: %" PRId64 " rows of %d tokens are more than a micro-batch can hold",
             rows, run->sequence_len);
     struct nb_batch_plan_options options = {
@@ -222,7 +226,7 @@ nb_status nb_setup_training_data(struct nb_run *run)
         .shuffle = config->shuffle_merged_datasets,
     };
     NB_TRY(nb_batch_plan_open(run->data, run->train_rows, run->train_count, &options, &run->batches));
-    nb_run_resize(run, run->sequence_len, (int)rows, (int)config->gradient_accumulation_steps);
+    nb_run_resize(run, run->sequence_len, (int)rows, (int)(bins / rows));
     return measure_steps(run);
 }
 

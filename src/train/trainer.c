@@ -11,7 +11,7 @@
 #include "train/checkpoint_state.h"
 #include "train/device.h"
 #include "train/evaluate.h"
-#include "train/fit.h"
+#include "train/fit_advice.h"
 #include "train/metrics.h"
 #include "train/plan.h"
 #include "train/product_table.h"
@@ -342,8 +342,14 @@ static nb_status plan_memory(struct trainer *t, struct capacity *capacity)
         status = nb_fit_choose(t->run);
     if (status == NB_OK)
         status = nb_plan_make(t->run, &plan);
+    if (status == NB_OK)
+        status = nb_plan_advise(t->run, &plan);
     if (status == NB_OK) {
         nb_plan_print(t->run, &plan, stderr);
+        const struct nb_measure measured = {.peak_bytes = plan.peak_bytes, .host = plan.host};
+        status = nb_fit_check(t->run, &measured, NULL, NULL);
+    }
+    if (status == NB_OK) {
         *capacity = (struct capacity){plan.peak_bytes, plan.pinned_bytes, plan.pageable_bytes, plan.host};
         status = nb_product_table_record(&t->run->profile, plan.site, plan.sites, &t->run->recorded);
     }
@@ -354,7 +360,7 @@ static nb_status plan_memory(struct trainer *t, struct capacity *capacity)
 /* Set-up, plan and memory; `checkpoint` is where to go on from, or NULL. */
 static nb_status begin(struct trainer *t, const char *checkpoint)
 {
-    struct nb_run_args args = {.config = t->config, .purpose = NB_PURPOSE_TRAIN};
+    struct nb_run_args args = {.config = t->config, .purpose = NB_PURPOSE_TRAIN, .micro_batch_size = t->state.micro_batch_size};
     NB_TRY(nb_run_open(&args, &t->run));
     if (!nb_checkpoint_has_weights(t->run->checkpoint))
         return nb_fail(NB_USAGE, "base_model: %s holds no weights; it can be planned, not trained",
@@ -363,6 +369,7 @@ static nb_status begin(struct trainer *t, const char *checkpoint)
         NB_TRY(take_products(t, checkpoint));
     struct capacity capacity = {0};
     NB_TRY(plan_memory(t, &capacity));
+    t->state.micro_batch_size = t->run->micro_batch_size;
     t->schedule = (struct nb_schedule){
         .kind = t->config->lr_scheduler,
         .learning_rate = t->config->learning_rate,

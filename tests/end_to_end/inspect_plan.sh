@@ -136,7 +136,7 @@ refuses 1 'within memory_budget, this needs' -- train "$work/small.yml" --set me
 
 # The most that fits, and what does not fit at all.
 succeeds plan "$work/8b.yml" --device rtx-4090 --longest-context --largest-batch
-says out '^sequence_len: [0-9]{5,6} with micro_batch_size: 1: .* of 24564 MiB on NVIDIA GeForce RTX 4090' '^sequence_len: 2048 with micro_batch_size: [0-9]{2}: '
+says out '^sequence_len: [0-9]{5,6} with micro_batch_size: 1: .* of 24564 MiB on NVIDIA GeForce RTX 4090' '^sequence_len: 2048 with micro_batch_size: [0-9]{2,3}: '
 longest=$(sed -n 's/^sequence_len: \([0-9]*\) with micro_batch_size: 1: .*/\1/p' "$work/out")
 printf '{"input_ids": [%s]}\n' "$(seq -s, 3 2050)" >"$work/long.jsonl"
 succeeds plan "$work/8b.yml" --device rtx-4090 --json --set sequence_len="$longest"

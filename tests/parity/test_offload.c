@@ -431,8 +431,8 @@ static void what_is_said_is_done(void **state)
         int offloaded;
     } cases[] = {
         {"activation_offloading: true\n", MOST},
-        {"activation_offloading: false\nmemory_budget: 1MB\nresident_layers: 8\n", 0},
-        {"activation_offloading: auto\nmemory_budget: 1MB\nresident_layers: 8\n", MOST},
+        {"activation_offloading: false\nmemory_budget: 1MB\nresident_layers: 8\nembedding_device: device\n", 0},
+        {"activation_offloading: auto\nmemory_budget: 1MB\nresident_layers: 8\nembedding_device: device\n", MOST},
         {"memory_budget: 1GB\n", 0},
         {"activation_offloading: auto\n", 0},
     };

@@ -270,7 +270,8 @@ static nb_status answer(struct nb_session *session, void *context)
 {
     static const int32_t prompt[] = {5, 77, 130, 9, 21, 64, 200};
     struct answer *a = context;
-    struct nb_generator_options options = {.context_max = 20, .prompt_chunk = 3, .sampling = {.temperature = 1, .top_p = 1, .seed = 3}};
+    struct nb_generator_options options = {
+        .context_max = 20, .prompt_chunk = 3, .sampling = {.temperature = 1, .top_p = 1, .seed = 3}, .pinned = session->pinned};
     struct nb_generator *generator = NULL;
     NB_TRY(nb_generator_create(session->model, NULL, &options, session->arena, session->stream, &generator));
     nb_status status = nb_generator_append(generator, prompt, sizeof prompt / sizeof *prompt);
@@ -283,11 +284,11 @@ static nb_status answer(struct nb_session *session, void *context)
 
 static struct answer generate(const struct model *m, const char *resident, uint64_t seed, const char *budget, uint64_t *planned)
 {
-    const char *overrides[] = {"bf16=false", "threads=1", resident, budget};
+    const char *overrides[] = {"bf16=false", "threads=1", "embedding_device=device", resident, budget};
     struct nb_config config;
     struct nb_run *run = NULL;
     struct answer a;
-    training_check(nb_config_from_overrides(overrides, budget ? 4 : 3, &config));
+    training_check(nb_config_from_overrides(overrides, budget ? 5 : 4, &config));
     struct nb_run_args args = {.config = &config, .purpose = NB_PURPOSE_GENERATE, .model = m->path};
     training_check(nb_run_open(&args, &run));
     defer(run, seed);

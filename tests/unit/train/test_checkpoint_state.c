@@ -54,6 +54,7 @@ static struct nb_trainer_state state_of(int64_t step)
         .best_loss = 1.0 / 3,
         .best_step = 1,
         .evaluations_without_gain = 2,
+        .micro_batch_size = 3,
         .evaluation_due = step % 2 == 1,
     };
 }
@@ -109,7 +110,7 @@ static void round_trip(bool eight_bit)
                 read.tokens == wrote.tokens && read.trained_tokens == wrote.trained_tokens &&
                 read.metrics_bytes == wrote.metrics_bytes && read.best_loss == wrote.best_loss &&
                 read.best_step == wrote.best_step && read.evaluations_without_gain == wrote.evaluations_without_gain &&
-                read.evaluation_due == wrote.evaluation_due);
+                read.micro_batch_size == wrote.micro_batch_size && read.evaluation_due == wrote.evaluation_due);
     bench_ok(nb_checkpoint_state_load(s, path));
     unsigned char *after = snapshot(&place, &bytes);
     assert_memory_equal(before, after, bytes);

@@ -107,28 +107,42 @@ static uint64_t host_peak(void)
 
 /* ---- steps ---- */
 
+static int by_size(const void *a, const void *b)
+{
+    double left = *(const double *)a, right = *(const double *)b;
+    return left < right ? -1 : left > right;
+}
+
+/* The median of the timed steps, from the end of one to the end of the next: what else the machine does tells in some of them. */
 static nb_status run_steps(const struct nb_bench_options *o, struct nb_session *session, struct nb_bench_steps *steps)
 {
     struct nb_stepper_options options = nb_stepper_options_of(session->run);
     struct nb_stepper *stepper = NULL;
     int timed = o->steps ? o->steps : o->quick ? 1 : TIMED_STEPS;
-    double tokens = 0, from = 0;
-    nb_status status = nb_stepper_create(session, &options, &stepper);
+    double tokens = 0, from = 0, *seconds = calloc((size_t)timed, sizeof *seconds);
+    nb_status status =
+        seconds ? nb_stepper_create(session, &options, &stepper) : nb_fail(NB_MEMORY, "no memory for a benchmark's times");
     for (int i = 0; status == NB_OK && i < WARM_UP_STEPS + timed; i++) {
         struct nb_step_rows rows;
         struct nb_step_result result;
         int64_t per_epoch = session->run->length.steps_per_epoch;
-        if (i == WARM_UP_STEPS)
-            from = nb_clock_seconds();
         status = nb_batch_plan_step(session->run->batches, (uint64_t)(i / per_epoch), (uint32_t)(i % per_epoch), &rows);
         if (status == NB_OK)
             status = nb_stepper_run(stepper, session->run->data, &rows, i + 1, session->run->config->learning_rate, &result);
-        if (status == NB_OK && i >= WARM_UP_STEPS)
+        double now = nb_clock_seconds();
+        if (status == NB_OK && i >= WARM_UP_STEPS) {
             tokens += (double)result.tokens;
+            seconds[i - WARM_UP_STEPS] = now - from;
+        }
+        from = now;
         steps->loss = status == NB_OK ? result.loss : 0;
     }
-    steps->seconds = (nb_clock_seconds() - from) / timed;
-    steps->tokens_a_step = tokens / timed;
+    if (status == NB_OK) {
+        qsort(seconds, (size_t)timed, sizeof *seconds, by_size);
+        steps->seconds = seconds[timed / 2];
+        steps->tokens_a_step = tokens / timed;
+    }
+    free(seconds);
     nb_stepper_destroy(&stepper);
     return status;
 }

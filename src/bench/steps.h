@@ -16,7 +16,7 @@ enum { NB_BENCH_SETTINGS_MAX = 48 };
 
 struct nb_bench_steps {
     int tokens, micro_batch; /* of a row; rows */
-    double seconds, flops, tokens_a_step;
+    double seconds, flops, tokens_a_step; /* of a step; seconds: the median of the timed ones */
     uint64_t planned_bytes, high_water_bytes; /* of the device: the plan, the arena */
     uint64_t pinned_bytes;                    /* of pinned host memory */
     uint64_t taken_bytes;                     /* by how much the device's free memory fell; 0 where it does not say */

@@ -1,3 +1,5 @@
+#include <jansson.h>
+
 #include "train/fit_advice.h"
 #include "train/plan_limits.h"
 #include "train/plan_table.h"
@@ -26,21 +28,56 @@ struct wanted {
     bool without_data, json, allocations, longest_context, largest_batch;
 };
 
-static nb_status print_limit(struct nb_run *run, enum nb_plan_limit limit)
+static void print_limit(const struct nb_run *run, const struct nb_plan_limit_found *found)
 {
     static const double mebibyte = 1024.0 * 1024.0;
-    struct nb_plan_limit_found found;
-    NB_TRY(nb_plan_find_limit(run, limit, &found));
-    printf("sequence_len: %d with micro_batch_size: %d: %.1f MiB of %.0f MiB on %s", found.sequence_len, found.micro_batch_size,
-        (double)found.peak_bytes / mebibyte,
-        (double)(run->available_bytes + run->driver_bytes) / mebibyte, run->profile.name);
-    if (found.pinned_bytes)
-        printf(", %.1f MiB of pinned host memory", (double)found.pinned_bytes / mebibyte);
-    printf("; %d of %d blocks computed again", found.blocks - found.kept_everything, found.blocks);
-    if (found.step_seconds > 0)
-        printf("; a step takes no less than %.3g s", found.step_seconds);
+    printf("sequence_len: %d with micro_batch_size: %d: %.1f MiB of %.0f MiB on %s", found->sequence_len, found->micro_batch_size,
+        (double)found->peak_bytes / mebibyte, (double)(run->available_bytes + run->driver_bytes) / mebibyte, run->profile.name);
+    if (found->pinned_bytes)
+        printf(", %.1f MiB of pinned host memory", (double)found->pinned_bytes / mebibyte);
+    if (found->pageable_bytes)
+        printf(", %.1f MiB of pageable", (double)found->pageable_bytes / mebibyte);
+    printf("; %d of %d blocks computed again", found->blocks - found->kept_everything, found->blocks);
+    if (found->step_seconds > 0)
+        printf("; a step takes no less than %.3g s", found->step_seconds);
     printf("\n");
-    return NB_OK;
+}
+
+static json_t *limit_json(const struct nb_plan_limit_found *found)
+{
+    return json_pack("{s:i, s:i, s:I, s:I, s:I, s:i, s:f}", "sequence_len", found->sequence_len, "micro_batch_size",
+        found->micro_batch_size, "peak_bytes", (json_int_t)found->peak_bytes, "pinned_bytes", (json_int_t)found->pinned_bytes,
+        "pageable_bytes", (json_int_t)found->pageable_bytes, "blocks_recomputed", found->blocks - found->kept_everything, "step_seconds",
+        found->step_seconds);
+}
+
+/* One line each, or {"longest_context": {...}, "largest_batch": {...}}. */
+static nb_status print_limits(struct nb_run *run, const struct wanted *wanted)
+{
+    const struct {
+        bool wanted;
+        enum nb_plan_limit limit;
+        const char *name;
+    } limits[] = {{wanted->longest_context, NB_PLAN_LONGEST_CONTEXT, "longest_context"},
+        {wanted->largest_batch, NB_PLAN_LARGEST_BATCH, "largest_batch"}};
+    int micro_batch_size = run->micro_batch_size;
+    json_t *root = json_object();
+    nb_status status = NB_OK;
+    for (int i = 0; i < 2; i++) {
+        struct nb_plan_limit_found found;
+        if (status != NB_OK || !limits[i].wanted)
+            continue;
+        nb_run_resize(run, (int)run->config->sequence_len, micro_batch_size, run->micro_batches);
+        status = nb_plan_find_limit(run, limits[i].limit, &found);
+        if (status == NB_OK && wanted->json)
+            json_object_set_new(root, limits[i].name, limit_json(&found));
+        else if (status == NB_OK)
+            print_limit(run, &found);
+    }
+    if (status == NB_OK && wanted->json)
+        status = json_dumpf(root, stdout, JSON_INDENT(2)) == 0 && puts("") >= 0 ? NB_OK : nb_fail_errno("cannot print what fits");
+    json_decref(root);
+    return status;
 }
 
 static nb_status print_plan(const struct nb_config *config, const struct wanted *wanted)
@@ -57,14 +94,9 @@ static nb_status print_plan(const struct nb_config *config, const struct wanted 
     }
     NB_TRY(nb_run_open(&args, &opened));
     nb_status status = NB_OK;
-    int micro_batch_size = opened->micro_batch_size;
-    if (wanted->longest_context)
-        status = print_limit(opened, NB_PLAN_LONGEST_CONTEXT);
-    if (status == NB_OK && wanted->largest_batch) {
-        nb_run_resize(opened, (int)config->sequence_len, micro_batch_size, opened->micro_batches);
-        status = print_limit(opened, NB_PLAN_LARGEST_BATCH);
-    }
     bool whole = !wanted->longest_context && !wanted->largest_batch;
+    if (!whole)
+        status = print_limits(opened, wanted);
     if (status == NB_OK && whole)
         status = nb_plan_make(opened, &plan);
     if (status == NB_OK && whole)

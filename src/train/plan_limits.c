@@ -20,6 +20,7 @@ static nb_status plan_sizes(struct nb_run *run, struct nb_plan_limit_found *foun
         .micro_batch_size = run->micro_batch_size,
         .peak_bytes = measured.peak_bytes,
         .pinned_bytes = measured.pinned_bytes,
+        .pageable_bytes = measured.pageable_bytes,
         .step_seconds = measured.seconds,
         .blocks = blocks,
     };

@@ -11,7 +11,7 @@ enum nb_plan_limit {
 
 struct nb_plan_limit_found {
     int sequence_len, micro_batch_size;
-    uint64_t peak_bytes, pinned_bytes; /* with them */
+    uint64_t peak_bytes, pinned_bytes, pageable_bytes; /* with them: of the device, of the host */
     double step_seconds;               /* at least; 0: unknown */
     int kept_everything, kept_attention, blocks;
 };

@@ -205,11 +205,12 @@ static json_t *cell_json(const struct cell *cell)
     const struct nb_plan_limit_found *f = &cell->found;
     if (!cell->fits)
         return json_null();
-    return json_pack("{s:i, s:I, s:I, s:i, s:b, s:i, s:i, s:b, s:i, s:b}", "sequence_len", f->sequence_len, "peak_bytes",
-        (json_int_t)f->peak_bytes, "pinned_bytes", (json_int_t)f->pinned_bytes, "blocks_recomputed", f->blocks - f->kept_everything,
+    return json_pack("{s:i, s:I, s:I, s:I, s:f, s:i, s:b, s:i, s:i, s:b, s:i, s:b}", "sequence_len", f->sequence_len, "peak_bytes",
+        (json_int_t)f->peak_bytes, "pinned_bytes", (json_int_t)f->pinned_bytes, "pageable_bytes", (json_int_t)f->pageable_bytes,
+        "step_seconds", f->step_seconds, "blocks_recomputed", f->blocks - f->kept_everything,
         "optimizer_paged", (int)cell->paged, "blocks_offloaded", cell->offloaded, "blocks_streamed", cell->streamed,
-        "embedding_on_host", (int)cell->embedding_on_host,
-        "mlp_chunk_tokens", cell->mlp_chunk_tokens, "from_file", (int)cell->from_file);
+        "embedding_on_host", (int)cell->embedding_on_host, "mlp_chunk_tokens", cell->mlp_chunk_tokens, "from_file",
+        (int)cell->from_file);
 }
 
 static json_t *row_json(const char *model, const struct cell *cell, int columns)

@@ -15,10 +15,10 @@ struct nb_plan_table_options {
 };
 
 /* Plans each model on each card, with every choice that a config may leave open left open, and prints a table in Markdown, line by line as
- * it is found, or one JSON object: "settings" [text], "cards" [{"card", "device", "memory_bytes"}], "models"
- * [{"model", "context", "cells" [null where not even the shortest row fits, or {"sequence_len", "peak_bytes", "pinned_bytes",
- * "blocks_recomputed", "optimizer_paged", "blocks_offloaded", "blocks_streamed", "embedding_on_host", "mlp_chunk_tokens", "from_file"}]}].
- * Errors: those of a configuration, a device's file or a plan. */
+ * it is found, or one JSON object: "settings" [text], "cards" [{"card", "device", "memory_bytes"}], "models" [{"model", "context",
+ * "cells" [null where not even the shortest row fits, or {"sequence_len", "peak_bytes", "pinned_bytes", "pageable_bytes",
+ * "step_seconds" (at least), "blocks_recomputed", "optimizer_paged", "blocks_offloaded", "blocks_streamed", "embedding_on_host",
+ * "mlp_chunk_tokens", "from_file"}]}]. Errors: those of a configuration, a device's file or a plan. */
 nb_status nb_plan_table_print(const struct nb_plan_table_options *options, FILE *out);
 
 #endif

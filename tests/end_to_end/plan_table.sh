@@ -7,6 +7,11 @@ says out '^\| model +\| made for \| rtx-4060 +\|$' '^\| llama-3-8b +\| +8k +\| [
   '^rtx-4060: NVIDIA GeForce RTX 4060, 8188 MiB\.$'
 equal "a line for each model" "$(grep -cE '^\| [a-z0-9-]+ +\| +[0-9]+k' "$work/out")" "$(ls configs/models/*.json | wc -l)"
 
+# README.md prints what the command does; a column tells whether it still does.
+column() { grep -E '^\| [a-z0-9-]+ +\| +[0-9]+k' | cut -d'|' -f"2,3,$1" | tr -s ' '; }
+succeeds plan --table --device rtx-4090
+equal "the column 24 GB of README.md's table" "$(column 7 <README.md)" "$(column 4 <"$work/out")"
+
 # What a cell says is what a configuration of that kind gets.
 succeeds plan --table --device rtx-4060 --json --set resident_layers=80
 equal "the settings" "$("$probe" json "$work/out" settings.8)" resident_layers=80
@@ -27,7 +32,10 @@ datasets: [{path: $work/row.jsonl, type: tokens}]
 sequence_len: 256
 END
 succeeds plan "$work/8b.yml" --device rtx-4060 --longest-context
-says out "^sequence_len: $longest with micro_batch_size: 1: "
+says out "^sequence_len: $longest with micro_batch_size: 1: .* MiB of 8188 MiB on .* MiB of pinned host memory, .* MiB of pageable; .*; a step takes"
+succeeds plan "$work/8b.yml" --device rtx-4060 --longest-context --largest-batch --json
+equal "the same for programs" "$("$probe" json "$work/out" longest_context.sequence_len)" "$longest"
+equal "rows of the most" "$("$probe" json "$work/out" largest_batch.sequence_len)" 256
 
 refuses 2 'leave out a.yml' -- plan --table a.yml
 refuses 2 '--largest-batch' -- plan --table --largest-batch

@@ -16,7 +16,8 @@ static const struct nb_option options[] = {
     {.name = "longest-context", .type = NB_OPTION_FLAG, .help = "the longest rows that fit, in place of the plan"},
     {.name = "largest-batch", .type = NB_OPTION_FLAG, .help = "the most rows at a time that fit, in place of the plan"},
     {.name = "table", .type = NB_OPTION_FLAG,
-        .help = "without CONFIG: the longest rows that fit, models by cards; with --device, on that card"},
+        .help = "without CONFIG: the longest rows that fit, models by cards; with --device or --model, of that one alone"},
+    {.name = "model", .type = NB_OPTION_TEXT, .value = "MODEL", .help = "of --table: a name of configs/models, or a checkpoint"},
     {.name = "json", .type = NB_OPTION_FLAG, .help = "one JSON object instead of a table"},
     {.name = "allocations", .type = NB_OPTION_FLAG, .help = "also every allocation that stands at the peak, largest first"},
     {0},
@@ -129,6 +130,7 @@ static nb_status print_table(const struct nb_arguments *arguments)
             return nb_fail(NB_USAGE, "nibble plan --table: leave out --%s: it asks about one CONFIG", others[i]);
     const struct nb_plan_table_options table = {
         .device = arguments->text[nb_option_index(&nb_command_plan, "device")],
+        .model = arguments->text[nb_option_index(&nb_command_plan, "model")],
         .settings = arguments->settings,
         .setting_count = arguments->setting_count,
         .json = is_given(arguments, "json"),
@@ -141,6 +143,8 @@ static nb_status run(const struct nb_arguments *arguments)
     struct nb_config config;
     if (is_given(arguments, "table"))
         return print_table(arguments);
+    if (is_given(arguments, "model"))
+        return nb_fail(NB_USAGE, "nibble plan: --model is --table's; a CONFIG names its own (--set base_model=MODEL)");
     if (!arguments->positional || !*arguments->positional)
         return nb_fail(NB_USAGE, "nibble plan needs CONFIG, or --table; for example: %s", nb_command_plan.example);
     NB_TRY(nb_open_training_config(arguments, &config));

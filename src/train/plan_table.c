@@ -269,19 +269,20 @@ nb_status nb_plan_table_print(const struct nb_plan_table_options *options, FILE 
 {
     struct column column[CARDS];
     struct cell cell[CARDS];
-    int columns;
+    const char *const *names = options->model ? &options->model : models;
+    int columns, rows_wanted = options->model ? 1 : MODELS;
     NB_TRY(open_columns(options->device, column, &columns));
     json_t *rows = json_array();
     nb_status status = NB_OK;
-    for (int m = 0; status == NB_OK && m < MODELS; m++) {
+    for (int m = 0; status == NB_OK && m < rows_wanted; m++) {
         for (int c = 0; status == NB_OK && c < columns; c++)
-            status = plan_cell(options, models[m], &column[c].profile, &cell[c]);
+            status = plan_cell(options, names[m], &column[c].profile, &cell[c]);
         if (status == NB_OK && m == 0 && !options->json)
             print_head(column, columns, out);
         if (status == NB_OK && options->json)
-            json_array_append_new(rows, row_json(models[m], cell, columns));
+            json_array_append_new(rows, row_json(names[m], cell, columns));
         else if (status == NB_OK)
-            print_row(models[m], cell, column, columns, out);
+            print_row(names[m], cell, column, columns, out);
     }
     if (status == NB_OK && options->json)
         status = print_json(options, column, columns, rows, out);

@@ -9,6 +9,7 @@
 
 struct nb_plan_table_options {
     const char *device;          /* a card of configs/devices, or a file, in place of the usual ones; NULL: those. */
+    const char *model;           /* one of configs/models, a config.json or a checkpoint, in place of all; NULL: all */
     const char *const *settings; /* "key=value", over what the table assumes */
     size_t setting_count;
     bool json;

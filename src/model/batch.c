@@ -106,8 +106,8 @@ nb_status nb_pass_set_batch(struct nb_pass *pass, int slot, const struct nb_micr
     }
     pass->next_batch = (pass->next_batch + 1) % pass->options.batches;
     s->ids = (const int32_t *)(const void *)(staging + pass->layout.ids);
-    s->tokens = batch->counts.tokens;
     s->trained_rows = batch->counts.trained_rows;
-    s->tokens_max = pass->cache && s->tokens == 1 ? 1 : tokens_max_of(pass, (int)s->tokens);
+    s->tokens_max = pass->cache && batch->counts.tokens == 1 ? 1 : tokens_max_of(pass, (int)batch->counts.tokens);
+    s->tokens = device->dry ? (uint32_t)s->tokens_max : batch->counts.tokens; /* so that what leaves is counted in full */
     return device->upload(device, pass->work.stream, s->batch, staging, pass->layout.bytes);
 }

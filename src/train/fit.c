@@ -290,7 +290,8 @@ static nb_status may_dequantize_once(struct nb_run *run, bool *may)
     return NB_OK;
 }
 
-/* What is not a matter of memory alone: how many rows go at a time, and in which order micro-batches pass the layers. */
+/* What is not a matter of memory alone: how many rows go at a time, and in which order micro-batches pass the
+ * layers. */
 struct variant {
     int micro_batch_size;
     bool layer_major;

@@ -9,20 +9,20 @@
  *   3. Else knob by knob to the fastest notch with which the run still fits, the others as they are: first the knob
  *      that costs the most time, so that it is used the least, last the one that costs the least.
  *
- * The order of 3 is the table's, and where the device's rates are unknown that is all. Where they are known, what costs
- * most depends on the row: weights that stream in are hidden behind the arithmetic of many tokens, and bare behind that
- * of few. So 3 is done in a few orders, and of their outcomes the one with the fewest seconds a step is taken (an
- * earlier order's where it makes no difference of five in a thousand). In the same way the order of accumulation and the size
- * of a micro-batch are chosen, where they may be: each is planned, and the fastest taken.
+ * The order of 3 is the table's, and where the device's rates are unknown that is all. Where they are known, what
+ * costs most depends on the rows: weights that stream in are hidden behind the arithmetic of many tokens, and bare
+ * behind that of few. So 3 is done in a few orders, and of their outcomes the one with the fewest seconds a step is
+ * taken (an earlier order's where another saves no five in a thousand). In the same way the order of accumulation and
+ * the size of a micro-batch are chosen, where they may be: each is planned, and the fastest taken.
  *
- * A knob's notches take less and less memory while the others stay, so that a bisection finds the fastest that fits. Two
- * exceptions do no harm. Computing one block again may take more than computing none, for its activations are there
- * twice: then none was not enough either, or nothing would have been searched. And what fits with all frugal fits at the
- * end, as each step of 3 leaves the run fitting.
+ * A knob's notches take less and less memory while the others stay, so that a bisection finds the fastest that fits.
+ * Two exceptions do no harm. Computing one block again may take more than computing none, for its activations are there
+ * twice: then none was not enough either, or nothing would have been searched. And what fits with all frugal fits at
+ * the end, as each step of 3 leaves the run fitting.
  *
  * The device's memory decides in 3, for what leaves the one arrives in the other. If then the host has too little, the
- * weights come from their file where they can, and in the last order those knobs are relaxed first that fill the host's
- * memory.
+ * weights come from their file where they can, and in the last order those knobs are relaxed first that fill the
+ * host's memory.
  *
  * On a CPU without a memory_budget nothing leaves the device by itself: its memory is the host's. */
 #ifndef NB_TRAIN_FIT_H

@@ -95,6 +95,14 @@ static double bytes_over(const struct nb_run *run, const struct nb_measure *meas
     return (double)measured->peak_bytes - (double)run->available_bytes;
 }
 
+/* "TEXT, 4.2 s a step". */
+static void add_seconds(char **text, const char *between, double seconds)
+{
+    char *longer = nb_format("%s%s %.4g s a step", *text, between, seconds);
+    free(*text);
+    *text = longer;
+}
+
 /* Faster, by what it saves for a byte; where no time is known, the first knob, which costs the most. */
 static nb_status find_faster(struct trial *trial, const struct nb_plan *plan, char **text)
 {
@@ -111,8 +119,9 @@ static nb_status find_faster(struct trial *trial, const struct nb_plan *plan, ch
         if (status == NB_OK && missing > 0 && gain > best && saved >= 1e-4 * plan->step_seconds) {
             char *what = say(run, k, run->notch[k]);
             free(*text);
-            *text = plan->step_seconds > 0 ? nb_format("with %.1f MiB more: %s, %.4g s a step", missing / mebibyte, what, measured.seconds)
-                                           : nb_format("with %.1f MiB more: %s", missing / mebibyte, what);
+            *text = nb_format("with %.1f MiB more: %s", missing / mebibyte, what);
+            if (plan->step_seconds > 0)
+                add_seconds(text, ",", measured.seconds);
             free(what);
             best = gain;
         }
@@ -139,8 +148,9 @@ static nb_status find_frugal(struct trial *trial, const struct nb_plan *plan, ch
         if (status == NB_OK && freed > 0 && (!*text || cost / freed < best)) {
             char *what = say(run, k, at + 1);
             free(*text);
-            *text = measured.seconds > 0 ? nb_format("%s would free %.1f MiB and cost %.4g s a step", what, freed / mebibyte, cost)
-                                         : nb_format("%s would free %.1f MiB", what, freed / mebibyte);
+            *text = nb_format("%s would free %.1f MiB", what, freed / mebibyte);
+            if (measured.seconds > 0)
+                add_seconds(text, " and cost", cost);
             free(what);
             best = cost / freed;
         }
@@ -331,11 +341,10 @@ static char *say_lack(const struct nb_run *run, const struct nb_measure *measure
         nb_host_need_check(run, &measured->host, measured->peak_bytes);
         return nb_format("%s", nb_status_message());
     }
-    const char *within = run->config->memory_budget >= 0                                       ? " within memory_budget"
-                         : run->available_bytes + run->driver_bytes < run->profile.memory_bytes ? " free"
-                                                                                                : "";
-    return nb_format("%s has %.1f MiB%s, this needs %.1f MiB: %.1f MiB too few", run->profile.name, there / mebibyte, within,
-        needed / mebibyte, (needed - there) / mebibyte);
+    bool shared = run->available_bytes + run->driver_bytes < run->profile.memory_bytes;
+    const char *within = run->config->memory_budget >= 0 ? " within memory_budget" : shared ? " free" : "";
+    return nb_format("%s has %.1f MiB%s, this needs %.1f MiB: %.1f MiB too few", run->profile.name, there / mebibyte,
+        within, needed / mebibyte, (needed - there) / mebibyte);
 }
 
 nb_status nb_fit_explain(
@@ -351,7 +360,8 @@ nb_status nb_fit_explain(
     return status;
 }
 
-nb_status nb_fit_check(const struct nb_run *run, const struct nb_measure *measured, nb_fit_measure *measure, void *context)
+nb_status nb_fit_check(
+    const struct nb_run *run, const struct nb_measure *measured, nb_fit_measure *measure, void *context)
 {
     char *text = NULL;
     if (nb_fit_holds(run, measured))

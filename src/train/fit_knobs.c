@@ -148,7 +148,7 @@ static void give_keeping(struct nb_run *run)
         given == NB_CONFIG_CHECKPOINTING_ATTENTION ? 0 : blocks);
 }
 
-/* ---- each matrix dequantized once: to compute again and for its gradient, for all chunks, or all micro-batches ---- */
+/* ---- each matrix dequantized once: to compute again and for its gradient, for all chunks, all micro-batches ---- */
 
 static bool always_auto(const struct nb_config *config)
 {
@@ -163,7 +163,8 @@ static int dequantizing_notches(const struct nb_run *run)
 
 static void set_dequantizing(struct nb_run *run, int notch)
 {
-    bool is_used_again = nb_run_slots(run) > 1 || (run->mlp_chunk_tokens > 0 && run->mlp_chunk_tokens < run->limits.tokens);
+    bool is_cut = run->mlp_chunk_tokens > 0 && run->mlp_chunk_tokens < run->limits.tokens;
+    bool is_used_again = nb_run_slots(run) > 1 || is_cut;
     for (int i = 0; i < blocks_of(run); i++)
         is_used_again = is_used_again || run->keep[i] != NB_KEEP_EVERYTHING;
     run->model.dequantize_once = run->may_dequantize_once && is_used_again && notch == 0;

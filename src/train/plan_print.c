@@ -132,13 +132,16 @@ static void print_lines(const char *title, char *const *line, int count, FILE *o
 /* Of the engines the one that works the longest; the rest of the step it is waited for. */
 static void print_time(const struct nb_plan *plan, FILE *out)
 {
-    static const char *const names[NB_DRY_ENGINES] = {"the arithmetic", "the link to the device", "the link from the device"};
+    static const char *const names[NB_DRY_ENGINES] = {
+        "the arithmetic", "the link to the device", "the link from the device"};
     const double *busy = plan->busy;
     int most = 0;
     for (int i = 1; i < NB_DRY_ENGINES; i++)
         most = busy[i] > busy[most] ? i : most;
     if (plan->step_seconds > 0)
-        fprintf(out, "time       %.4g s a step or more: arithmetic %.4g, to the device %.4g (%.1f MiB), from it %.4g (%.1f MiB); bound by %s\n",
+        fprintf(out,
+            "time       %.4g s a step or more: arithmetic %.4g, to the device %.4g (%.1f MiB), from it %.4g (%.1f MiB); "
+            "bound by %s\n",
             plan->step_seconds, busy[NB_DRY_COMPUTE], busy[NB_DRY_UPLOAD], (double)plan->uploaded_bytes / mebibyte,
             busy[NB_DRY_DOWNLOAD], (double)plan->downloaded_bytes / mebibyte, names[most]);
 }
@@ -238,8 +241,8 @@ nb_status nb_plan_print_json(const struct nb_run *run, const struct nb_plan *pla
     json_object_set_new(root, "choices", lines_json(plan->choice, plan->choices));
     json_object_set_new(root, "next", lines_json(plan->next, plan->nexts));
     json_object_set_new(root, "seconds",
-        json_pack("{s:f, s:f, s:f, s:f, s:I, s:I}", "step", plan->step_seconds, "compute", plan->busy[NB_DRY_COMPUTE], "to_device",
-            plan->busy[NB_DRY_UPLOAD], "from_device", plan->busy[NB_DRY_DOWNLOAD], "bytes_to_device",
+        json_pack("{s:f, s:f, s:f, s:f, s:I, s:I}", "step", plan->step_seconds, "compute", plan->busy[NB_DRY_COMPUTE],
+            "to_device", plan->busy[NB_DRY_UPLOAD], "from_device", plan->busy[NB_DRY_DOWNLOAD], "bytes_to_device",
             (json_int_t)plan->uploaded_bytes, "bytes_from_device", (json_int_t)plan->downloaded_bytes));
     json_object_set_new(root, "notes", notes);
     char *text = json_dumps(root, JSON_INDENT(2));

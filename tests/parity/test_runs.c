@@ -9,6 +9,7 @@
 #include <cmocka.h>
 
 #include "base/file.h"
+#include "train/checkpoint_state.h"
 #include "train/fit.h"
 #include "train/trainer.h"
 #include "training.h"
@@ -416,6 +417,35 @@ static void a_paged_run_is_the_run_it_pages(void **state)
     }
 }
 
+static void train_chosen(const struct family *f, const char *out, const char *more, bool resume)
+{
+    char *yaml = nb_format(
+        "base_model: tests/golden/models/%s\nadapter: qlora\ndatasets: [{path: %s/many.jsonl, type: tokens}]\n"
+        "learning_rate: 1e-3\nsequence_len: 40\nlora_r: 4\nlora_target_linear: true\nmicro_batch_size: auto\n"
+        "gradient_accumulation_steps: 4\nsave_steps: 2\nmax_steps: 6\nbf16: true\nthreads: 2\noutput_dir: %s/%s\n%s",
+        f->name, f->folder, f->folder, out, more);
+    train(yaml, resume);
+    free(yaml);
+}
+
+/* The last bits depend on it: a run that goes on with less memory takes the one that it began with. */
+static void a_chosen_micro_batch_is_taken_again(void **state)
+{
+    const struct family *f = *state;
+    struct nb_trainer_state read;
+    write_many_rows(f, 24, 40);
+    train_chosen(f, "whole", "", false);
+    train_chosen(f, "halves", "", false);
+    lose_the_end(f, "halves");
+    train_chosen(f, "halves", "gradient_checkpointing: true\nmemory_budget: 6MB\n", true);
+    same_file(f, "whole/adapter_model.safetensors", "halves/adapter_model.safetensors");
+    same_file(f, "whole/checkpoint-6/optimizer.safetensors", "halves/checkpoint-6/optimizer.safetensors");
+    char *path = nb_format("%s/halves/checkpoint-6", f->folder);
+    training_check(nb_checkpoint_state_read(path, &read));
+    assert_int_equal(read.micro_batch_size, 4);
+    free(path);
+}
+
 static void moments_keep_their_bits(void **state)
 {
     const struct family *f = *state;
@@ -443,6 +473,7 @@ int main(int argc, char **argv)
         cmocka_unit_test_prestate_setup_teardown(patience_ends_and_the_best_is_kept, open_family, close_family, argv[1]),
         cmocka_unit_test_prestate_setup_teardown(a_run_taken_up_again_ends_with_the_same_bytes, open_family, close_family, argv[1]),
         cmocka_unit_test_prestate_setup_teardown(a_paged_run_is_the_run_it_pages, open_family, close_family, argv[1]),
+        cmocka_unit_test_prestate_setup_teardown(a_chosen_micro_batch_is_taken_again, open_family, close_family, argv[1]),
         cmocka_unit_test_prestate_setup_teardown(moments_keep_their_bits, open_family, close_family, argv[1]),
     };
     if (argc != 2) {

@@ -110,6 +110,37 @@ static void in_bf16_the_curve_is_near_it(void **state)
     assert_true(mean <= 0.015 && largest <= 0.04);
 }
 
+static void train_within(const struct reference *r, const char *budget, struct nb_step_result result[2])
+{
+    struct training t;
+    char *yaml = nb_format(
+        "base_model: %s\nadapter: qlora\nlora_r: 16\nlora_alpha: 32\nlora_target_linear: true\n"
+        "datasets: [{path: %s/rows.jsonl, type: tokens}]\nlearning_rate: 1e-3\nlr_scheduler: constant\n"
+        "optimizer: adamw_8bit\nsequence_len: 256\nshuffle_merged_datasets: false\noutput_dir: %s/out\nmax_steps: 2\n"
+        "micro_batch_size: 4\nbf16: true\n%s",
+        r->path, r->folder, r->folder, budget);
+    training_open(&t, yaml);
+    for (int i = 0; i < 2; i++)
+        result[i] = training_step(&t, i + 1);
+    printf("%.1f MiB%s%s", (double)nb_arena_high_water(t.session->arena) / 1048576.0, *budget ? " within " : "\n", budget);
+    assert_int_equal(nb_arena_high_water(t.session->arena), t.plan.peak_bytes);
+    assert_true(!*budget || t.plan.peak_bytes <= (uint64_t)256 << 20);
+    assert_true(*budget || t.plan.peak_bytes > (uint64_t)256 << 20);
+    training_close(&t);
+    free(yaml);
+}
+
+/* Weights and embedding are 107 MiB of it. */
+static void in_256_mebibytes_no_bit_changes(void **state)
+{
+    const struct reference *r = *state;
+    struct nb_step_result free_run[2], bounded[2];
+    train_within(r, "", free_run);
+    train_within(r, "memory_budget: 256MiB\n", bounded);
+    for (int i = 0; i < 2; i++)
+        assert_true(free_run[i].loss == bounded[i].loss && free_run[i].grad_norm == bounded[i].grad_norm);
+}
+
 int main(int argc, char **argv)
 {
     struct reference reference = {.path = argc > 1 ? argv[1] : ""};
@@ -118,6 +149,8 @@ int main(int argc, char **argv)
             in_fp32_the_curve_is_the_references, open_reference, close_reference, &reference),
         cmocka_unit_test_prestate_setup_teardown(
             in_bf16_the_curve_is_near_it, open_reference, close_reference, &reference),
+        cmocka_unit_test_prestate_setup_teardown(
+            in_256_mebibytes_no_bit_changes, open_reference, close_reference, &reference),
     };
     if (!reference.path[0] || !nb_path_exists(reference.path)) {
         printf("skipped: no SmolLM2 GGUF; give its path with the meson option smollm2 (tools/quickstart fetches it)\n");

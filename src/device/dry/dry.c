@@ -2,8 +2,8 @@
  * op's args, counts, and answers for scratch as the target does.
  *
  * It also keeps time. A stream has a clock, an event holds the one of the stream that recorded it, and each of the
- * target's engines (arithmetic with the device's memory, copies to the device, copies from it) does one thing at a time,
- * in the order in which it is enqueued: work begins when its stream, its engine and the host are there, and takes
+ * target's engines (arithmetic with the device's memory, copies to the device, copies from it) does one thing at a
+ * time, in the order in which it is enqueued: work begins when its stream, its engine and the host are there, and takes
  *   an op      prepared bytes / memory rate + max(operations / arithmetic rate, bytes / memory rate)
  *   a copy     bytes / link rate, or twice the bytes / memory rate within the device
  * (Williams et al. 2009, the roofline model). So what overlaps and what waits is what the schedule itself makes of it.
@@ -151,7 +151,8 @@ static double link_rate(const struct dry *dry)
 static void compute(struct dry *dry, struct nb_stream *stream, struct nb_dry_work work)
 {
     double arithmetic = seconds_for(work.flops, 1e12 * (double)dry->base.profile.bf16_tflops);
-    double memory = seconds_for(work.bytes, memory_rate(dry)), prepared = seconds_for(work.prepared_bytes, memory_rate(dry));
+    double memory = seconds_for(work.bytes, memory_rate(dry));
+    double prepared = seconds_for(work.prepared_bytes, memory_rate(dry));
     spend(dry, stream, NB_DRY_COMPUTE, prepared + (arithmetic > memory ? arithmetic : memory));
     dry->counts.flops += dry->times * work.flops;
 }
@@ -302,7 +303,7 @@ static nb_status sites_linear_backward(struct dry *dry, const struct nb_linear_b
     static nb_status enter_##name(struct nb_device *device, struct nb_stream *stream, const struct nb_##name *args) \
     {                                                                                                               \
         NB_TRY(nb_check_##name(args));                                                                              \
-        dry_of(device)->counts.ops += (uint64_t)dry_of(device)->times;                                                                               \
+        dry_of(device)->counts.ops += (uint64_t)dry_of(device)->times;                                              \
         compute(dry_of(device), stream, nb_dry_work_of_##name(&device->profile, args));                             \
         return SITES(dry_of(device), args);                                                                         \
     }

@@ -92,6 +92,16 @@ nb_status __wrap_nb_cpu_device_create(const struct nb_cpu_options *options, stru
 void __real_nb_session_close(struct nb_session **session);
 void __wrap_nb_session_close(struct nb_session **session);
 
+void __real_nb_cpu_memory_mark(void *context, uint64_t address, uint64_t bytes, bool usable);
+void __wrap_nb_cpu_memory_mark(void *context, uint64_t address, uint64_t bytes, bool usable);
+
+/* Checked builds mark the memory of a device that the host can read. */
+void __wrap_nb_cpu_memory_mark(void *context, uint64_t address, uint64_t bytes, bool usable)
+{
+    if (!deferred_seed)
+        __real_nb_cpu_memory_mark(context, address, bytes, usable);
+}
+
 nb_status __wrap_nb_cpu_device_create(const struct nb_cpu_options *options, struct nb_device **device)
 {
     struct nb_cpu_options changed = *options;

@@ -10,6 +10,7 @@
 
 #include "checkpoint/checkpoint.h"
 #include "model/weight_store.h"
+#include "support/red_zone.h"
 
 struct fixture {
     struct nb_device *device;
@@ -218,16 +219,9 @@ static void walk(struct streaming *s, enum nb_weight_direction direction)
     }
 }
 
-/* What checked arenas put behind each allocation: taken with a unit, but not copied. */
-#ifdef NB_CHECKED_ARENAS
-enum { RED_ZONE = 256 };
-#else
-enum { RED_ZONE = 0 };
-#endif
-
 static uint64_t fetched(const struct streaming *s, uint64_t *before)
 {
-    uint64_t all = nb_dry_device_counts(s->f.device)->uploaded_bytes, unit = s->unit_bytes - RED_ZONE;
+    uint64_t all = nb_dry_device_counts(s->f.device)->uploaded_bytes, unit = s->unit_bytes - NB_TEST_RED_ZONE;
     uint64_t units = (all - *before) / unit;
     assert_int_equal((all - *before) % unit, 0);
     *before = all;

@@ -5,6 +5,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "base/log.h"
 #include "cuda/cublaslt.cuh"
 #include "cuda/probe.cuh"
 #include "device/cuda/driver_share.h"
@@ -80,24 +81,54 @@ static void memory_give_back(struct nb_device *device, nb_dptr pointer)
     (void)cudaFree(address_of(pointer));
 }
 
+/* Ahead of host memory that was given: which kind it is. */
+struct host_block {
+    bool pinned;
+};
+
+enum { HOST_BLOCK_BYTES = NB_ALIGNMENT };
+
+static_assert(sizeof(struct host_block) <= HOST_BLOCK_BYTES, "host memory stays aligned behind its head");
+
 static nb_status host_take(struct nb_device *device, uint64_t bytes, void **memory)
 {
-    (void)device;
-    cudaError_t error = cudaHostAlloc(memory, bytes ? bytes : 1, cudaHostAllocDefault);
-    if (error == cudaErrorMemoryAllocation) {
+    size_t all = bytes + HOST_BLOCK_BYTES;
+    void *block = NULL;
+    cudaError_t error = cudaErrorMemoryAllocation;
+    *memory = NULL;
+    if (device->host_memory != NB_HOST_PAGEABLE)
+        error = cudaHostAlloc(&block, all, cudaHostAllocDefault);
+    if (error != cudaSuccess && error != cudaErrorMemoryAllocation)
+        return nb_cuda_status(error, "pinning host memory");
+    bool pinned = error == cudaSuccess;
+    if (!pinned && device->host_memory != NB_HOST_PAGEABLE) {
         (void)cudaGetLastError();
-        return nb_fail(NB_MEMORY,
-                       "the machine cannot pin %.1f MiB of its memory for copies to the GPU: free some, or raise what a container "
-                       "or virtual machine sets",
-                       0x1p-20 * (double)bytes);
+        nb_fail(NB_MEMORY,
+                "the machine cannot pin %.1f MiB of its memory for copies to the GPU: free some, or raise what a container or virtual "
+                "machine sets",
+                0x1p-20 * (double)bytes);
+        if (device->host_memory == NB_HOST_PINNED)
+            return NB_MEMORY;
+        nb_warn("%s; pageable memory serves instead, and copies are slower", nb_status_message());
+        device->host_memory = NB_HOST_PAGEABLE;
     }
-    return nb_cuda_status(error, "pinning host memory");
+    if (!pinned && posix_memalign(&block, NB_ALIGNMENT, all) != 0)
+        return nb_fail(NB_MEMORY, "the machine has no %.1f MiB of memory for copies to the GPU", 0x1p-20 * (double)bytes);
+    *(struct host_block *)block = {pinned};
+    *memory = (char *)block + HOST_BLOCK_BYTES;
+    return NB_OK;
 }
 
 static void host_give_back(struct nb_device *device, void *memory)
 {
     (void)device;
-    (void)cudaFreeHost(memory);
+    if (!memory)
+        return;
+    struct host_block *block = (struct host_block *)((char *)memory - HOST_BLOCK_BYTES);
+    if (block->pinned)
+        (void)cudaFreeHost(block);
+    else
+        free(block);
 }
 
 static nb_status memory_available(struct nb_device *device, uint64_t *bytes)

@@ -369,6 +369,13 @@ struct nb_sample {
     OP(swiglu) OP(swiglu_backward) OP(geglu) OP(geglu_backward) OP(add) OP(cross_entropy) OP(loss_sum) OP(square_sum)       \
     OP(clip_scale) OP(adamw) OP(cast) OP(quantize) OP(dequantize) OP(sample)
 
+/* What host_take gives where copies from page-locked memory run faster, and beside the device's work. */
+enum nb_host_memory {
+    NB_HOST_PINNED,            /* page-locked, or NB_MEMORY */
+    NB_HOST_PINNED_IF_GRANTED, /* pageable from the first refusal on, which is warned of: then this is NB_HOST_PAGEABLE */
+    NB_HOST_PAGEABLE,
+};
+
 /* The table. An op that is NULL is unsupported there and reported before a run starts (nb_device_require_all). */
 struct nb_device {
     struct nb_device_profile profile;
@@ -377,7 +384,8 @@ struct nb_device {
     /* Slabs: taken once, at set-up. 256-byte aligned, contents undefined. Errors: NB_MEMORY. */
     nb_status (*memory_take)(struct nb_device *, uint64_t bytes, nb_dptr *);
     void (*memory_give_back)(struct nb_device *, nb_dptr);
-    /* Host memory that copies can reach asynchronously (pinned where that means something). */
+    /* Host memory that copies can reach, of the kind that host_memory says where kinds differ; the owner may set that between calls. */
+    enum nb_host_memory host_memory;
     nb_status (*host_take)(struct nb_device *, uint64_t bytes, void **);
     void (*host_give_back)(struct nb_device *, void *);
 

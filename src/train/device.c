@@ -107,10 +107,18 @@ nb_status nb_run_choose_device(struct nb_run *run)
     return NB_OK;
 }
 
+static enum nb_host_memory host_memory_of(enum nb_config_pinned pinned)
+{
+    return pinned == NB_CONFIG_PINNED_TRUE    ? NB_HOST_PINNED
+           : pinned == NB_CONFIG_PINNED_FALSE ? NB_HOST_PAGEABLE
+                                              : NB_HOST_PINNED_IF_GRANTED;
+}
+
 static nb_status open_cuda(struct nb_run *run, bool own_products, const struct nb_product_site *sites, int count)
 {
     const struct nb_cuda_options options = {.own_products = own_products, .products = run->products};
     NB_TRY(nb_cuda_device_create(&options, &run->device));
+    run->device->host_memory = host_memory_of(run->config->pinned);
     NB_TRY(nb_device_require_all(run->device));
     return run->device->prepare(run->device, sites, count);
 }

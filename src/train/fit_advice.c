@@ -98,7 +98,7 @@ static double bytes_over(const struct nb_run *run, const struct nb_measure *meas
 /* "TEXT, 4.2 s a step". */
 static void add_seconds(char **text, const char *between, double seconds)
 {
-    char *longer = nb_format("%s%s %.4g s a step", *text, between, seconds);
+    char *longer = nb_format("%s%s %.4g s a step", *text, between, seconds < 1e-6 ? 0 : seconds);
     free(*text);
     *text = longer;
 }

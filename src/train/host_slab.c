@@ -198,12 +198,18 @@ nb_status nb_host_slab_take(
         return NB_OK;
     if (run->config->pinned == NB_CONFIG_PINNED_FALSE)
         return nb_host_slab_take_pageable(bytes, slab);
+    enum nb_host_memory kind = device->host_memory;
+    device->host_memory = NB_HOST_PINNED; /* what is said of a refusal here says more */
     nb_status status = device->host_take(device, bytes, &slab->memory);
+    device->host_memory = kind;
     if (status == NB_OK)
         slab->bytes = bytes;
     if (status != NB_MEMORY)
         return status;
-    return run->config->pinned == NB_CONFIG_PINNED_AUTO ? fall_back(bytes, slab) : explain_refusal(run, bytes);
+    if (run->config->pinned != NB_CONFIG_PINNED_AUTO)
+        return explain_refusal(run, bytes);
+    device->host_memory = NB_HOST_PAGEABLE;
+    return fall_back(bytes, slab);
 }
 
 void nb_host_slab_give_back(struct nb_device *device, struct nb_host_slab *slab)

@@ -261,6 +261,33 @@ void refused_pinned_memory_changes_no_bit()
     set_machine(0, SIZE_MAX);
 }
 
+/* Nothing is kept off the device, but batches, losses and weights that are loaded pass through host memory as well. */
+void copies_do_without_pinned_memory()
+{
+    std::vector<double> losses[3];
+    static const char *const pinned[3] = {"auto", "auto", "false"};
+    for (int way = 0; way < 3; way++) {
+        set_machine(0, SIZE_MAX);
+        opened o(yaml_of("out", std::string("pinned: ") + pinned[way] + "\n"));
+        CHECK(o.plan.pinned_bytes == 0);
+        set_machine(0, way ? 0 : SIZE_MAX);
+        CHECK(o.open_session() == NB_OK);
+        CHECK((o.run->device->host_memory == NB_HOST_PAGEABLE) == (way > 0));
+        o.make_stepper();
+        for (int step = 1; step <= STEPS; step++) {
+            losses[way].push_back(o.step(step));
+            losses[way].push_back(o.evaluate());
+        }
+        CHECK(losses[way] == losses[0]);
+    }
+    set_machine(0, SIZE_MAX);
+    opened o(yaml_of("out", "pinned: true\n"));
+    set_machine(0, 0);
+    CHECK(o.open_session() == NB_MEMORY);
+    check_says(nb_status_message(), {"cannot pin"});
+    set_machine(0, SIZE_MAX);
+}
+
 } /* namespace */
 
 int main(int argc, char **argv)
@@ -277,6 +304,7 @@ int main(int argc, char **argv)
     a_process_that_grows_does_no_harm();
     nothing_is_taken_after_the_first_step();
     refused_pinned_memory_changes_no_bit();
+    copies_do_without_pinned_memory();
     struct nb_emulator_left left = nb_emulator_left();
     CHECK(left.device + left.pinned + left.streams + left.events + left.graphs == 0);
     CHECK(nb_remove_folder(name) == NB_OK);

@@ -1,5 +1,4 @@
 /* Weights into their units: tensor by tensor from a checkpoint, in the units' order, or unit by unit from the cache. */
-#include <stdlib.h>
 #include <string.h>
 
 #include "base/progress.h"
@@ -155,28 +154,35 @@ static nb_status load_quantized(const struct loader *l, const char *name, const 
     return status == NB_OK ? NB_OK : nb_fail_within(status, "%s: %s", nb_checkpoint_path(l->model->checkpoint), name);
 }
 
+/* What quantizing on the host takes of the staging: the matrix in bf16, in 4 bits, and the blocks' scales. */
+struct host_quantizing {
+    struct nb_quant_layout layout;
+    uint64_t slab, scales, bytes; /* where two of them begin, and all together */
+};
+
+static nb_status lay_out_quantizing(const struct nb_weight *weight, struct host_quantizing *q)
+{
+    uint64_t rows = (uint64_t)weight->rows, columns = (uint64_t)weight->columns;
+    NB_TRY(nb_quant_matrix_layout(quant_type(weight), weight->nested, rows, columns, &q->layout));
+    q->slab = nb_aligned(rows * columns * sizeof(nb_bf16));
+    q->scales = q->slab + nb_aligned(q->layout.bytes);
+    q->bytes = q->scales + nb_quant_blocks(rows * columns) * sizeof(float);
+    return NB_OK;
+}
+
 /* A matrix that is read as bf16 and quantized on the host. */
 static nb_status load_quantized_on_host(const struct loader *l, const char *name, const struct nb_weight *weight)
 {
-    struct nb_quant_layout layout;
+    struct host_quantizing q;
     uint64_t rows = (uint64_t)weight->rows, columns = (uint64_t)weight->columns;
-    enum nb_quant_type type = quant_type(weight);
-    NB_TRY(nb_quant_matrix_layout(type, weight->nested, rows, columns, &layout));
+    NB_TRY(lay_out_quantizing(weight, &q));
     if (!l->model->options.random_weights)
         NB_TRY(nb_checkpoint_tensor_read_bf16(l->model->checkpoint, name, weight->rows, weight->columns, l->staging));
-    char *slab = aligned_alloc(NB_ALIGNMENT, nb_aligned(layout.bytes));
-    float *scales = malloc(nb_quant_blocks(rows * columns) * sizeof *scales);
-    nb_status status = slab && scales ? NB_OK : nb_fail(NB_MEMORY, "no memory to quantize %s", name);
-    if (status == NB_OK) {
-        struct nb_quant_parts parts = nb_quant_matrix_parts(&layout, slab, scales);
-        status = nb_quantize(type, weight->nested, l->staging, rows, columns, &parts);
-        struct nb_quant_matrix view = nb_quant_matrix_view(&layout, slab, parts.nested_offset);
-        if (status == NB_OK)
-            status = put_four_bits(l, weight, &view);
-    }
-    free(slab);
-    free(scales);
-    return status;
+    char *slab = (char *)l->staging + q.slab;
+    struct nb_quant_parts parts = nb_quant_matrix_parts(&q.layout, slab, (float *)((char *)l->staging + q.scales));
+    NB_TRY(nb_quantize(quant_type(weight), weight->nested, l->staging, rows, columns, &parts));
+    struct nb_quant_matrix view = nb_quant_matrix_view(&q.layout, slab, parts.nested_offset);
+    return put_four_bits(l, weight, &view);
 }
 
 static nb_status load_tensor(
@@ -358,9 +364,24 @@ static nb_status load_from_checkpoint(struct loader *l)
 
 /* ---- the whole ---- */
 
-/* The largest tensor that is read as bf16 on its way to another place; with a cache to write at least a piece. And the
- * bytes of all these tensors in their files. */
-static void measure(const struct nb_model *model, bool keeps, uint64_t *staging, uint64_t *total)
+/* What a tensor takes of the staging. `composed`: the host writes its unit at the unit's own place. */
+static nb_status staging_of(const struct nb_tensor_spec *spec, const struct nb_weight *weight, enum way way,
+    bool composed, uint64_t *bytes)
+{
+    struct host_quantizing q;
+    *bytes = 0;
+    if (way == QUANTIZED_ON_HOST) {
+        NB_TRY(lay_out_quantizing(weight, &q));
+        *bytes = q.bytes;
+    } else if (way != AS_IT_IS && !composed) {
+        *bytes = (uint64_t)spec->rows * (uint64_t)spec->columns * sizeof(nb_bf16);
+    }
+    return NB_OK;
+}
+
+/* What the tensor takes that takes most of the staging; with a cache to write at least a piece. And the bytes of all
+ * these tensors in their files. */
+static nb_status measure(const struct nb_model *model, bool keeps, uint64_t *staging, uint64_t *total)
 {
     const nb_dptr anywhere = {NB_UNIT_FILE_ALIGNMENT};
     *staging = keeps ? piece_bytes : 0;
@@ -376,12 +397,14 @@ static void measure(const struct nb_model *model, bool keeps, uint64_t *staging,
         for (int i = 0; i < count; i++) {
             char name[NB_TENSOR_NAME_BYTES];
             nb_tensor_name(&spec[i], unit - 1, name);
-            uint64_t bytes = (uint64_t)spec[i].rows * (uint64_t)spec[i].columns * sizeof(nb_bf16);
-            if (!composed && way_of(model, &spec[i], name, &view.matrix[spec[i].role]) != AS_IT_IS)
-                *staging = bytes > *staging ? bytes : *staging;
+            const struct nb_weight *weight = &view.matrix[spec[i].role];
+            uint64_t bytes;
+            NB_TRY(staging_of(&spec[i], weight, way_of(model, &spec[i], name, weight), composed, &bytes));
+            *staging = bytes > *staging ? bytes : *staging;
             *total += bytes_to_read(model, &spec[i], name);
         }
     }
+    return NB_OK;
 }
 
 static nb_status with_staging(struct loader *l, uint64_t bytes, nb_status (*body)(struct loader *))
@@ -454,8 +477,9 @@ static nb_status load_weights(struct loader *l, const struct nb_unit_cache *cach
     bool quantizes = model->options.linear_format != NB_WEIGHT_BF16 && !model->config.quantized;
     l->cache = cache ? nb_unit_cache_create(cache) : NULL;
     NB_TRY(check_source(l, cache));
-    measure(model, l->cache != NULL, &staging, &total);
-    nb_status status = run(l, quantizes ? "quantizing" : "loading", total, staging, load_from_checkpoint);
+    nb_status status = measure(model, l->cache != NULL, &staging, &total);
+    if (status == NB_OK)
+        status = run(l, quantizes ? "quantizing" : "loading", total, staging, load_from_checkpoint);
     if (status == NB_OK)
         nb_unit_cache_finish(&l->cache);
     nb_unit_file_abandon(&l->cache);

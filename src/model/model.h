@@ -41,6 +41,7 @@ struct nb_model_options {
     enum nb_weight_format head_format; /* of the head's matrix: BF16, or as linear_format */
     bool embedding_on_host;  /* the embedding's table lies in host memory; what a micro-batch needs of it is gathered there. Not where the
                                 head is that table in bf16 */
+    uint64_t embedding_piece_bytes; /* of the two buffers that gathered rows pass through, at most, if a row fits; 0: 16 MiB */
     bool streams_from_file;  /* streamed blocks come from their file at each use, through two buffers of pinned host memory */
     const char *cache_folder; /* of the model's units as they lie in memory, made at the first load; NULL: none. Must outlive the model */
 };

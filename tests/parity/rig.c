@@ -36,11 +36,11 @@ static void open_device(struct rig *rig)
 
 static void open_host_memory(struct rig *rig)
 {
-    enum { BYTES = 1 << 20 };
+    const uint64_t bytes = rig->options.host_bytes ? rig->options.host_bytes : 1u << 20;
     for (int i = 0; i < 2; i++)
-        rig_check(rig->device->host_take(rig->device, BYTES, &rig->host[i]));
-    rig_check(nb_arena_create("pinned", (uintptr_t)rig->host[0], BYTES, &rig->pinned));
-    rig_check(nb_arena_create("pageable", (uintptr_t)rig->host[1], BYTES, &rig->pageable));
+        rig_check(rig->device->host_take(rig->device, bytes, &rig->host[i]));
+    rig_check(nb_arena_create("pinned", (uintptr_t)rig->host[0], bytes, &rig->pinned));
+    rig_check(nb_arena_create("pageable", (uintptr_t)rig->host[1], bytes, &rig->pageable));
 }
 
 static void open_adapter(struct rig *rig)
@@ -118,7 +118,8 @@ void rig_open(struct rig *rig, const struct rig_options *options)
     open_device(rig);
     rig_check(nb_checkpoint_open(options->model, &rig->checkpoint));
     struct nb_model_options model = {.linear_format = options->format, .nested = options->nested, .activation = options->activation,
-        .embedding_on_host = options->embedding_on_host};
+        .embedding_on_host = options->embedding_on_host,
+        .embedding_piece_bytes = options->embedding_piece_bytes};
     rig_check(nb_model_create(rig->device, rig->checkpoint, &model, &rig->model));
     if (options->embedding_on_host)
         open_host_memory(rig);

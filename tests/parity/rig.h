@@ -21,7 +21,8 @@ struct rig_options {
     bool deferred, dry;
     bool reference_scales; /* see rig.c; `model` is a bitsandbytes checkpoint, `format` BF16 */
     bool embedding_on_host;
-    uint64_t seed, memory_bytes;
+    uint64_t embedding_piece_bytes; /* 0: the model's own */
+    uint64_t seed, memory_bytes, host_bytes; /* memory: 0: a default; host: of each arena with embedding_on_host */
 };
 
 struct rig {

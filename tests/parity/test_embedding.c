@@ -45,6 +45,69 @@ static void compare_places(const struct models *m, int shape, const char *more, 
     free(here);
 }
 
+/* Pieces of one row, since none is smaller; of seven, so that the last is shorter; and of half a micro-batch. */
+static void in_pieces(struct nb_run *run, uint64_t seed)
+{
+    static const uint64_t piece_bytes[] = {1, 7 * 256 + 100, 30 * 256};
+    run->model.embedding_piece_bytes = piece_bytes[seed % 3];
+    outer_defer(run, seed / 3);
+}
+
+static void pieces_change_no_bit(void **state)
+{
+    static const char *const ways[] = {
+        "gradient_checkpointing: true\n",
+        "gradient_checkpointing: true\nbf16: true\nsample_packing: true\n",
+        "gradient_checkpointing: true\nactivation_offloading: true\nresident_layers: 3\n",
+        "gradient_checkpointing: true\naccumulation_order: layer_major\n",
+    };
+    const struct models *m = *state;
+    for (size_t i = 0; i < sizeof ways / sizeof *ways; i++) {
+        char *there = nb_format("%sembedding_device: device\n", ways[i]), *here = nb_format("%sembedding_device: host\n", ways[i]);
+        char *on_device = outer_yaml(m, m->path[OWN], there), *on_host = outer_yaml(m, m->path[OWN], here);
+        const uint64_t row_bytes = i == 1 ? 64 * sizeof(nb_bf16) : 64 * sizeof(float);
+        struct trained first = outer_train(on_device, NULL, 0);
+        for (uint64_t seed = 0; seed < 9; seed++) {
+            const uint64_t bytes[] = {row_bytes, (7 * 256 + 100) / row_bytes * row_bytes, 30 * 256};
+            struct trained now = outer_train(on_host, in_pieces, seed);
+            outer_assert_same(&first, &now, here);
+            uint64_t piece = nb_aligned(bytes[seed % 3]);
+            assert_int_equal(now.pinned_bytes, first.pinned_bytes + 2 * (piece < now.row_bytes ? piece : now.row_bytes));
+            free(now.masters);
+        }
+        free(first.masters);
+        free(on_device);
+        free(on_host);
+        free(there);
+        free(here);
+    }
+}
+
+/* However many tokens there are: what is planned of pinned memory stays what it was. */
+static void the_pieces_do_not_grow_with_the_tokens(void **state)
+{
+    enum { ROWS_OF_16_MIB = (16 << 20) / (64 * sizeof(float)) };
+    const struct models *m = *state;
+    for (int times = 1; times <= 4; times *= 2) {
+        const struct rig_options options = {.model = m->path[OWN],
+            .format = NB_WEIGHT_NF4,
+            .activation = NB_DTYPE_F32,
+            .embedding_on_host = true,
+            .keep = NB_KEEP_NOTHING,
+            .slots = 1,
+            .limits = {.tokens = times * ROWS_OF_16_MIB, .sequences = 1, .longest = 64, .trained_rows = 1,
+                .loss_rows = NB_TILE_TOKENS},
+            .threads = 1,
+            .dry = true,
+            .memory_bytes = UINT64_C(1) << 40,
+            .host_bytes = UINT64_C(1) << 30};
+        struct rig rig;
+        rig_open(&rig, &options);
+        assert_int_equal(nb_arena_high_water(rig.pinned), 2 * (UINT64_C(16) << 20));
+        rig_close(&rig);
+    }
+}
+
 static void where_the_table_lies_changes_no_bit(void **state)
 {
     const struct models *m = *state;
@@ -128,6 +191,7 @@ static float *walk_by_layer(const struct models *m, bool on_host, uint64_t seed,
         .activation = NB_DTYPE_F32,
         .fresh_adapter = &fresh,
         .embedding_on_host = on_host,
+        .embedding_piece_bytes = seed % 2 ? 9 * 256 : 0, /* of 40 or 33 rows */
         .keep = NB_KEEP_INPUT,
         .slots = SLOTS,
         .batches = 2 * SLOTS,
@@ -388,6 +452,8 @@ int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(where_the_table_lies_changes_no_bit),
+        cmocka_unit_test(pieces_change_no_bit),
+        cmocka_unit_test(the_pieces_do_not_grow_with_the_tokens),
         cmocka_unit_test(other_sources_are_the_same),
         cmocka_unit_test(embeddings_of_other_dtypes_are_the_same),
         cmocka_unit_test(a_cache_gives_them_back),

@@ -16,10 +16,11 @@
 
 enum { CHUNK_BYTES = 1 << 16, FOLDER_DEPTH_OPEN = 16 };
 
-/* Opens for reading; a folder is refused here, because read() and mmap() name it less clearly. */
-static nb_status open_for_reading(const char *path, int *descriptor, struct stat *status)
+/* Opens for reading; a folder is refused here, because read() and mmap() name it less clearly. `flags`: O_NONBLOCK where
+ * a pipe that nobody writes to is not to be waited for. */
+static nb_status open_for_reading(const char *path, int flags, int *descriptor, struct stat *status)
 {
-    int opened = open(path, O_RDONLY | O_CLOEXEC);
+    int opened = open(path, O_RDONLY | O_CLOEXEC | flags);
     if (opened < 0)
         return nb_fail_errno("%s: cannot open", path);
     if (fstat(opened, status) != 0) {
@@ -40,7 +41,7 @@ nb_status nb_mapped_file_open(const char *path, struct nb_mapped_file *file)
     struct stat status;
     int descriptor = -1;
     *file = (struct nb_mapped_file){0};
-    NB_TRY(open_for_reading(path, &descriptor, &status));
+    NB_TRY(open_for_reading(path, O_NONBLOCK, &descriptor, &status));
     nb_status result = NB_OK;
     void *data = NULL;
     if (!S_ISREG(status.st_mode)) {
@@ -227,7 +228,7 @@ nb_status nb_file_read(const char *path, uint64_t limit, bool gunzip, char **dat
     size_t got;
     *data = NULL;
     *bytes = 0;
-    NB_TRY(open_for_reading(path, &descriptor, &status));
+    NB_TRY(open_for_reading(path, 0, &descriptor, &status));
     struct growing text = {.path = path, .limit = limit, .capacity = CHUNK_BYTES};
     if (S_ISREG(status.st_mode) && status.st_size >= CHUNK_BYTES && (uint64_t)status.st_size <= limit)
         text.capacity = (size_t)status.st_size + 1;

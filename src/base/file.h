@@ -26,7 +26,7 @@ struct nb_mapped_file {
     struct nb_file_stamp stamp; /* when it was mapped */
 };
 
-/* Maps a regular file. Errors: NB_IO (missing, no permission, a directory), naming the path. */
+/* Maps a regular file. Never waits. Errors: NB_IO (missing, no permission, a directory, a pipe), naming the path. */
 nb_status nb_mapped_file_open(const char *path, struct nb_mapped_file *file);
 
 /* Unmaps and clears `file`. Takes a cleared one. */

@@ -38,15 +38,27 @@ bool nb_file_stamp_equal(const struct nb_file_stamp *a, const struct nb_file_sta
            a->nanoseconds == b->nanoseconds;
 }
 
+static nb_status read_kind(int descriptor, const char *path, struct nb_file_stamp *stamp)
+{
+    struct stat status;
+    if (fstat(descriptor, &status) != 0)
+        return nb_fail_errno("%s: cannot stat", path);
+    if (!S_ISREG(status.st_mode))
+        return nb_fail(NB_IO, "%s: is not a regular file, so it cannot be read in ranges", path);
+    *stamp = stamp_of(&status);
+    return NB_OK;
+}
+
 nb_status nb_file_reader_open(const char *path, struct nb_file_reader **reader)
 {
     *reader = NULL;
-    int descriptor = open(path, O_RDONLY | O_CLOEXEC);
+    /* A pipe would be waited for, until someone writes to it. */
+    int descriptor = open(path, O_RDONLY | O_CLOEXEC | O_NONBLOCK);
     if (descriptor < 0)
         return nb_fail_errno("%s: cannot open", path);
     struct nb_file_reader *r = calloc(1, sizeof *r);
     char *copy = strdup(path);
-    nb_status status = r && copy ? nb_file_stamp_read(descriptor, path, &r->stamp)
+    nb_status status = r && copy ? read_kind(descriptor, path, &r->stamp)
                                  : nb_fail(NB_MEMORY, "%s: no memory to read it", path);
     if (status != NB_OK) {
         close(descriptor);

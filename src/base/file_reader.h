@@ -7,7 +7,7 @@
 /* Holds the file open: one that is renamed, removed or put in another's place is read on as it was. */
 struct nb_file_reader;
 
-/* Errors: NB_IO, naming the path; NB_MEMORY. */
+/* Never waits. Errors: NB_IO, naming the path, also for what is no regular file; NB_MEMORY. */
 nb_status nb_file_reader_open(const char *path, struct nb_file_reader **reader);
 
 /* Takes NULL; nulls the handle. */

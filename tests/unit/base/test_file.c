@@ -231,6 +231,33 @@ static void what_is_no_file_is_refused(void **state)
     free(missing);
 }
 
+/* A pipe that nobody writes to is not waited for where it could not be mapped; one that is written to is read. */
+static void pipes_are_read_and_not_mapped(void **state)
+{
+    struct nb_mapped_file file;
+    char *path = nb_path_join(*state, "pipe"), *text;
+    size_t bytes;
+    assert_int_equal(mkfifo(path, 0600), 0);
+    alarm(20);
+    assert_int_equal(nb_mapped_file_open(path, &file), NB_IO);
+    assert_message("not a regular file");
+    pid_t child = fork();
+    assert_true(child >= 0);
+    if (child == 0) {
+        usleep(100000); /* so that the reader comes first */
+        int descriptor = open(path, O_WRONLY);
+        _exit(write(descriptor, "words", 5) == 5 ? 0 : 1);
+    }
+    assert_int_equal(nb_file_read(path, 100, false, &text, &bytes), NB_OK);
+    assert_string_equal(text, "words");
+    int code;
+    assert_int_equal(waitpid(child, &code, 0), child);
+    assert_int_equal(code, 0);
+    alarm(0);
+    free(text);
+    free(path);
+}
+
 static void a_mapped_file_holds_the_bytes_even_after_forgetting(void **state)
 {
     char *path = nb_path_join(*state, "file");
@@ -400,6 +427,7 @@ int main(void)
         IN_FOLDER(a_link_to_a_descriptor_is_written_through),
         IN_FOLDER(missing_permission_is_named),
         IN_FOLDER(what_is_no_file_is_refused),
+        IN_FOLDER(pipes_are_read_and_not_mapped),
         IN_FOLDER(a_mapped_file_holds_the_bytes_even_after_forgetting),
         IN_FOLDER(a_read_stops_at_its_limit),
         IN_FOLDER(gzip_is_unpacked_however_many_members_it_has),

@@ -5,6 +5,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/stat.h>
 #include <unistd.h>
 #include <zlib.h>
 
@@ -60,10 +61,25 @@ static void ranges_are_read(void **state)
     assert_int_equal(nb_file_reader_open("/nowhere/to/be/found", &reader), NB_IO);
     nb_test_says("/nowhere/to/be/found");
     assert_null(reader);
-    assert_int_equal(nb_file_reader_open(*state, &reader), NB_OK); /* a folder opens, and does not read */
-    assert_int_equal(nb_file_reader_read(reader, 0, read, 1), NB_IO);
-    nb_file_reader_close(&reader);
     free(path);
+}
+
+/* A pipe that nobody writes to is not waited for. */
+static void only_files_are_read(void **state)
+{
+    char *pipe = nb_path_join(*state, "pipe");
+    assert_int_equal(mkfifo(pipe, 0600), 0);
+    const char *const path[] = {*state, pipe, "/dev/null"};
+    alarm(20);
+    for (size_t i = 0; i < sizeof path / sizeof *path; i++) {
+        struct nb_file_reader *reader;
+        assert_int_equal(nb_file_reader_open(path[i], &reader), NB_IO);
+        assert_null(reader);
+        nb_test_says(path[i]);
+        nb_test_says("not a regular file");
+    }
+    alarm(0);
+    free(pipe);
 }
 
 /* Another size, and another time with the same size. One that is renamed away is read on. */
@@ -104,6 +120,7 @@ int main(void)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(a_checksum_is_zlibs),
         IN_FOLDER(ranges_are_read),
+        IN_FOLDER(only_files_are_read),
         IN_FOLDER(changes_are_seen),
     };
     return cmocka_run_group_tests_name("file reader", tests, NULL, NULL);

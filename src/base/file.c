@@ -9,7 +9,9 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/file.h>
 #include <sys/mman.h>
+#include <sys/random.h>
 #include <sys/stat.h>
 #include <unistd.h>
 #include <zlib.h>
@@ -320,6 +322,66 @@ nb_status nb_writer_open(const char *path, struct nb_writer **writer)
     return NB_OK;
 }
 
+/* A new file, locked; -1 with errno where it cannot be, EEXIST also where another has taken it for a leftover in the
+ * moment before the lock. A file system without locks holds no one back. */
+static int make_locked(const char *path)
+{
+    struct stat status;
+    int descriptor = open(path, O_WRONLY | O_CLOEXEC | O_CREAT | O_EXCL | O_NOFOLLOW, 0666);
+    if (descriptor < 0)
+        return -1;
+    bool lost = flock(descriptor, LOCK_EX | LOCK_NB) != 0 && errno == EWOULDBLOCK;
+    if (!lost && fstat(descriptor, &status) == 0 && status.st_nlink > 0)
+        return descriptor;
+    close(descriptor);
+    errno = EEXIST;
+    return -1;
+}
+
+nb_status nb_writer_open_locked(const char *path, struct nb_writer **writer)
+{
+    enum { TRIES = 8 };
+    struct stat status;
+    *writer = NULL;
+    if (stat(path, &status) == 0 && !S_ISREG(status.st_mode))
+        return nb_fail(NB_IO, "%s: is not a regular file, so none of that name is written", path);
+    struct nb_writer *w = calloc(1, sizeof *w);
+    if (!w)
+        return nb_fail(NB_MEMORY, "%s: no memory to write it", path);
+    w->descriptor = -1;
+    w->crc = (uint32_t)crc32_z(0, NULL, 0);
+    w->path = nb_format("%s", path);
+    errno = EEXIST;
+    for (int i = 0; i < TRIES && w->descriptor < 0 && errno == EEXIST; i++) {
+        uint64_t number;
+        if (getrandom(&number, sizeof number, 0) != sizeof number)
+            break;
+        free(w->temporary);
+        w->temporary = nb_format("%s.tmp-%ld-%016" PRIx64, path, (long)getpid(), number);
+        w->descriptor = make_locked(w->temporary);
+    }
+    if (w->descriptor < 0) {
+        nb_status failed = nb_fail_errno("%s: cannot write", path);
+        writer_free(&w);
+        return failed;
+    }
+    *writer = w;
+    return NB_OK;
+}
+
+bool nb_writer_remove_leftover(const char *temporary)
+{
+    struct stat status;
+    /* Some file systems lock only what is open for writing. */
+    int descriptor = open(temporary, O_RDWR | O_CLOEXEC | O_NOFOLLOW | O_NONBLOCK);
+    if (descriptor < 0)
+        return false;
+    bool removed = fstat(descriptor, &status) == 0 && S_ISREG(status.st_mode) &&
+                   flock(descriptor, LOCK_EX | LOCK_NB) == 0 && unlink(temporary) == 0;
+    close(descriptor);
+    return removed;
+}
+
 static nb_status writer_failure(const struct nb_writer *writer)
 {
     return nb_fail(NB_IO, "%s: cannot write: %s", writer->path, strerror(writer->failed_errno));
@@ -400,8 +462,9 @@ nb_status nb_writer_finish(struct nb_writer **writer)
     nb_status status = w->failed_errno ? writer_failure(w) : writer_flush(w);
     if (status == NB_OK && sync_failed(w->descriptor))
         status = nb_fail_errno("%s: cannot sync", w->path);
+    /* A lock must hold until the file has its name; closing, which tells of errors, comes before. */
     int descriptor = w->descriptor;
-    w->descriptor = -1;
+    w->descriptor = fcntl(descriptor, F_DUPFD_CLOEXEC, 0);
     if (close(descriptor) != 0 && status == NB_OK)
         status = nb_fail_errno("%s: cannot close", w->path);
     if (status == NB_OK && w->temporary && rename(w->temporary, w->path) != 0)

@@ -52,6 +52,15 @@ struct nb_writer;
 /* Errors: NB_IO naming the path. */
 nb_status nb_writer_open(const char *path, struct nb_writer **writer);
 
+/* The same for a file that others may be writing as well, on this machine or another: written to "PATH.tmp-PID-RANDOM",
+ * which is locked (flock) for as long as it is written, so that it can be told from what a killed process left. Errors:
+ * also NB_IO where PATH is something else than a regular file. */
+nb_status nb_writer_open_locked(const char *path, struct nb_writer **writer);
+
+/* Removes such a temporary file if nobody writes it any longer, and says whether it did. Where the file system has no
+ * locks none is removed. */
+bool nb_writer_remove_leftover(const char *temporary);
+
 /* Errors stick: after a failed write every later call, and finish, fail with NB_IO naming the path ("No space left on device"). */
 nb_status nb_writer_write(struct nb_writer *writer, const void *data, size_t bytes);
 

@@ -1,10 +1,7 @@
 #include "model/unit_cache.h"
 
 #include <dirent.h>
-#include <errno.h>
 #include <inttypes.h>
-#include <limits.h>
-#include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -130,11 +127,10 @@ static void give_up(struct nb_unit_file_writer **writer)
     nb_unit_file_abandon(writer);
 }
 
-/* What a start that was killed has left of this file: as large as the model, and of no use to anyone. A writer of
- * another machine that shares the folder would find its file gone, and go without a cache. */
+/* What a start that was killed has left of this file: as large as the model, and of no use to anyone. */
 static void remove_leftovers(const struct nb_unit_cache *cache)
 {
-    static const char mark[] = ".tmp-"; /* nb_writer's, and the number of its process */
+    static const char mark[] = ".tmp-"; /* nb_writer's */
     const char *name = strrchr(cache->path, '/') + 1;
     const size_t length = strlen(name);
     DIR *folder = opendir(cache->folder);
@@ -142,11 +138,8 @@ static void remove_leftovers(const struct nb_unit_cache *cache)
         const char *rest = entry->d_name + length;
         if (strncmp(entry->d_name, name, length) != 0 || strncmp(rest, mark, sizeof mark - 1) != 0)
             continue;
-        long process = strtol(rest + sizeof mark - 1, NULL, 10);
-        if (process > 0 && process <= INT_MAX && (kill((pid_t)process, 0) == 0 || errno != ESRCH))
-            continue;
         char *path = nb_path_join(cache->folder, entry->d_name);
-        unlink(path);
+        nb_writer_remove_leftover(path);
         free(path);
     }
     if (folder)

@@ -101,7 +101,7 @@ nb_status nb_unit_file_create(
         return nb_fail(NB_MEMORY, "%s: no memory to write it", path);
     }
     w->layout = layout;
-    nb_status status = nb_writer_open(path, &w->writer);
+    nb_status status = nb_writer_open_locked(path, &w->writer);
     if (status == NB_OK)
         status = nb_writer_write(w->writer, layout.header, layout.header_bytes);
     if (status != NB_OK)

@@ -26,7 +26,7 @@ struct nb_unit_file_shape {
 
 struct nb_unit_file_writer;
 
-/* To a temporary name until it is whole. Errors: NB_IO, NB_MEMORY. */
+/* To a temporary name until it is whole (nb_writer_open_locked). Errors: NB_IO, NB_MEMORY. */
 nb_status nb_unit_file_create(
     const char *path, const struct nb_unit_file_shape *shape, struct nb_unit_file_writer **writer);
 

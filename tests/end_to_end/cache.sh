@@ -49,17 +49,26 @@ equal "no leftovers" "$(find "$cache" -name '*.tmp*' | wc -l)" 0
 # A first start that is killed leaves what the next one removes; another program's unfinished file stays.
 name=$(basename "$(units)")
 rm -rf "$cache"/*
-sleep 100 &
-other=$!
-(exec sleep 0) & # a process that is gone
-gone=$!
-wait $gone
-touch "$cache/$name.tmp-$gone" "$cache/$name.tmp-$other" "$cache/another.units.tmp-$gone"
+left="$cache/$name.tmp-$$-0123456789abcdef" held="$cache/$name.tmp-1-fedcba9876543210" foreign="$cache/another.units.tmp-1"
+touch "$left" "$foreign" # a living process has the number of the one that is gone
+exec 9> "$held"
+flock 9
 succeeds train "$work/config.yml" --set output_dir="$work/leftovers" --set quantized_cache="$cache"
-kill $other
-absent "$cache/$name.tmp-$gone"
-exists "$cache/$name" "$cache/$name.tmp-$other" "$cache/another.units.tmp-$gone"
-rm "$cache/$name.tmp-$other" "$cache/another.units.tmp-$gone"
+absent "$left"
+exists "$cache/$name" "$held" "$foreign"
+exec 9>&-
+rm "$held" "$foreign"
+
+# A pipe in its place is neither waited for nor removed.
+kept=$(units)
+mv "$kept" "$work/kept"
+mkfifo "$kept"
+run train "$work/config.yml" --set output_dir="$work/pipe" --set quantized_cache="$cache"
+equal "a pipe in the cache's place ends no run" "$status" 0
+says err "^warning: .*$kept: is not a regular file"
+equal "the adapter without a cache" "$(adapter "$work/pipe")" "$want"
+equal "what is there" "$(stat -c %F "$kept")" fifo
+mv "$work/kept" "$kept"
 
 # A damaged one is named, and made anew.
 printf x | dd of="$(units)" bs=1 seek=5000 conv=notrunc status=none

@@ -231,6 +231,61 @@ static void what_is_no_file_is_refused(void **state)
     free(missing);
 }
 
+/* The one name in a folder that holds these words; the caller frees the path. */
+static char *entry_with(const char *folder, const char *words)
+{
+    DIR *opened = opendir(folder);
+    char *path = NULL;
+    assert_non_null(opened);
+    for (struct dirent *entry = readdir(opened); entry; entry = readdir(opened))
+        if (strstr(entry->d_name, words)) {
+            assert_null(path);
+            path = nb_path_join(folder, entry->d_name);
+        }
+    closedir(opened);
+    assert_non_null(path);
+    return path;
+}
+
+/* Whoever writes one, be it a process of another name space with the same number, is not disturbed. */
+static void a_locked_temporary_is_no_leftover(void **state)
+{
+    char *path = nb_path_join(*state, "file"), *plain = nb_format("%s.tmp-%ld", path, (long)getpid());
+    struct nb_writer *writer, *other;
+    assert_int_equal(nb_writer_open_locked(path, &writer), NB_OK);
+    char *temporary = entry_with(*state, ".tmp-");
+    assert_false(nb_writer_remove_leftover(temporary));
+    assert_true(nb_path_exists(temporary));
+    /* The same process and the same file: another name, and neither takes the other's. */
+    assert_int_equal(nb_writer_open_locked(path, &other), NB_OK);
+    assert_int_equal(nb_writer_write(writer, "first", 5), NB_OK);
+    assert_int_equal(nb_writer_write(other, "other", 5), NB_OK);
+    assert_int_equal(nb_writer_finish(&writer), NB_OK);
+    assert_contains(path, "first", 5);
+    free(temporary);
+    temporary = entry_with(*state, ".tmp-");
+    assert_false(nb_writer_remove_leftover(temporary));
+    assert_int_equal(nb_writer_finish(&other), NB_OK);
+    assert_contains(path, "other", 5);
+    assert_int_equal(count_entries(*state), 1);
+    free(temporary);
+    /* What is left by a process that is gone, though its number may be a living one's. */
+    assert_int_equal(nb_file_write(plain, "left", 4), NB_OK);
+    assert_true(nb_writer_remove_leftover(plain));
+    assert_false(nb_path_exists(plain));
+    assert_false(nb_writer_remove_leftover(plain));
+    assert_int_equal(mkfifo(plain, 0600), 0);
+    alarm(20);
+    assert_false(nb_writer_remove_leftover(plain));
+    assert_true(nb_path_exists(plain));
+    /* And a pipe is neither written to nor replaced. */
+    assert_int_equal(nb_writer_open_locked(plain, &writer), NB_IO);
+    assert_message("not a regular file");
+    alarm(0);
+    free(path);
+    free(plain);
+}
+
 /* A pipe that nobody writes to is not waited for where it could not be mapped; one that is written to is read. */
 static void pipes_are_read_and_not_mapped(void **state)
 {
@@ -427,6 +482,7 @@ int main(void)
         IN_FOLDER(a_link_to_a_descriptor_is_written_through),
         IN_FOLDER(missing_permission_is_named),
         IN_FOLDER(what_is_no_file_is_refused),
+        IN_FOLDER(a_locked_temporary_is_no_leftover),
         IN_FOLDER(pipes_are_read_and_not_mapped),
         IN_FOLDER(a_mapped_file_holds_the_bytes_even_after_forgetting),
         IN_FOLDER(a_read_stops_at_its_limit),

@@ -39,7 +39,8 @@ static void describe_units(const struct nb_model *model, struct nb_unit_cache *c
     }
 }
 
-/* One line each: the sources, whose sizes, times and headers tell their state; the choices; the hash of the layout. */
+/* One line each: the sources, whose sizes, times and headers tell their state; the choices, the hash of the layout, and
+ * the file's version, so that programs of two versions have a file each. */
 static nb_status make_key(const struct nb_model *model, struct nb_unit_cache *cache)
 {
     static const char *const formats[] = {[NB_WEIGHT_BF16] = "bf16", [NB_WEIGHT_NF4] = "nf4", [NB_WEIGHT_FP4] = "fp4"};
@@ -55,8 +56,8 @@ static nb_status make_key(const struct nb_model *model, struct nb_unit_cache *ca
         return nb_fail_errno("the cache's key");
     }
     nb_checkpoint_describe_files(model->checkpoint, out);
-    fprintf(out, "linears %s%s, layout %016" PRIx64 "\n", formats[options->linear_format],
-        options->nested ? " double-quantized" : "", nb_name_hash(layout));
+    fprintf(out, "linears %s%s, layout %016" PRIx64 ", version %d\n", formats[options->linear_format],
+        options->nested ? " double-quantized" : "", nb_name_hash(layout), NB_UNIT_FILE_VERSION);
     free(layout);
     return fclose(out) == 0 ? NB_OK : nb_fail_errno("the cache's key");
 }

@@ -8,9 +8,6 @@
 #include "base/file.h"
 #include "base/file_reader.h"
 
-/* Rises when the header, the tail, or where a tensor lies in its unit changes its meaning. */
-enum { VERSION = 1 };
-
 /* Little-endian, as all files here. units * 8 bytes of sizes follow, then the key, then zeros. */
 struct header {
     char magic[8];
@@ -45,7 +42,7 @@ static nb_status make_layout(const char *path, const struct nb_unit_file_shape *
 {
     const size_t units = (size_t)shape->units, key_bytes = strlen(shape->key);
     struct header header = {
-        .magic = "NBUNITS", .version = VERSION, .units = (uint32_t)shape->units, .key_bytes = key_bytes};
+        .magic = "NBUNITS", .version = NB_UNIT_FILE_VERSION, .units = (uint32_t)shape->units, .key_bytes = key_bytes};
     *layout = (struct layout){
         .units = shape->units, .header_bytes = rounded(sizeof header + units * sizeof(uint64_t) + key_bytes)};
     layout->offset = malloc(units * sizeof *layout->offset);

@@ -15,6 +15,9 @@
 
 enum { NB_UNIT_FILE_ALIGNMENT = 4096 };
 
+/* Rises when the header, the tail, or where a tensor lies in its unit changes its meaning. */
+enum { NB_UNIT_FILE_VERSION = 1 };
+
 /* Borrowed by the calls below, for their duration. */
 struct nb_unit_file_shape {
     const char *key;

@@ -4,6 +4,7 @@
  * does what the test asks for. */
 #include <errno.h>
 #include <fcntl.h>
+#include <inttypes.h>
 #include <setjmp.h>
 #include <signal.h>
 #include <stdarg.h>
@@ -17,7 +18,9 @@
 #include <cmocka.h>
 
 #include "base/file.h"
+#include "base/random.h"
 #include "file_model.h"
+#include "model/unit_file.h"
 
 static struct {
     int calls, at; /* counted from 1; 0: never */
@@ -392,6 +395,55 @@ static void a_damaged_cache_is_made_anew(void **state)
     free(folder);
 }
 
+/* The key that stands in a cache's header; the caller frees. */
+static char *key_of(const char *path)
+{
+    FILE *file = fopen(path, "rb");
+    uint64_t bytes;
+    assert_true(file && fseek(file, 24, SEEK_SET) == 0 && fread(&bytes, sizeof bytes, 1, file) == 1);
+    char *key = calloc(1, bytes + 1);
+    assert_true(fseek(file, 32 + 8 * UNITS, SEEK_SET) == 0 && fread(key, 1, bytes, file) == bytes);
+    fclose(file);
+    return key;
+}
+
+/* A program of another version has its file beside this one's: it is no damaged one. */
+static void a_cache_of_another_version_stays(void **state)
+{
+    const struct file_model *m = *state;
+    char *folder = nb_format("%s/cache", m->folder), *more = nb_format("adapter: qlora\nquantized_cache: %s\n", folder);
+    char *yaml = file_model_yaml(m, m->path, more), *words = nb_format(", version %d\n", NB_UNIT_FILE_VERSION);
+    set_fault(FAIL, 0, NULL);
+    struct file_trained first = file_model_train(yaml, 0);
+    char *cache = file_model_cached(folder), *key = key_of(cache), *version = strstr(key, words);
+    char *hash = nb_format("-%016" PRIx64 ".units", nb_name_hash(key));
+    assert_non_null(strstr(cache, hash));
+    assert_non_null(version);
+    version[strlen(words) - 2]++;
+    char *other = nb_format("%.*s-%016" PRIx64 ".units", (int)(strstr(cache, hash) - cache), cache, nb_name_hash(key));
+    copy(cache, other);
+    write_over(other, 8);
+    assert_int_equal(unlink(cache), 0);
+    for (int i = 0; i < 2; i++) {
+        listen();
+        struct file_trained now = file_model_train(yaml, 0);
+        assert_null(strstr(heard(), "warning"));
+        assert_true(file_trained_same(&first, &now));
+        assert_true(nb_path_exists(other) && nb_path_exists(cache));
+        free(now.masters);
+    }
+    training_check(nb_remove_folder(folder));
+    free(first.masters);
+    free(other);
+    free(hash);
+    free(key);
+    free(cache);
+    free(words);
+    free(yaml);
+    free(more);
+    free(folder);
+}
+
 /* Found when a unit is first read, in a step: that ends the run. The next start finds no cache, and makes it. */
 static void damage_that_streams_is_found_and_removed(void **state)
 {
@@ -478,6 +530,7 @@ int main(int argc, char **argv)
         TEST(a_weight_that_is_no_number_is_found),
         TEST(a_checkpoint_replaced_in_the_meantime_is_refused),
         TEST(a_damaged_cache_is_made_anew),
+        TEST(a_cache_of_another_version_stays),
         TEST(damage_that_streams_is_found_and_removed),
         TEST(a_cache_that_cannot_be_written_is_done_without),
         TEST(no_cache_no_streaming_from_it),

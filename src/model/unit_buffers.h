@@ -6,11 +6,13 @@
  * other has come.
  *
  * Units that come from a file pass through pinned memory, one unit's for each buffer, which the host fills when a
- * fetch is enqueued. It waits there for the disk, and needs no thread for that: what the device has to do meanwhile is
- * enqueued already, and the next that it waits for is what is being read. Each buffer's fetches have a stream of their
- * own, so that the host waits for the upload that its staging was last read by, two fetches ago, and not for the one
- * that is under way, whose buffer is still in use: a unit is read while another is uploaded. Private to the weight
- * store. */
+ * fetch is enqueued: as soon as a user leaves a buffer, for the next unit that has none. It waits there for the disk, and
+ * needs no thread for that. What was enqueued before goes on meanwhile: the work of the unit that was left, and the fetch
+ * of the one that comes. The latter's work is enqueued after the reading, even where its unit has arrived already: a
+ * direction begins that much later, and then the slowest of disk, link and device sets the pace. Each buffer's fetches
+ * have a stream of their own, so that the host waits for the upload that its staging was last read by, two fetches ago,
+ * and not for the one that is under way, whose buffer is still in use: a unit is read while another is uploaded. Private
+ * to the weight store. */
 #ifndef NB_MODEL_UNIT_BUFFERS_H
 #define NB_MODEL_UNIT_BUFFERS_H
 

@@ -130,6 +130,12 @@ static void print_lines(const char *title, char *const *line, int count, FILE *o
 }
 
 /* Of the engines the one that works the longest; the rest of the step it is waited for. */
+/* A few bytes take no time that anyone asks for. */
+static double told(double seconds)
+{
+    return seconds < 1e-6 ? 0 : seconds;
+}
+
 static void print_time(const struct nb_plan *plan, FILE *out)
 {
     static const char *const names[NB_DRY_ENGINES] = {
@@ -140,10 +146,11 @@ static void print_time(const struct nb_plan *plan, FILE *out)
         most = busy[i] > busy[most] ? i : most;
     if (plan->step_seconds > 0)
         fprintf(out,
-            "time       %.4g s a step or more: arithmetic %.4g, to the device %.4g (%.1f MiB), from it %.4g (%.1f MiB); "
+            "time       %.3g s a step or more: arithmetic %.3g, to the device %.3g (%.1f MiB), from it %.3g (%.1f MiB); "
             "bound by %s\n",
-            plan->step_seconds, busy[NB_DRY_COMPUTE], busy[NB_DRY_UPLOAD], (double)plan->uploaded_bytes / mebibyte,
-            busy[NB_DRY_DOWNLOAD], (double)plan->downloaded_bytes / mebibyte, names[most]);
+            plan->step_seconds, told(busy[NB_DRY_COMPUTE]), told(busy[NB_DRY_UPLOAD]),
+            (double)plan->uploaded_bytes / mebibyte, told(busy[NB_DRY_DOWNLOAD]),
+            (double)plan->downloaded_bytes / mebibyte, names[most]);
 }
 
 static void print_choices(const struct nb_plan *plan, FILE *out)

@@ -8,7 +8,8 @@ nb_status nb_cuda_geglu_backward(struct nb_device *device, struct nb_stream *str
     (void)device;
     NB_TRY(nb_check_geglu_backward(a));
     NB_TRY(nb_cuda_refuse_f32("geglu_backward", a->activation));
-    return nb_cuda_launch("geglu_backward", nb_gated_backward_kernel<nb_gelu, struct nb_geglu_backward>, nb_launch_flat(a->tokens_max, a->width),
+    return nb_cuda_launch("geglu_backward", nb_gated_backward_kernel<nb_gelu, struct nb_geglu_backward>,
+                          nb_launch_flat(a->tokens_max, a->width),
         stream->stream, *a);
 }
 

@@ -8,7 +8,8 @@ nb_status nb_cuda_swiglu_backward(struct nb_device *device, struct nb_stream *st
     (void)device;
     NB_TRY(nb_check_swiglu_backward(a));
     NB_TRY(nb_cuda_refuse_f32("swiglu_backward", a->activation));
-    return nb_cuda_launch("swiglu_backward", nb_gated_backward_kernel<nb_silu, struct nb_swiglu_backward>, nb_launch_flat(a->tokens_max, a->width),
+    return nb_cuda_launch("swiglu_backward", nb_gated_backward_kernel<nb_silu, struct nb_swiglu_backward>,
+                          nb_launch_flat(a->tokens_max, a->width),
         stream->stream, *a);
 }
 

@@ -74,9 +74,9 @@ nb_status nb_model_allocate(struct nb_model *model, const struct nb_model_memory
 uint64_t nb_model_fetched_bytes(const struct nb_model *model);
 
 /* Reads every weight from the checkpoint into its unit: bf16 sources are quantized on the device (the head's on
- * the host, to the same bytes), 4-bit ones copied as they are (their own maps). A unit that is to lie in host memory is put together there, or, where it is to be
- * quantized, written in a buffer on the device and brought to the host from there. With a cache_folder the units are
- * kept in a file, from which the next load reads them instead; that the file is damaged, or cannot be written, is a
+ * the host, to the same bytes), 4-bit ones copied as they are (their own maps). A unit that is to lie in host memory is
+ * put together there, or, where it is to be quantized, written in a buffer on the device and brought to the host from
+ * there. With a cache_folder the units are kept in a file, from which the next load reads them instead; that the file is damaged, or cannot be written, is a
  * warning. Units that stream from a file are not loaded, only found in it. `arena` gives the transient scratch. On a
  * dry device only the memory is counted. Never more than two tensors of host memory besides. `progress` (may be NULL)
  * is started, kept up and finished here. Waits for the stream. Errors: NB_FORMAT for a tensor that is missing, of
@@ -146,7 +146,8 @@ nb_status nb_pass_create(struct nb_model *model, const struct nb_adapter *adapte
 void nb_pass_destroy(struct nb_pass **pass);
 
 /* Enqueues the upload of a micro-batch into a slot; its arrays are copied to the pass's pinned memory before return.
- * With an embedding on the host, layer 0 reads the ids there: it runs before `batches` more calls are made. Errors: NB_USAGE when it exceeds the limits. */
+ * With an embedding on the host, layer 0 reads the ids there: it runs before `batches` more calls are made. Errors:
+ * NB_USAGE when it exceeds the limits. */
 nb_status nb_pass_set_batch(struct nb_pass *pass, int slot, const struct nb_micro_batch *batch);
 
 /* Enqueue layers first .. last (inclusive) for a slot. The head's forward computes the loss of every trained row,

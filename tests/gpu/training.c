@@ -450,7 +450,10 @@ static bool same_file(const struct test *t, const char *a, const char *b, const 
 static void compare_resumed(struct test *t, const char *name, const char *model)
 {
     static const struct whole runs[] = {
-        {"whole", "adamw_8bit", 4, false}, {"halves", "adamw_8bit", 2, false}, {"halves", "paged_adamw_8bit\nresident_optimizer_bytes: 0", 4, true}};
+        {"whole", "adamw_8bit", 4, false},
+        {"halves", "adamw_8bit", 2, false},
+        {"halves", "paged_adamw_8bit\nresident_optimizer_bytes: 0", 4, true},
+    };
     t->checks++;
     for (size_t i = 0; i < sizeof runs / sizeof *runs; i++)
         if (!works(t, name, train_whole(t, model, &runs[i])))

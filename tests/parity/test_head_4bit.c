@@ -37,8 +37,8 @@ static void a_head_in_4_bits_is_its_own_bf16(void **state)
         char *more = nb_format("%shead_4bit: true\n", ways[i / 2].more);
         char *reference = outer_yaml(m, path, ways[i / 2].more), *yaml = outer_yaml(m, m->path[shape], more),
              *plain = outer_yaml(m, m->path[shape], ways[i / 2].more);
-        struct trained want = outer_train(reference, NULL, 0), got = outer_train(yaml, NULL, 0), late = outer_train(yaml, outer_defer, i + 1),
-                       wide = outer_train(plain, NULL, 0);
+        struct trained want = outer_train(reference, NULL, 0), got = outer_train(yaml, NULL, 0);
+        struct trained late = outer_train(yaml, outer_defer, i + 1), wide = outer_train(plain, NULL, 0);
         outer_assert_same(&want, &got, more);
         outer_assert_same(&want, &late, more);
         assert_true(wide.step[0].loss != got.step[0].loss); /* it changes numbers */

@@ -8,7 +8,7 @@ refuses 1 "needs [0-9.]+ MiB of the host's memory" 'host_memory_budget leaves 1\
   'resident_optimizer_bytes' -- train "$work/run.yml" --set host_memory_budget=1MiB
 absent "$work/run/adapter_model.safetensors" "$work/run/metrics.jsonl"
 succeeds plan "$work/run.yml" --set host_memory_budget=1kB
-says out '^note: this needs .* host_memory_budget leaves 0\.0 MiB'
+says out '^note: the run does not fit: this needs .* host_memory_budget leaves 0\.0 MiB'
 succeeds plan "$work/run.yml" --set host_memory_budget=1kB --json
 equal "fits" "$("$probe" json "$work/out" fits)" false
 succeeds plan "$work/run.yml" --json

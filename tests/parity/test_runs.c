@@ -437,7 +437,7 @@ static void a_chosen_micro_batch_is_taken_again(void **state)
     train_chosen(f, "whole", "", false);
     train_chosen(f, "halves", "", false);
     lose_the_end(f, "halves");
-    train_chosen(f, "halves", "gradient_checkpointing: true\nmemory_budget: 6MB\n", true);
+    train_chosen(f, "halves", "gradient_checkpointing: true\nmemory_budget: 6600kB\n", true);
     same_file(f, "whole/adapter_model.safetensors", "halves/adapter_model.safetensors");
     same_file(f, "whole/checkpoint-6/optimizer.safetensors", "halves/checkpoint-6/optimizer.safetensors");
     char *path = nb_format("%s/halves/checkpoint-6", f->folder);

@@ -133,7 +133,7 @@ static void print_lines(const char *title, char *const *line, int count, FILE *o
 /* A few bytes take no time that anyone asks for. */
 static double told(double seconds)
 {
-    return seconds < 1e-6 ? 0 : seconds;
+    return seconds < 1e-5 ? 0 : seconds;
 }
 
 static void print_time(const struct nb_plan *plan, FILE *out)

@@ -22,7 +22,7 @@ within() {
 if [ "$needed" -gt $((256 << 20)) ]; then
   within "ulimit -v $((needed / 1024))"
   if ! "$nibble" --version >/dev/null 2>&1; then
-    echo "not checked: the program does not start within $needed bytes of address space"
+    echo "skipped: the program does not start within $needed bytes of address space"
     exit 77
   fi
   refuses 1 "needs [0-9.]+ MiB of the host's memory" 'CPU device' 'ulimit -v' 'leaves [0-9.]+ MiB' 'sequence_len' -- \
@@ -52,7 +52,7 @@ make_group() {
   return 1
 }
 if ! make_group; then
-  echo "not checked: no control group with the memory controller can be made here"
+  echo "skipped: no control group with the memory controller can be made here"
   [ "$failures" -eq 0 ] || finish
   exit 77
 fi

@@ -115,6 +115,17 @@ static nb_status check_chunks(const struct nb_config *config)
     return NB_OK;
 }
 
+/* A number without its unit is in bytes, which nobody means by 24. */
+static nb_status check_budgets(const struct nb_config *config)
+{
+    const int64_t fewest = 1000;
+    if (config->memory_budget >= 0 && config->memory_budget < fewest)
+        return fail(config, "memory_budget is that many bytes: give the unit, as in 24GB or 24GiB");
+    if (config->host_memory_budget >= 0 && config->host_memory_budget < fewest)
+        return fail(config, "host_memory_budget is that many bytes: give the unit, as in 64GB or 64GiB");
+    return NB_OK;
+}
+
 static nb_status check_evaluation(const struct nb_config *config)
 {
     if (has_evaluation(config))
@@ -134,6 +145,7 @@ nb_status nb_config_validate_train(struct nb_config *config)
     NB_TRY(check_adapter(config));
     NB_TRY(check_conflicts(config));
     NB_TRY(check_chunks(config));
+    NB_TRY(check_budgets(config));
     NB_TRY(check_evaluation(config));
     config->load_in_4bit = nb_config_opens_in_4bit(config, true);
     mark_set(config, "load_in_4bit");

@@ -95,10 +95,10 @@ static double bytes_over(const struct nb_run *run, const struct nb_measure *meas
     return (double)measured->peak_bytes - (double)run->available_bytes;
 }
 
-/* "TEXT, 4.2 s a step". */
+/* "TEXT and cost 4.2 s a step". */
 static void add_seconds(char **text, const char *between, double seconds)
 {
-    char *longer = nb_format("%s%s %.4g s a step", *text, between, seconds < 1e-6 ? 0 : seconds);
+    char *longer = nb_format("%s%s %.3g s a step", *text, between, seconds < 1e-5 ? 0 : seconds);
     free(*text);
     *text = longer;
 }
@@ -121,7 +121,7 @@ static nb_status find_faster(struct trial *trial, const struct nb_plan *plan, ch
             free(*text);
             *text = nb_format("with %.1f MiB more: %s", missing / mebibyte, what);
             if (plan->step_seconds > 0)
-                add_seconds(text, ",", measured.seconds);
+                add_seconds(text, ", which saves", saved);
             free(what);
             best = gain;
         }

@@ -67,15 +67,12 @@ static void note_paging(const struct nb_session *session, const struct nb_steppe
 static void note_offloading(const struct nb_session *session, struct nb_plan *plan)
 {
     const struct nb_device_profile *profile = &session->run->profile;
-    const double rate = (double)profile->link_gb_per_s * 1e9, flops = (double)profile->bf16_tflops * 1e12;
+    const double rate = (double)profile->link_gb_per_s * 1e9;
     uint64_t kept = nb_arena_high_water_of(session->pinned, NB_CATEGORY_BLOCK_INPUTS);
     double bytes = 2 * (double)kept * (double)session->run->micro_batches / nb_run_slots(session->run);
     if (plan->offloaded == 0)
         return;
-    char *time = rate > 0 && flops > 0
-                     ? nb_format(": %.1f ms at %.3g GB/s, beside %.1f ms or more of arithmetic", 1e3 * bytes / rate,
-                           rate / 1e9, 1e3 * plan->step_flops / flops)
-                     : nb_format("%s", "");
+    char *time = rate > 0 ? nb_format(": %.3g s at %.3g GB/s", bytes / rate, rate / 1e9) : nb_format("%s", "");
     nb_plan_note(plan, nb_format("activation_offloading: the inputs of %d of %d blocks stand in pinned host memory; at most "
                          "%.1f MiB a step pass over the link%s",
                    plan->offloaded, plan->blocks, bytes / (1024.0 * 1024.0), time ? time : ""));
@@ -86,13 +83,11 @@ static void note_offloading(const struct nb_session *session, struct nb_plan *pl
 static void note_streaming(const struct nb_session *session, struct nb_plan *plan)
 {
     const struct nb_device_profile *profile = &session->run->profile;
-    const double rate = (double)profile->link_gb_per_s * 1e9, flops = (double)profile->bf16_tflops * 1e12;
+    const double rate = (double)profile->link_gb_per_s * 1e9;
     if (plan->streamed == 0)
         return;
-    char *time = rate > 0 && flops > 0
-                     ? nb_format(": %.2f s at %.3g GB/s, beside %.2f s or more of arithmetic",
-                           (double)plan->streamed_bytes / rate, rate / 1e9, plan->step_flops / flops)
-                     : nb_format("%s", "");
+    char *time = rate > 0 ? nb_format(": %.3g s at %.3g GB/s", (double)plan->streamed_bytes / rate, rate / 1e9)
+                          : nb_format("%s", "");
     const char *where = session->run->model.streams_from_file ? "are read from their file at each use"
                                                               : "stand in pinned host memory";
     nb_plan_note(plan, nb_format("resident_layers: the weights of %d of %d blocks %s; %.1f MiB of them a step pass over the "

@@ -16,8 +16,8 @@ struct nb_plan_limit_found {
     int kept_everything, kept_attention, blocks;
 };
 
-/* Starts from the config's own sizes. The run is left resized to what was found. Errors: NB_MEMORY when not even those fit, saying by how
- * much; those of nb_plan_make. */
+/* Starts from the config's own sizes, and goes below them where they do not fit, but not below the data's longest row. The run is left
+ * resized to what was found. Errors: NB_MEMORY when nothing fits, saying by how much; those of nb_plan_make. */
 nb_status nb_plan_find_limit(struct nb_run *run, enum nb_plan_limit limit, struct nb_plan_limit_found *found);
 
 #endif

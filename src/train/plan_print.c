@@ -70,7 +70,7 @@ static void print_device(const struct nb_run *run, const struct nb_plan *plan, F
         return;
     fprintf(out, "recompute  %d of %d blocks", again + plan->kept_attention, plan->blocks);
     if (plan->kept_attention)
-        fprintf(out, ", %d of them without their attention", plan->kept_attention);
+        fprintf(out, ", of which %d keep their attention's output", plan->kept_attention);
     fprintf(out, run->model.dequantize_once ? ", each matrix dequantized once for that and for its gradient\n" : "\n");
 }
 
@@ -129,13 +129,13 @@ static void print_lines(const char *title, char *const *line, int count, FILE *o
         fprintf(out, "%-11s%s\n", i ? "" : title, line[i]);
 }
 
-/* Of the engines the one that works the longest; the rest of the step it is waited for. */
 /* A few bytes take no time that anyone asks for. */
 static double told(double seconds)
 {
     return seconds < 1e-5 ? 0 : seconds;
 }
 
+/* Of the engines the one that works the longest; the rest of the step it is waited for. */
 static void print_time(const struct nb_plan *plan, FILE *out)
 {
     static const char *const names[NB_DRY_ENGINES] = {

@@ -55,6 +55,8 @@ static void keys_that_contradict_each_other_are_refused(void **state)
     ASSERT_INVALID("warmup_steps and warmup_ratio", "warmup_steps=5", "warmup_ratio=0.1");
     ASSERT_INVALID("test_datasets and val_set_size", "test_datasets=[{path: t}]", "val_set_size=0.1");
     ASSERT_INVALID("load_best_model_at_end needs", "load_best_model_at_end=true");
+    ASSERT_INVALID("memory_budget is that many bytes: give the unit", "memory_budget=24");
+    ASSERT_INVALID("host_memory_budget is that many bytes", "host_memory_budget=64");
     ASSERT_INVALID("resident_optimizer_bytes needs optimizer: paged_adamw_8bit", "resident_optimizer_bytes=1GB");
     ASSERT_INVALID("early_stopping_patience needs", "early_stopping_patience=3");
     ASSERT_INVALID("eval_steps needs", "eval_steps=3");

@@ -77,11 +77,11 @@ uint64_t nb_model_fetched_bytes(const struct nb_model *model);
  * the host, to the same bytes), 4-bit ones copied as they are (their own maps). A unit that is to lie in host memory is
  * put together there, or, where it is to be quantized, written in a buffer on the device and brought to the host from
  * there. With a cache_folder the units are kept in a file, from which the next load reads them instead; that the file
- * is damaged, or cannot be written, is a warning. Units that stream from a file are not loaded, only found in it. `arena` gives the transient scratch. On a
- * dry device only the memory is counted. Never more than two tensors of host memory besides. `progress` (may be NULL)
- * is started, kept up and finished here. Waits for the stream. Errors: NB_FORMAT for a tensor that is missing, of
- * another shape or not finite, NB_UNSUPPORTED where weights that are to stream from a file are in none, NB_IO,
- * NB_MEMORY. */
+ * is damaged, or cannot be written, is a warning. Units that stream from a file are not loaded, only found in it.
+ * `arena` gives the transient scratch. On a dry device only the memory is counted. Never more than two tensors of host
+ * memory besides. `progress` (may be NULL) is started, kept up and finished here. Waits for the stream. Errors:
+ * NB_FORMAT for a tensor that is missing, of another shape or not finite, NB_UNSUPPORTED where weights that are to
+ * stream from a file are in none, NB_IO, NB_MEMORY. */
 nb_status nb_model_load(struct nb_model *model, struct nb_stream *stream, struct nb_arena *arena, struct nb_progress *progress);
 
 /* ---- micro-batches ---- */

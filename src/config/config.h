@@ -199,8 +199,11 @@ const char *nb_config_choice_name(const struct nb_config *config, const char *ke
  * adapter in lora_model_dir. The caller frees *text. Errors: NB_MEMORY. */
 nb_status nb_config_format(const struct nb_config *config, char **text, size_t *bytes);
 
-/* The first key in which two configs differ, or NULL. For resume: a run goes on with the config it began with. */
+/* The first key in which two configs differ, or NULL. */
 const char *nb_config_first_difference(const struct nb_config *a, const struct nb_config *b);
+
+/* The same among the keys with which a run that goes on must agree: those that change data or arithmetic. */
+const char *nb_config_first_lasting_difference(const struct nb_config *a, const struct nb_config *b);
 
 /* The table for `nibble help config`, as text and as a section of the manual page in roff. */
 void nb_config_help_text(FILE *stream);

@@ -27,6 +27,7 @@ struct nb_key {
     enum nb_key_type type;
     enum nb_key_group group;
     bool everywhere;            /* applies to verbs other than train and plan too */
+    bool may_change;            /* from one start of a run to the next: it changes neither data nor arithmetic */
     bool from_adapter;          /* unset with lora_model_dir, it is what that adapter says, whatever the fallback */
     size_t offset;              /* of the field in struct nb_config */
     const char *fallback;       /* the default as YAML; NULL: the key is then unset */

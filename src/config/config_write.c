@@ -260,10 +260,11 @@ static bool same_value(const struct nb_key *key, const void *a, const void *b)
     return false;
 }
 
-const char *nb_config_first_difference(const struct nb_config *a, const struct nb_config *b)
+static const char *first_difference(const struct nb_config *a, const struct nb_config *b, bool of_a_run)
 {
     for (size_t i = 0; i < nb_key_count; i++)
-        if (!same_value(&nb_keys[i], nb_key_field_const(a, &nb_keys[i]), nb_key_field_const(b, &nb_keys[i])))
+        if (!(of_a_run && nb_keys[i].may_change) &&
+            !same_value(&nb_keys[i], nb_key_field_const(a, &nb_keys[i]), nb_key_field_const(b, &nb_keys[i])))
             return nb_keys[i].name;
     const struct nb_config_special_tokens *s = &a->special_tokens, *t = &b->special_tokens;
     if (!same_text(s->bos_token, t->bos_token) || !same_text(s->eos_token, t->eos_token) ||
@@ -271,4 +272,14 @@ const char *nb_config_first_difference(const struct nb_config *a, const struct n
         !same_strings(&s->additional, &t->additional))
         return "special_tokens";
     return NULL;
+}
+
+const char *nb_config_first_difference(const struct nb_config *a, const struct nb_config *b)
+{
+    return first_difference(a, b, false);
+}
+
+const char *nb_config_first_lasting_difference(const struct nb_config *a, const struct nb_config *b)
+{
+    return first_difference(a, b, true);
 }

@@ -226,13 +226,6 @@ nb_status nb_checkpoint_state_load(struct nb_session *session, const char *check
 
 /* ---- resuming ---- */
 
-static bool replace(char **to, const char *from)
-{
-    free(*to);
-    *to = from ? strdup(from) : NULL;
-    return !from || *to;
-}
-
 /* Whether the learning rate of a step depends on how many there will be. */
 static bool depends_on_length(const struct nb_config *config)
 {
@@ -250,34 +243,13 @@ nb_status nb_checkpoint_state_check_config(const char *checkpoint_folder, const 
     if (status != NB_OK)
         return status;
     status = nb_config_validate_train(&stored);
-    stored.logging_steps = config->logging_steps;
-    stored.save_steps = config->save_steps;
-    stored.saves_per_epoch = config->saves_per_epoch;
-    stored.save_total_limit = config->save_total_limit;
-    stored.threads = config->threads;
-    stored.memory_budget = config->memory_budget;
-    stored.gradient_checkpointing = config->gradient_checkpointing;
-    stored.resident_optimizer_bytes = config->resident_optimizer_bytes;
     if (nb_config_moments_8bit(&stored) == nb_config_moments_8bit(config)) /* they differ in name, or in paging */
         stored.optimizer = config->optimizer;
-    stored.activation_offloading = config->activation_offloading;
-    stored.resident_layers = config->resident_layers;
-    stored.accumulation_order = config->accumulation_order;
-    stored.mlp_chunk_tokens = config->mlp_chunk_tokens;
-    stored.loss_chunk_rows = config->loss_chunk_rows;
-    stored.host_memory_budget = config->host_memory_budget;
-    stored.pinned = config->pinned;
-    stored.embedding_device = config->embedding_device;
-    stored.weights_from = config->weights_from;
     if (!depends_on_length(config)) {
         stored.num_epochs = config->num_epochs;
         stored.max_steps = config->max_steps;
     }
-    if (status == NB_OK && (!replace(&stored.output_dir, config->output_dir) ||
-                               !replace(&stored.quantized_cache, config->quantized_cache) ||
-                               !replace(&stored.base_model_name, config->base_model_name)))
-        status = nb_fail(NB_MEMORY, "no memory to compare configurations");
-    const char *key = status == NB_OK ? nb_config_first_difference(&stored, config) : NULL;
+    const char *key = status == NB_OK ? nb_config_first_lasting_difference(&stored, config) : NULL;
     if (key)
         status = nb_fail(NB_USAGE,
             "%s: is not what this run began with (%s/config.yml); set it back, or start anew in another "

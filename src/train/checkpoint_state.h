@@ -36,11 +36,9 @@ nb_status nb_checkpoint_state_read(const char *checkpoint_folder, struct nb_trai
 /* Loads masters, moments and compute copies. Errors: NB_USAGE for a registry that differs, NB_FORMAT. */
 nb_status nb_checkpoint_state_load(struct nb_session *session, const char *checkpoint_folder);
 
-/* The configs of the checkpoint and of this run must agree; a key that changes neither data nor arithmetic may
- * differ: output_dir, base_model_name, logging_steps, save_steps, saves_per_epoch, save_total_limit, threads,
- * and every key that says what is kept where and in what pieces, head_4bit apart; the
- * optimizer where its moments stay in as many bits; and num_epochs and max_steps where the schedule does not depend
- * on the run's length. Errors: NB_USAGE naming the key. */
+/* The configs of the checkpoint and of this run must agree, but for keys that change neither data nor arithmetic
+ * (nb_config_first_lasting_difference); the optimizer where its moments stay in as many bits; and num_epochs and
+ * max_steps where the schedule does not depend on the run's length. Errors: NB_USAGE naming the key. */
 nb_status nb_checkpoint_state_check_config(const char *checkpoint_folder, const struct nb_config *config);
 
 /* The checkpoint to resume from: `named` (a checkpoint, which must be good, or a run's folder with some), else the

@@ -255,7 +255,7 @@ void nb_fit_begin(struct nb_run *run)
     nb_knobs_apply(run);
 }
 
-static nb_status measure_training(struct nb_run *run, void *context, struct nb_measure *measured)
+nb_status nb_fit_measure_training(struct nb_run *run, void *context, struct nb_measure *measured)
 {
     (void)context;
     return nb_plan_measure(run, measured);
@@ -323,7 +323,7 @@ struct variants {
 /* Where the rates are unknown, as many rows as fit with everything at its fastest are taken, or else one. */
 static nb_status try_variant(struct nb_run *run, const struct variant *variant, struct variants *v)
 {
-    struct search s = {.run = run, .measure = measure_training};
+    struct search s = {.run = run, .measure = nb_fit_measure_training};
     struct choice choice;
     NB_TRY(set_variant(run, variant));
     NB_TRY(search(&s, &choice));
@@ -371,7 +371,7 @@ nb_status nb_fit_choose(struct nb_run *run)
 /* With all frugal the device takes the least, but the host the most. */
 nb_status nb_fit_can(struct nb_run *run, bool *can)
 {
-    struct search s = {.run = run, .measure = measure_training};
+    struct search s = {.run = run, .measure = nb_fit_measure_training};
     struct nb_measure measured;
     run->layer_major = run->config->accumulation_order == NB_CONFIG_LAYER_MAJOR;
     nb_fit_begin(run);

@@ -42,6 +42,7 @@ nb_status nb_fit_can(struct nb_run *run, bool *can);
 /* Chooses for any run, from what it takes with its choices as they are; but no order of accumulation or size of a
  * micro-batch. Errors: those of `measure`. */
 typedef nb_status nb_fit_measure(struct nb_run *run, void *context, struct nb_measure *measured);
+nb_fit_measure nb_fit_measure_training; /* nb_plan_measure's; no context */
 nb_status nb_fit_search(struct nb_run *run, nb_fit_measure *measure, void *context);
 
 /* Whether a run that takes this much has room for it, on the device and on the host. */

@@ -18,16 +18,10 @@ struct trial {
     bool rows;
 };
 
-static nb_status measure_training(struct nb_run *run, void *context, struct nb_measure *measured)
-{
-    (void)context;
-    return nb_plan_measure(run, measured);
-}
-
 static nb_status begin_trial(const struct nb_run *run, nb_fit_measure *measure, void *context, struct trial *trial)
 {
     size_t blocks = (size_t)nb_checkpoint_config(run->checkpoint)->layers;
-    *trial = (struct trial){.run = *run, .measure = measure ? measure : measure_training, .context = context};
+    *trial = (struct trial){.run = *run, .measure = measure ? measure : nb_fit_measure_training, .context = context};
     if (!run->keep)
         return NB_OK;
     if (!(trial->run.keep = malloc(blocks * sizeof *run->keep)))

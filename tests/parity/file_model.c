@@ -16,24 +16,6 @@
 
 enum { ROWS = 12, LONGEST = 30 };
 
-static void write_rows(const char *folder)
-{
-    char *path = nb_path_join(folder, "rows.jsonl");
-    FILE *file = fopen(path, "w");
-    assert_non_null(file);
-    for (int r = 0; r < ROWS; r++) {
-        int length = 5 + r * 7 % (LONGEST - 4);
-        for (int part = 0; part < 2; part++) {
-            fputs(part ? "], \"labels\": [" : "{\"input_ids\": [", file);
-            for (int i = 0; i < length; i++)
-                fprintf(file, "%s%d", i ? ", " : "", part && i < length / 2 ? -100 : 3 + (r * 31 + i * 17) % 200);
-        }
-        fputs("]}\n", file);
-    }
-    assert_int_equal(fclose(file), 0);
-    free(path);
-}
-
 static void write_four_bits(const char *from, const char *to)
 {
     struct nb_checkpoint *source = NULL;
@@ -55,7 +37,7 @@ int file_model_open(void **state)
     training_check(nb_test_write_deep_model(shape, FILE_MODEL_LAYERS, m->path));
     write_four_bits(m->path, m->four_bits);
     free(shape);
-    write_rows(m->folder);
+    training_write_varied_rows(m->folder, (struct training_rows){ROWS, LONGEST, 200});
     *state = m;
     return 0;
 }

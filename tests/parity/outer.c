@@ -15,24 +15,6 @@
 
 enum { ROWS = 17 };
 
-static void write_rows(const char *folder)
-{
-    char *path = nb_path_join(folder, "rows.jsonl");
-    FILE *file = fopen(path, "w");
-    assert_non_null(file);
-    for (int r = 0; r < ROWS; r++) {
-        int length = 5 + r * 7 % (LONGEST - 4);
-        for (int part = 0; part < 2; part++) {
-            fputs(part ? "], \"labels\": [" : "{\"input_ids\": [", file);
-            for (int i = 0; i < length; i++)
-                fprintf(file, "%s%d", i ? ", " : "", part && i < length / 2 ? -100 : 3 + (r * 31 + i * 17) % 256);
-        }
-        fputs("]}\n", file);
-    }
-    assert_int_equal(fclose(file), 0);
-    free(path);
-}
-
 int outer_open_models(void **state)
 {
     static const char *const shape[SHAPES] = {"tests/golden/models/llama", "tests/golden/models/llama_tied"};
@@ -42,7 +24,7 @@ int outer_open_models(void **state)
         m->path[i] = nb_path_join(m->folder, i == OWN ? "own" : "tied");
         training_check(nb_test_write_deep_model(shape[i], LAYERS, m->path[i]));
     }
-    write_rows(m->folder);
+    training_write_varied_rows(m->folder, (struct training_rows){ROWS, LONGEST, 256});
     *state = m;
     return 0;
 }

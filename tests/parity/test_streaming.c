@@ -23,24 +23,6 @@ struct model {
     char *folder, *path;
 };
 
-static void write_rows(const char *folder)
-{
-    char *path = nb_path_join(folder, "rows.jsonl");
-    FILE *file = fopen(path, "w");
-    assert_non_null(file);
-    for (int r = 0; r < ROWS; r++) {
-        int length = 5 + r * 7 % (LONGEST - 4);
-        for (int part = 0; part < 2; part++) {
-            fputs(part ? "], \"labels\": [" : "{\"input_ids\": [", file);
-            for (int i = 0; i < length; i++)
-                fprintf(file, "%s%d", i ? ", " : "", part && i < length / 2 ? -100 : 3 + (r * 31 + i * 17) % 200);
-        }
-        fputs("]}\n", file);
-    }
-    assert_int_equal(fclose(file), 0);
-    free(path);
-}
-
 static int open_model(void **state)
 {
     struct model *m = calloc(1, sizeof *m);
@@ -50,7 +32,7 @@ static int open_model(void **state)
     char *shape = nb_format("tests/golden/models/%s", m->shape);
     training_check(nb_test_write_deep_model(shape, LAYERS, m->path));
     free(shape);
-    write_rows(m->folder);
+    training_write_varied_rows(m->folder, (struct training_rows){ROWS, LONGEST, 200});
     *state = m;
     return 0;
 }

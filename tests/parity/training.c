@@ -3,6 +3,7 @@
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stddef.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <unistd.h>
@@ -151,6 +152,24 @@ void training_write_rows(const char *folder, const int32_t *ids, const int32_t *
                 fprintf(file, "%s%d", i ? ", " : "", (int)values[i]);
             fputs(part ? "]}\n" : "", file);
         }
+    assert_int_equal(fclose(file), 0);
+    free(path);
+}
+
+void training_write_varied_rows(const char *folder, struct training_rows rows)
+{
+    char *path = nb_path_join(folder, "rows.jsonl");
+    FILE *file = fopen(path, "w");
+    assert_non_null(file);
+    for (int r = 0; r < rows.count; r++) {
+        int length = 5 + r * 7 % (rows.longest - 4);
+        for (int part = 0; part < 2; part++) {
+            fputs(part ? "], \"labels\": [" : "{\"input_ids\": [", file);
+            for (int i = 0; i < length; i++)
+                fprintf(file, "%s%d", i ? ", " : "", part && i < length / 2 ? -100 : 3 + (r * 31 + i * 17) % rows.ids);
+        }
+        fputs("]}\n", file);
+    }
     assert_int_equal(fclose(file), 0);
     free(path);
 }

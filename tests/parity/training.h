@@ -15,6 +15,12 @@ struct training {
 
 void training_check(nb_status status);
 
+/* FOLDER/rows.jsonl: rows of 5 to `longest` tokens, ids 3 to ids + 2, labels of their second halves. */
+struct training_rows {
+    int count, longest, ids;
+};
+void training_write_varied_rows(const char *folder, struct training_rows rows);
+
 /* The config of a YAML text, validated. */
 void training_config(const char *yaml, struct nb_config *config);
 

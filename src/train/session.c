@@ -1,9 +1,6 @@
 #include "train/session.h"
 
-#include <inttypes.h>
-#include <stdio.h>
 #include <stdlib.h>
-#include <string.h>
 
 #include "base/progress.h"
 #include "train/device.h"
